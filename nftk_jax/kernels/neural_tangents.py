@@ -1,0 +1,137 @@
+"""The NTK and NNGP kernel of every depth in one sweep: the only module that imports neural_tangents.
+
+neural_tangents 0.6.5 fails to import on JAX 0.6 and later, and its package imports TensorFlow. Its `stax` half needs
+neither, so a bare package object takes the place of the package's own `__init__`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.kernels.architecture import MLP, parse_activation
+
+if "neural_tangents" not in sys.modules:
+    _spec = importlib.util.find_spec("neural_tangents")
+    if _spec is None or not _spec.submodule_search_locations:
+        raise ImportError("neural_tangents is not installed: pip install neural-tangents")
+    _package = types.ModuleType("neural_tangents")
+    _package.__path__ = list(_spec.submodule_search_locations)
+    sys.modules["neural_tangents"] = _package
+
+from neural_tangents import stax  # noqa: E402
+
+
+def _hermite(degree: float):
+    """The normalised Hermite polynomial as a plain polynomial: stax.Hermite's kernel holds at unit variance alone."""
+    order = int(degree)
+    return stax.Polynomial(np.polynomial.hermite_e.herme2poly([0] * order + [1]) / math.sqrt(math.factorial(order)))
+
+
+def _rectified_monomial(degree: float):
+    """u^d for u >= 0: the arc-cosine kernels of Cho & Saul (2009), finite at angle 0 where stax.RectifiedMonomial is NaN."""
+    order = int(degree)
+
+    def moment(d: int, covariance, variance1, variance2):
+        norm = jnp.sqrt(variance1 * variance2)
+        cos = jnp.clip(covariance / norm, -1.0, 1.0)
+        sin, angle = jnp.sqrt(1.0 - cos**2), jnp.arccos(cos)
+        j = (
+            jnp.pi - angle,
+            sin + (jnp.pi - angle) * cos,
+            3 * sin * cos + (jnp.pi - angle) * (1 + 2 * cos**2),
+            15 * sin - 11 * sin**3 + (jnp.pi - angle) * (9 * cos + 6 * cos**3),
+        )[d]
+        return norm**d * j / (2 * jnp.pi)
+
+    def derivative(covariance, variance1, variance2):
+        if order == 0:
+            return jnp.zeros_like(covariance)
+        return order**2 * moment(order - 1, covariance, variance1, variance2)
+
+    return stax.Elementwise(
+        lambda u: jnp.where(u >= 0, u, 0.0) ** order if order else (u >= 0) * 1.0,
+        nngp_fn=lambda *covariances: moment(order, *covariances),
+        d_nngp_fn=derivative,
+    )
+
+
+_LAYERS: dict[str, Callable] = {
+    "relu": stax.Relu,
+    "leaky_relu": stax.LeakyRelu,
+    "abrelu": stax.ABRelu,
+    "abs": stax.Abs,
+    "identity": stax.Identity,
+    "sign": stax.Sign,
+    "erf": stax.Erf,
+    "sigmoid_like": stax.Sigmoid_like,
+    "gelu": stax.Gelu,
+    "sin": stax.Sin,
+    "cos": stax.Cos,
+    "rbf": stax.Rbf,
+    "gabor": stax.Gabor,
+    "exp": stax.Exp,
+    "gaussian": stax.Gaussian,
+    "exp_normalized": stax.ExpNormalized,
+    "monomial": lambda degree: stax.Monomial(int(degree)),
+    "rectified_monomial": _rectified_monomial,
+    "hermite": _hermite,
+    "polynomial": lambda *coefficients: stax.Polynomial(coefficients),
+}
+
+
+def stax_layer(activation: str):
+    """The neural_tangents layer (init_fn, apply_fn, kernel_fn) of an activation of `architecture.ACTIVATIONS`."""
+    name, parameters = parse_activation(activation)
+    return _LAYERS[name](*parameters)
+
+
+def depth_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+    """Evaluate Theta^(1..L), the NTK of every depth, straight from neural_tangents (derivation eqs. 26-27).
+
+    The depths share the recursion: one neural_tangents Kernel passes through a hidden block at a time, and the readout is
+    applied at every depth.
+
+    Args:
+      mlp: the architecture; Theta^(l) has l hidden layers and one linear readout.
+      x1: inputs, shape (n1, p), floating point.
+      x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`.
+
+    Returns:
+      The unscaled kernels, shape (L, n1, n2), dtype of `x1` (float64 wherever JAX's x64 mode is on, since
+      neural_tangents promotes). Traceable by jit; differentiable in x where the inputs differ.
+
+    Raises:
+      ValueError: the inputs are not matrices with one number of columns.
+    """
+    return jnp.stack(list(_sweep(mlp, x1, x2, "ntk")))
+
+
+def depth_nngps(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+    """Evaluate the NNGP kernel of every depth: the covariance of the network's output at initialisation.
+
+    Arguments, shapes and errors are those of `depth_ntks`. With the derivation's symbols it is Sigma^(l+1), with the
+    readout's bias in place of the hidden layers'.
+    """
+    return jnp.stack(list(_sweep(mlp, x1, x2, "nngp")))
+
+
+def _sweep(mlp: MLP, x1: jax.Array, x2: jax.Array | None, get: str) -> Iterator[jax.Array]:
+    """Yield the kernel of depth 1, 2, ..., L in turn."""
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
+            raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
+    block = stax.serial(stax.Dense(1, mlp.w_std, mlp.b_std or None), stax_layer(mlp.activation))[2]
+    readout = stax.Dense(1, mlp.w_std, mlp.readout_bias or None)[2]
+    kernel = block(x1, x2)
+    for depth in range(1, mlp.depth + 1):
+        yield getattr(readout(kernel), get)
+        if depth < mlp.depth:
+            kernel = block(kernel)
