@@ -1,0 +1,153 @@
+r"""What Omega minimises: objectives J_c(omega_c) with exact gradients through the ridge solve (paper eqs. 9 and 16).
+
+With K = sum_l omega_l Theta^(l), A = K + lambda I and a = A^{-1} y, one Cholesky factor a class gives value and gradient.
+The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no derivative passes through the factorisation itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+ObjectiveName = Literal["validation", "train"]
+
+
+class Evaluation(NamedTuple):
+    """Value, shape (C,), and gradient with respect to Omega, shape (C, L), of each class's own objective."""
+
+    value: jax.Array
+    gradient: jax.Array
+
+
+class Objective(Protocol):
+    """A sum over classes of J_c(omega_c). Rows of `omega` that are not `active` are skipped and come back as NaN."""
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationObjective:
+    r"""Mean squared error on held-out rows V of the ridge solve on the rows T.
+
+    .. math:: J_c = |r|^2 / |V|, \quad r = K_{VT} a - y_V, \quad a = (K_{TT} + \lambda_c I)^{-1} y_T
+
+    With :math:`b = A_{TT}^{-1} K_{TV} r` the gradient is
+    :math:`\partial J/\partial\omega_l = 2/|V| \, (r' \Theta^{(l)}_{VT} a - b' \Theta^{(l)}_{TT} a)`.
+
+    Args:
+      k_train: scaled kernels of every depth, shape (L, T, T).
+      k_held: between held-out and training rows, shape (L, V, T).
+      y_train, y_held: targets, shapes (T, C) and (V, C).
+      ridge: absolute ridges, shape (C,).
+    """
+
+    k_train: jax.Array
+    k_held: jax.Array
+    y_train: jax.Array
+    y_held: jax.Array
+    ridge: jax.Array
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        return _evaluate_validation(
+            omega, active, self.k_train, self.k_held, self.y_train, self.y_held, jnp.asarray(self.ridge, omega.dtype)
+        )
+
+
+@jax.jit
+def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge) -> Evaluation:
+    def solve_class(operands):
+        omega_c, ridge_c, y_t, y_v, _ = operands
+        lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
+        k_vt = jnp.tensordot(omega_c, k_held, 1)
+        a = solve_lower(lower, y_t)
+        r = k_vt @ a - y_v
+        return a, r, solve_lower(lower, k_vt.T @ r)
+
+    def skip(operands):
+        return tuple(jnp.full(shape, jnp.nan, omega.dtype) for shape in (y_train.shape[0], y_held.shape[0], y_train.shape[0]))
+
+    a, r, b = jax.lax.map(
+        lambda operands: jax.lax.cond(operands[-1], solve_class, skip, operands),
+        (omega, ridge, y_train.T, y_held.T, active),
+    )
+    # One pass over the kernels of every depth serves all classes: Theta^(l) a_c, then inner products with r_c and b_c.
+    data_term = jnp.einsum("cv,lvc->cl", r, k_held @ a.T)
+    solve_term = jnp.einsum("ct,ltc->cl", b, k_train @ a.T)
+    n_held = y_held.shape[0]
+    return Evaluation(jnp.sum(r**2, axis=1) / n_held, 2 / n_held * (data_term - solve_term))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainObjective:
+    r"""The minimum over theta of the paper's eq. 9 as a function of Omega: the regularised training loss after the solve.
+
+    .. math:: J_c = \frac{\lambda_c}{n} y' A^{-1} y, \qquad \partial J/\partial\omega_l = -\frac{\lambda_c}{n} a' \Theta^{(l)} a
+
+    Convex in omega_c and decreasing along every ray, so that it needs the simplex or a penalty.
+
+    Args:
+      k: scaled kernels of every depth, shape (L, n, n).
+      y: targets, shape (n, C).
+      ridge: absolute ridges, shape (C,).
+    """
+
+    k: jax.Array
+    y: jax.Array
+    ridge: jax.Array
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        return _evaluate_train(omega, active, self.k, self.y, jnp.asarray(self.ridge, omega.dtype))
+
+
+@jax.jit
+def _evaluate_train(omega, active, k, y, ridge) -> Evaluation:
+    def solve_class(operands):
+        omega_c, ridge_c, y_c, _ = operands
+        return solve_lower(cholesky_lower(jnp.tensordot(omega_c, k, 1), ridge_c), y_c)
+
+    a = jax.lax.map(
+        lambda operands: jax.lax.cond(
+            operands[-1], solve_class, lambda _: jnp.full(y.shape[0], jnp.nan, omega.dtype), operands
+        ),
+        (omega, ridge, y.T, active),
+    )
+    weight = ridge / y.shape[0]
+    return Evaluation(
+        weight * jnp.einsum("cn,nc->c", a, y), -weight[:, None] * jnp.einsum("cn,lnc->cl", a, k @ a.T)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PenalisedObjective:
+    r"""J_c + penalty * sum_l omega_{c,l} (norm "l1", on Omega >= 0) or J_c + penalty/2 * sum_l omega_{c,l}^2 ("l2").
+
+    The paper's weight decay 2e-6 on omega_network is norm "l1" with penalty 1e-6 here, for omega_kernel = omega_network^2.
+    """
+
+    objective: Objective
+    penalty: float
+    norm: Literal["l1", "l2"]
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        value, gradient = self.objective.evaluate(omega, active)
+        if self.norm == "l1":
+            return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty)
+        return Evaluation(value + self.penalty / 2 * (omega**2).sum(axis=1), gradient + self.penalty * omega)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedObjective:
+    """One omega for all classes: the mean over classes of J_c, as an objective of a single row (1, L)."""
+
+    objective: Objective
+    n_classes: int
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        everyone = jnp.broadcast_to(omega, (self.n_classes, omega.shape[1]))
+        value, gradient = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool))
+        return Evaluation(value.mean(keepdims=True), gradient.mean(axis=0, keepdims=True))
