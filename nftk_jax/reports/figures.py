@@ -355,8 +355,9 @@ def _write_values(ax: Axes, write: Callable[[float], str]) -> None:
     size = min(0.6 * high, wide / (0.66 * max((len(t) for t in texts.values()), default=1)), 9.0)
     if size < 5:
         return
+    colours = np.asarray(image.to_rgba(data))
     for (i, j), text in texts.items():
-        ink = ink_on(image.to_rgba(data[i, j])[:3].tolist())
+        ink = ink_on(colours[i, j, :3].tolist())
         cell = ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink)
         cell.set_in_layout(False)
 

@@ -158,7 +158,7 @@ def ten_classes() -> Metrics:
     return make_metrics()
 
 
-@pytest.fixture(params=list(SAMPLES))
+@pytest.fixture(params=list(SAMPLES), scope="module")
 def any_metrics(request: pytest.FixtureRequest) -> Metrics:
-    """Each of the sample runs in turn."""
+    """Each of the sample runs in turn; not to be changed by a test."""
     return SAMPLES[request.param]()

@@ -18,13 +18,16 @@ def ticks(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def test_every_sample_is_drawn_without_a_warning(any_metrics):
-    for draw in (draw_omega, draw_baselines, draw_search, draw_identifiability):
-        figure = draw(any_metrics)
-        if figure is None:
-            assert draw is draw_search
-            assert any_metrics["search"] is None
-        else:
+@pytest.fixture(scope="module")
+def omega_figure(any_metrics) -> Figure:
+    return draw_omega(any_metrics)
+
+
+def test_every_sample_is_drawn_without_a_warning(any_metrics, omega_figure):
+    figures = [omega_figure, *(draw(any_metrics) for draw in (draw_baselines, draw_search, draw_identifiability))]
+    assert (figures[2] is None) == (any_metrics["search"] is None)
+    for figure in figures:
+        if figure is not None:
             figure.canvas.draw()
 
 
@@ -48,14 +51,13 @@ def test_a_zero_cell_is_white_and_the_smallest_weight_is_not(ten_classes):
     assert np.abs(colours[0, 1, :3] - 1.0).max() > 0.5
 
 
-def test_axes_carry_the_names_of_classes_and_depths(any_metrics):
-    figure = draw_omega(any_metrics)
+def test_axes_carry_the_names_of_classes_and_depths(any_metrics, omega_figure):
     names = any_metrics["dataset"]["class_names"]
     depths = [str(i + 1) for i in range(len(any_metrics["scale"]))]
-    assert ticks(axes_of(figure, "omega_n").yaxis) == names
-    assert ticks(axes_of(figure, "omega_n").xaxis) == depths
-    assert ticks(axes_of(figure, "classes").xaxis) == ticks(axes_of(figure, "classes").yaxis) == names
-    assert ticks(axes_of(figure, "layers").xaxis) == ticks(axes_of(figure, "layers").yaxis) == depths
+    assert ticks(axes_of(omega_figure, "omega_n").yaxis) == names
+    assert ticks(axes_of(omega_figure, "omega_n").xaxis) == depths
+    assert ticks(axes_of(omega_figure, "classes").xaxis) == ticks(axes_of(omega_figure, "classes").yaxis) == names
+    assert ticks(axes_of(omega_figure, "layers").xaxis) == ticks(axes_of(omega_figure, "layers").yaxis) == depths
 
 
 def test_values_are_written_in_the_cells_that_are_not_zero(ten_classes):
@@ -95,9 +97,10 @@ def test_baselines_show_scores_and_differences_where_they_are(ten_classes):
 def test_a_comparison_on_the_search_subset_shows_our_model_on_it_too(ten_classes):
     for entry in ten_classes["baselines"].values():
         entry["test_accuracy"] -= 0.02
-    labels = ticks(axes_of(draw_baselines(ten_classes), "scores").yaxis)
+    figure = draw_baselines(ten_classes)
+    labels = ticks(axes_of(figure, "scores").yaxis)
     assert labels[:2] == ["this model", "this model, same rows"]
-    scores = [line.get_xdata()[0] for line in axes_of(draw_baselines(ten_classes), "scores").lines]
+    scores = [line.get_xdata()[0] for line in axes_of(figure, "scores").lines]
     assert scores[:2] == pytest.approx([97.12, 95.12])
 
 

@@ -81,7 +81,7 @@ def test_cells_hold_weight_kernel_weight_and_unit_row(ten_classes):
         expected = [row[j], row[j] / ten_classes["scale"][j], row[j] / length]
         found = re.search(r"weight ([^ ,]+) ± .*, kernel weight ([^ ,]+), unit row ([^ ,]+)$", cell["title"])
         assert [float(v) for v in found.groups()] == pytest.approx(expected, rel=1e-3)
-        assert ("zero" == cell.get("class")) == (row[j] == 0)
+        assert (cell.get("class") == "zero") == (row[j] == 0)
 
 
 HOSTILE = [
