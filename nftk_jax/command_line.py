@@ -1,4 +1,4 @@
-"""What the commands share: parsing, one-line errors, exit statuses, progress, and output directories that appear whole."""
+"""What commands share: parsing, one-line errors, exit statuses, progress, output directories that appear whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
     try:
         main(_parse(config_type, prog, description))
     except (CommandError, ValueError, ArithmeticError, MemoryError, OSError) as error:
-        status = getattr(error, "status", EXIT_BAD_INPUT if isinstance(error, (ValueError, MemoryError)) else EXIT_FAILURE)
+        status = getattr(
+            error, "status", EXIT_BAD_INPUT if isinstance(error, (ValueError, MemoryError)) else EXIT_FAILURE
+        )
         print(f"{prog}: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return status
     except KeyboardInterrupt:
@@ -102,7 +104,9 @@ def check_output(directory: pathlib.Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise CommandError(f"output {directory} exists already; add --overwrite to replace it, or name another")
         if not directory.is_dir() or directory.is_symlink():
-            raise CommandError(f"output {directory} is not a directory, so --overwrite does not replace it; name another")
+            raise CommandError(
+                f"output {directory} is not a directory, so --overwrite does not replace it; name another"
+            )
         if any(directory.iterdir()) and not (directory / "metrics.json").exists():
             raise CommandError(f"output {directory} holds something other than a result; name another, or remove it")
     parent = directory.absolute().parent

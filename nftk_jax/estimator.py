@@ -134,7 +134,7 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         return self
 
     def decision_function(self, x: Any) -> np.ndarray:
-        """Scores, shape (n_samples, n_classes); for two classes that of the second, less that of the first: (n_samples,)."""
+        """Scores, shape (n_samples, n_classes); for two classes the second's less the first's, shape (n_samples,)."""
         scores = self._scores(x)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 

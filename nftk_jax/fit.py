@@ -103,7 +103,7 @@ def main(config: FitConfig) -> None:
 
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} {'classes' if dataset.classes is not None else 'targets'}; depths 1 to {config.depth}",
+        f"features, {dataset.n_outputs} {'targets' if dataset.classes is None else 'classes'}; depths 1 to {config.depth}",
         markup=False, highlight=False,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
@@ -133,7 +133,9 @@ def main(config: FitConfig) -> None:
     from nftk_jax.reports.tables import summary
 
     console.print(summary(metrics))
-    console.print(f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _default_name(config: FitConfig) -> str:
@@ -158,9 +160,7 @@ def _settings(config: FitConfig) -> LearnSettings:
 
     return LearnSettings(
         mlp=MLP(config.depth, config.activation, config.w_std, config.b_std),
-        search=SearchSettings(
-            config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights
-        ),
+        search=SearchSettings(config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights),
         ridge=config.ridge,
         n_search=config.n_search,
         precision=config.precision,
@@ -177,7 +177,9 @@ def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
         report=report,
     )  # fmt: skip
     if config.n_search is not None and config.n_search > len(dataset.x_train):
-        raise CommandError(f"--n-search must be at most the {len(dataset.x_train)} training rows; got {config.n_search}")
+        raise CommandError(
+            f"--n-search must be at most the {len(dataset.x_train)} training rows; got {config.n_search}"
+        )
     return dataset
 
 
@@ -221,7 +223,7 @@ def _write(directory: pathlib.Path, metrics: dict, model) -> None:
     model.save(directory)
     rows = ["class,depth,weight,kernel_weight"]
     for name, weights, kernel_weights in zip(
-        metrics["dataset"]["class_names"], model.omega, model.kernel_omega, strict=True
+        metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True
     ):
         quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
         for depth, (weight, kernel_weight) in enumerate(zip(weights, kernel_weights, strict=True), 1):

@@ -1,4 +1,4 @@
-"""Learn an infinite-width NFT-K from arrays: scale, search Omega, solve. The commands and the estimators both call it."""
+"""Learn an infinite-width NFT-K from arrays: scale, search Omega, solve. Commands and estimators both call it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from nftk_jax.mkl.search import (
     learn_omega,
     uniform_omega,
 )
-from nftk_jax.model import InputScaling, NFTKModel, ScalingName, fit_input_scaling
+from nftk_jax.model import NFTKModel, ScalingName, fit_input_scaling
+from nftk_jax.sampling import draw_rows
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 
 PrecisionName = Literal["float32", "float64"]
@@ -58,7 +59,7 @@ class LearnSettings:
     """
 
     mlp: MLP
-    search: SearchSettings = SearchSettings()
+    search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
     ridge: float | Literal["auto"] = "auto"
     n_search: int | None = None
     precision: PrecisionName = "float32"
@@ -180,28 +181,15 @@ def build_problem(
     n = min(len(z), settings.n_search or SEARCH_ROWS)
     rng = np.random.default_rng(settings.seed)
     labels = y if classification else None
-    rows = np.sort(split_rows(np.arange(len(z)), n, labels, rng)[0])
-    held, train = split_rows(np.arange(n), max(1, round(n * HELD_OUT_SHARE)), None if labels is None else y[rows], rng)
+    rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
+    held, train = draw_rows(None if labels is None else y[rows], held_out_size(n), n, rng)
     k = combined_ntk(settings.mlp, np.diag(1 / scale), z[rows])
     return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), np.sort(train), np.sort(held))
 
 
-def split_rows(
-    rows: np.ndarray, size: int, labels: np.ndarray | None, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `size` of the rows at random, each class in proportion; returns the drawn rows and the others.
-
-    Rows are taken by their rank within their shuffled class, so that any class sizes work, down to a single member.
-    """
-    order = rng.permutation(rows)
-    if labels is not None:
-        labels = labels[order]
-        rank = np.empty(len(order))
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
-        order = order[np.argsort(rank, kind="stable")]
-    return order[:size], order[size:]
+def held_out_size(n_search: int) -> int:
+    """How many of the search rows are held out."""
+    return max(1, round(n_search * HELD_OUT_SHARE))
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:

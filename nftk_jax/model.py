@@ -23,6 +23,7 @@ ScalingName = Literal["auto", "none", "images", "standardise"]
 _TENSORS = (
     "x_train", "dual_coef", "omega", "scale", "ridge", "input_shift", "input_scale", "target_mean", "target_scale"
 )  # fmt: skip
+_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 _TILE_BYTES = 256 * 2**20
 
 
@@ -155,7 +156,7 @@ class NFTKModel:
           OSError: the directory cannot be written.
         """
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
-        classes = None if self.classes is None else {"kind": self.classes.dtype.kind, "labels": self.classes.tolist()}
+        classes = None if self.classes is None else _describe_labels(self.classes)
         header = {"schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes}
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
         (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
@@ -230,13 +231,19 @@ def load_model(directory: str | pathlib.Path) -> NFTKModel:
         raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
 
 
+def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
+    plain = np.array(classes.tolist())  # text labels may come as an array of objects
+    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
+
+
 def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
     mlp = MLP(**header["architecture"])
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]
     expected = {
         "dual_coef": (n, n_classes), "omega": (n_classes, mlp.depth), "scale": (mlp.depth,), "ridge": (n_classes,),
-        "input_shift": (features,), "input_scale": (features,), "target_mean": (n_classes,), "target_scale": (n_classes,),
+        "input_shift": (features,), "input_scale": (features,),
+        "target_mean": (n_classes,), "target_scale": (n_classes,),
     }  # fmt: skip
     for name, shape in expected.items():
         if tensors[name].shape != shape:
@@ -245,7 +252,7 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
             raise ValueError(f"{name} holds NaN or infinity")
     classes = header["classes"]
     if classes is not None:
-        classes = np.array(classes["labels"], dtype=None if classes["kind"] == "U" else classes["kind"])
+        classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
         if classes.shape != (n_classes,):
             raise ValueError(f"{len(classes)} labels for {n_classes} classes")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nftk_jax.datasets.errors import DataError, shorten
+from nftk_jax.sampling import draw_rows
 
 
 def check_request(
@@ -44,11 +45,7 @@ def check_request(
 def choose_rows(
     name: str, y: np.ndarray, n: int | None, *, seed: int | Sequence[int], n_classes: int | None
 ) -> np.ndarray | slice:
-    """Draw rows at random, without replacement, stratified where `y` holds class indices.
-
-    Each class gets its exact share n * count / total rounded down, and the rows left over go to the classes with the
-    largest remainders (ties to the lower class). scikit-learn's train_test_split allocates the same way but refuses a
-    class of one sample or a remainder smaller than the number of classes, and loses rare classes; this does neither.
+    """Draw rows at random, without replacement, stratified where `y` holds class indices (see `draw_rows`).
 
     Args:
       name: starts the error message.
@@ -68,46 +65,9 @@ def choose_rows(
         return slice(None)
     if n_classes is not None and n < n_classes:
         raise DataError(f"n_train={n} cannot hold all {n_classes} classes of {name}; ask for at least {n_classes} rows")
+    labels = None if y.ndim == 2 else y
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(y))
-    if y.ndim == 2:
-        return order[:n]
-    counts = np.bincount(y)
-    shares = allocate(counts, n, at_least_one=n_classes is not None)
-    # Sorting a random order by class, stably, leaves every class in random order: its first `share` rows are the draw.
-    order = order[np.argsort(y[order], kind="stable")]
-    rank = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rng.permutation(order[rank < np.repeat(shares, counts)])
-
-
-def allocate(counts: np.ndarray, n: int, *, at_least_one: bool) -> np.ndarray:
-    """Divide n rows among classes in proportion to their sizes, by largest remainders.
-
-    Args:
-      counts: rows of each class, shape (n_classes,), an integer dtype.
-      n: rows to divide, at most the sum of `counts`.
-      at_least_one: every class that has rows gets one at least; needs n >= the number of those classes.
-
-    Returns:
-      Rows for each class, summing to n, shape (n_classes,), int64.
-
-    >>> allocate(np.array([70, 20, 10]), 11, at_least_one=True)
-    array([8, 2, 1])
-    """
-    counts = counts.astype(np.int64)
-    total = int(counts.sum())
-    shares = counts * n // total
-    if at_least_one:
-        shares = np.maximum(shares, (counts > 0).astype(np.int64))
-    excess = shares * total - counts * n  # in units of 1/total rows, so that the arithmetic is exact
-    missing = n - int(shares.sum())
-    if missing > 0:
-        shares[np.argsort(excess, kind="stable")[:missing]] += 1
-    for _ in range(-missing):
-        largest = int(np.argmax(np.where(shares > 1, excess, np.iinfo(np.int64).min)))
-        shares[largest] -= 1
-        excess[largest] -= total
-    return shares
+    return draw_rows(labels, n, len(y), rng, at_least_one=n_classes is not None)[0]
 
 
 def _is_whole(value: object) -> bool:

@@ -83,7 +83,9 @@ def combined_ntk(
     x1 = jnp.asarray(x1)
     omega = jnp.asarray(omega, x1.dtype)
     if omega.ndim != 2 or omega.shape[1] != mlp.depth:
-        raise ValueError(f"omega must have shape (n_classes, {mlp.depth}), one weight for every depth; got {omega.shape}")
+        raise ValueError(
+            f"omega must have shape (n_classes, {mlp.depth}), one weight for every depth; got {omega.shape}"
+        )
     if x2 is not None:
         return _tiles(mlp, omega, x1, jnp.asarray(x2), kernel)
     k = _tiles(mlp, omega, x1, x1, kernel)

@@ -1,4 +1,4 @@
-"""What a learned Omega must be held against: simpler weights of the same depths, shuffled labels, RBF and Laplace kernels."""
+"""What a learned Omega must be held against: simpler weights, shuffled labels, RBF and Laplace kernels."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ ConstraintName = Literal["simplex", "orthant"]
 
 @jax.jit
 def project_simplex(omega: jax.Array) -> jax.Array:
-    r"""Project every row on the simplex, argmin_p ||p - omega_c||^2 subject to p >= 0 and sum_l p_l = 1; shape (C, L)."""
+    r"""Project every row on the simplex: argmin_p ||p - omega_c||^2 with p >= 0 and sum_l p_l = 1; shape (C, L)."""
     return jax.vmap(optax.projections.projection_simplex)(omega)
 
 
 @jax.jit
 def project_orthant(omega: jax.Array) -> jax.Array:
-    r"""Project on the non-negative orthant, argmin_p ||p - omega||^2 subject to p >= 0 (the paper's S); shape (C, L)."""
+    r"""Project on the orthant, the paper's S: argmin_p ||p - omega||^2 with p >= 0; shape (C, L)."""
     return optax.projections.projection_non_negative(omega)
 
 

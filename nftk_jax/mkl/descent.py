@@ -117,9 +117,7 @@ def minimise(
         accepted = _line_search(evaluate, state, direction, rounding)
         iterations += accepted
         state.active &= accepted  # a class with no descent left within rounding is done
-        measure = np.where(
-            accepted, np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1), measure
-        )
+        measure = np.where(accepted, np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1), measure)
         trace.append((time.perf_counter() - start, state.value.copy(), measure.copy()))
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
     return DescentResult(
@@ -143,8 +141,8 @@ class _relative:
         value, gradient = self(omega, np.ones(len(omega), bool))
         if not np.isfinite(value).all():
             raise ArithmeticError(
-                f"the objective of class {int(np.argmin(np.isfinite(value)))} is not finite at the start: the ridge is too "
-                f"small for {np.dtype(dtype).name}, or the kernel is not positive definite; raise the ridge or use float64"
+                f"the objective of class {int(np.argmin(np.isfinite(value)))} is not finite at the start: the ridge "
+                f"is too small for {np.dtype(dtype).name}, or the kernel not positive definite; raise it or use float64"
             )
         self.unit = np.where(value > 0, value, 1.0)
         self.start = value / self.unit, gradient / self.unit[:, None]

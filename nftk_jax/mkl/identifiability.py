@@ -1,9 +1,14 @@
-"""Whether Omega means anything: how alike the depths' kernels are, and what that allows one to say (theory section 3)."""
+"""Whether Omega means anything: how alike the depths' kernels are, and what that allows one to say."""
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 #: Eigenvalues of the kernels' Gram matrix below this share of the largest do not count towards its rank.
 RANK_RESOLUTION = 1e-3
@@ -56,8 +61,8 @@ def verdict(
     depth: int,
     rank: int,
     learned: bool,
-    difference_to_uniform: tuple[float, float],
-    difference_to_shuffled: tuple[float, float],
+    difference_to_uniform: Sequence[float | None],
+    difference_to_shuffled: Sequence[float | None],
     omega_std: np.ndarray | None,
 ) -> str:
     """Say in words what Omega allows one to conclude.
@@ -78,8 +83,12 @@ def verdict(
             f"among many."
         )
     if learned:
-        sentences.append(_compare("uniform weights", difference_to_uniform, "depth does not matter here"))
-        sentences.append(_compare("weights learned on shuffled labels", difference_to_shuffled, "they carry no label signal"))
+        sentences.append(_compare("uniform weights", difference_to_uniform, "no sign that depth matters here"))
+        sentences.append(
+            _compare(
+                "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
+            )
+        )
         if omega_std is None:
             sentences.append("Its spread over resamples was not measured; --resamples 10 does.")
         else:
@@ -89,9 +98,11 @@ def verdict(
     return " ".join(sentences)
 
 
-def _compare(what: str, interval: tuple[float, float], meaning: str) -> str:
+def _compare(what: str, interval: Sequence[float | None], meaning: str) -> str:
+    if interval[0] is None or interval[1] is None:
+        return f"The test rows cannot tell the learned weights from {what}."
     if interval[0] > 0:
         return f"On the test rows the learned weights are better than {what}."
     if interval[1] < 0:
         return f"On the test rows the learned weights are worse than {what}."
-    return f"On the test rows they cannot be told from {what}: by this measure {meaning}."
+    return f"On the test rows they cannot be told from {what}: {meaning}."

@@ -1,7 +1,7 @@
 r"""What Omega minimises: objectives J_c(omega_c) with exact gradients through the ridge solve (paper eqs. 9 and 16).
 
-With K = sum_l omega_l Theta^(l), A = K + lambda I and a = A^{-1} y, one Cholesky factor a class gives value and gradient.
-The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no derivative passes through the factorisation itself.
+With K = sum_l omega_l Theta^(l), A = K + lambda I and a = A^{-1} y, one Cholesky factor a class gives value and
+gradient. The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no derivative passes through the factorisation itself.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge)
         return a, r, solve_lower(lower, k_vt.T @ r)
 
     def skip(operands):
-        return tuple(jnp.full(shape, jnp.nan, omega.dtype) for shape in (y_train.shape[0], y_held.shape[0], y_train.shape[0]))
+        return tuple(
+            jnp.full(shape, jnp.nan, omega.dtype) for shape in (y_train.shape[0], y_held.shape[0], y_train.shape[0])
+        )
 
     a, r, b = jax.lax.map(
         lambda operands: jax.lax.cond(operands[-1], solve_class, skip, operands),
@@ -86,7 +88,7 @@ def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge)
 class TrainObjective:
     r"""The minimum over theta of the paper's eq. 9 as a function of Omega: the regularised training loss after the solve.
 
-    .. math:: J_c = \frac{\lambda_c}{n} y' A^{-1} y, \qquad \partial J/\partial\omega_l = -\frac{\lambda_c}{n} a' \Theta^{(l)} a
+    .. math:: J_c = \frac{\lambda_c}{n} y' A^{-1} y, \qquad \partial_l J = -\frac{\lambda_c}{n} a' \Theta^{(l)} a
 
     Convex in omega_c and decreasing along every ray, so that it needs the simplex or a penalty.
 
@@ -117,9 +119,7 @@ def _evaluate_train(omega, active, k, y, ridge) -> Evaluation:
         (omega, ridge, y.T, active),
     )
     weight = ridge / y.shape[0]
-    return Evaluation(
-        weight * jnp.einsum("cn,nc->c", a, y), -weight[:, None] * jnp.einsum("cn,lnc->cl", a, k @ a.T)
-    )
+    return Evaluation(weight * jnp.einsum("cn,nc->c", a, y), -weight[:, None] * jnp.einsum("cn,lnc->cl", a, k @ a.T))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,10 +76,15 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.penalty) and self.penalty >= 0):
             raise ValueError(f"penalty must be a finite number >= 0; got {self.penalty!r}")
-        if self.objective == "train" and self.constraint == "orthant" and self.penalty == 0 and self.weights != "uniform":
+        if (
+            self.objective == "train"
+            and self.constraint == "orthant"
+            and self.penalty == 0
+            and self.weights != "uniform"
+        ):
             raise ValueError(
-                "objective train always decreases in the scale of Omega and diverges on the orthant; got no penalty: use "
-                "--constraint simplex, a --penalty > 0, or --objective validation"
+                "objective train always decreases in the scale of Omega and diverges on the orthant; got no penalty: "
+                "use --constraint simplex, a --penalty > 0, or --objective validation"
             )
 
 

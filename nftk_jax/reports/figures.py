@@ -21,8 +21,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from nftk_jax.mkl.identifiability import normalise_rows
 from nftk_jax.reports.colours import ink_on
-from nftk_jax.reports.formats import DASH, fixed, percent, weight
+from nftk_jax.reports.formats import DASH, finite, fixed, percent, weight
 from nftk_jax.reports.reading import (
     Comparison,
     Metrics,
@@ -35,7 +36,6 @@ from nftk_jax.reports.reading import (
     rows_are_equal,
     score_of,
     search_names,
-    unit_rows,
 )
 
 DPI = 150
@@ -52,7 +52,7 @@ def draw_omega(metrics: Metrics) -> Figure:
 
     The axes are labelled "omega_n", "layers" and "classes"; a cell that is exactly zero is masked and stays white.
     """
-    unit = unit_rows(omega_of(metrics))
+    unit = normalise_rows(omega_of(metrics))
     n_classes, depth = unit.shape
     names, depths = _labels(class_names(metrics)), [str(i + 1) for i in range(depth)]
     row = 0.26 if n_classes <= 20 else 0.17
@@ -132,6 +132,7 @@ def draw_search(metrics: Metrics) -> Figure | None:
     if not metrics.get("search") or not metrics["search"]["history"]["seconds"]:
         return None
     search, names = metrics["search"], search_names(metrics)
+    short = _labels(names)
     history = search["history"]
     seconds = np.asarray(history["seconds"], dtype=np.float64)
     objective, gradient = (_floats(history[key]) for key in ("objective", "projected_gradient"))
@@ -146,20 +147,26 @@ def draw_search(metrics: Metrics) -> Figure | None:
     for i in sorted(range(len(names)), key=lambda j: j in told):
         rank = told.index(i) if i in told else -1
         colour = _GRID if rank < 0 else _COLOURS[rank % len(_COLOURS)]
-        style = {"color": colour, "linestyle": _DASHES[max(rank, 0) // len(_COLOURS)], "linewidth": 1.6}
-        style["marker"] = "o" if len(seconds) == 1 else ""
-        left.plot(seconds, change[:, i], **style)
-        right.plot(seconds, np.where(gradient[:, i] > 0, gradient[:, i], np.nan), **style)
+        style = {
+            "color": colour,
+            "linestyle": _DASHES[max(rank, 0) // len(_COLOURS)],
+            "linewidth": 1.6,
+            "markersize": 3,
+        }
+        marker = "o" if len(seconds) <= 40 else ""
+        left.plot(seconds, change[:, i], marker=marker, **style)
+        right.plot(seconds, np.where(gradient[:, i] > 0, gradient[:, i], np.nan), marker=marker, **style)
         if rank >= 0:
             seen = change[:, i][~np.isnan(change[:, i])]
-            name = _labels([names[i]])[0] + ("" if converged[i] else " (not converged)")
+            name = short[i] + ("" if converged[i] else " (not converged)")
             labels.append((float(seen[-1]) if seen.size else 0.0, name, colour))
     right.set_yscale("log")
     _title(left, f"objective ({search['objective']}), change since the start", "")
     _title(right, "projected gradient (0 at an optimum)", "")
     _name_axes(left, "objective", "seconds", "%")
-    _name_axes(right, "gradient", "seconds", "")
+    _name_axes(right, "gradient", "seconds   (a line ends where it reaches 0)", "")
     for axes in (left, right):
+        axes.set_xlim(left=0)
         axes.spines[["right", "top"]].set_visible(False)
         axes.grid(color=_GRID, linewidth=0.7)
         axes.set_axisbelow(True)
@@ -190,7 +197,8 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     _colour_bar(figure, image, left)
     values = _floats(block["gram_eigenvalues"])
     values = np.sort(np.where(np.isnan(values), 0, values))[::-1]
-    relative = np.maximum(values / max(float(values[0]), np.finfo(np.float64).tiny), 1e-16)
+    floor = 1 / (finite(block.get("gram_condition")) or 1e16)  # what lies below is rounding
+    relative = np.maximum(values / max(float(values[0]), np.finfo(np.float64).tiny), min(floor, 1e-6))
     order = np.arange(1, depth + 1)
     counts = relative > RANK_LEVEL
     right.plot(order, relative, color=_GRID, linewidth=1.2, zorder=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from nftk_jax.mkl.identifiability import normalise_rows
 from nftk_jax.reports.colours import cell_style
 from nftk_jax.reports.formats import DASH, clean, count, duration, finite, memory, percent, significant, weight
 from nftk_jax.reports.reading import (
@@ -31,7 +32,6 @@ from nftk_jax.reports.reading import (
     rows_are_equal,
     score_of,
     unconverged,
-    unit_rows,
 )
 
 _MOST_CELLS = 4000
@@ -228,7 +228,7 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
 
 
 def _heat_table(metrics: Metrics) -> str:
-    omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), unit_rows(omega_of(metrics))
+    omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
     names, depth = class_names(metrics), omega.shape[1]
     spread = metrics["identifiability"].get("omega_std")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))

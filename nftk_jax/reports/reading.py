@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from nftk_jax.evaluation import wilson_interval
 from nftk_jax.reports.formats import DASH, clean, finite, fixed, percent, significant
 
 Metrics = Mapping[str, Any]
@@ -96,10 +96,10 @@ def has_bounds(bounds: Any) -> TypeGuard[Sequence[float]]:
 
 
 def score_of(metrics: Metrics) -> Score:
-    """How the run is scored; accuracies get a second decimal where the test set is large enough to resolve it."""
+    """How the run is scored: accuracies print with two decimals, R² with three."""
     if metrics["dataset"].get("task") == "regression":
         return Score("test_r2", "R²", 3)
-    return Score("test_accuracy", "accuracy", 2 if (metrics["dataset"].get("n_test") or 0) >= 1000 else 1)
+    return Score("test_accuracy", "accuracy", 2)
 
 
 def headline(metrics: Metrics) -> Comparison:
@@ -153,10 +153,7 @@ def _wilson(score: float | None, metrics: Metrics) -> Interval | None:
     n = metrics["dataset"].get("n_test")
     if score is None or not n or not score_of(metrics).is_accuracy:
         return None
-    z = 1.959964
-    centre = (score + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(max(score * (1 - score), 0.0) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return wilson_interval(round(score * n), n)
 
 
 def noun(metrics: Metrics) -> str:
@@ -193,12 +190,6 @@ def omega_of(metrics: Metrics) -> np.ndarray:
 def kernel_omega_of(metrics: Metrics) -> np.ndarray:
     """The weights of the unscaled kernels, omega_l / scale_l, shape (C, L), float64."""
     return omega_of(metrics) / np.asarray(metrics["scale"], dtype=np.float64)
-
-
-def unit_rows(omega: np.ndarray) -> np.ndarray:
-    """Omega_n (paper section 4.3): rows of `omega` scaled to unit L2 norm; a row of zeros stays zero."""
-    norms = np.linalg.norm(omega, axis=1, keepdims=True)
-    return omega / np.where(norms > 0, norms, 1.0)
 
 
 def rows_are_equal(omega: np.ndarray) -> bool:

@@ -23,8 +23,8 @@ class Certificate:
         kernel entries are evaluated in float64.
       condition_estimate: lower bound on the condition number of K + ridge I, the worst class.
       jitter: what was added to the ridge to factor the kernel; 0 if nothing.
-      max_prediction_difference_float64: largest difference, on a random block of test rows, between the scores given and
-        the scores of the same dual coefficients with kernel entries and sums in float64.
+      max_prediction_difference_float64: largest difference, on a random block of test rows, between the scores given
+        and the scores of the same dual coefficients with kernel entries and sums in float64.
     """
 
     solver: str

@@ -36,7 +36,7 @@ class CholeskyFactor:
 
 @jax.jit
 def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
-    """Lower Cholesky factor of K + ridge I, shape (n, n); NaN where a pivot is not positive. Reads the lower triangle."""
+    """Lower Cholesky factor of K + ridge I, shape (n, n); NaN where a pivot is not positive; reads that triangle."""
     index = jnp.arange(k.shape[0])
     return jax.lax.linalg.cholesky(k.at[index, index].add(ridge), symmetrize_input=False)
 
@@ -83,7 +83,9 @@ def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> Cholesk
         raise NotPositiveDefiniteError(
             f"K + {ridge:g} I is not positive definite, nor with {extra:.1e} added: K is no kernel matrix"
         )
-    message = f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {ridge + extra:.1e}"
+    message = (
+        f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {ridge + extra:.1e}"
+    )
     if not jitter:
         raise NotPositiveDefiniteError(f"{message}; use that, or float64")
     warnings.warn(f"{message}, and is used", JitterWarning, stacklevel=2)

@@ -42,8 +42,8 @@ class Plan:
             worst = max(self.stages, key=lambda stage: stage.bytes)
             rows = int(math.sqrt(self.available_bytes / (4 * self.itemsize)) // 1000 * 1000)
             raise MemoryError(
-                f"the stage {worst.name} needs {worst.bytes / _GIB:.1f} GiB and {self.available_bytes / _GIB:.1f} GiB are "
-                f"free; about {rows} training rows would fit: use --n-train {rows}, --n-search, or a larger machine"
+                f"stage {worst.name} needs {worst.bytes / _GIB:.1f} GiB and {self.available_bytes / _GIB:.1f} GiB are free; "
+                f"about {rows} training rows would fit: use --n-train {rows}, --n-search, or a larger machine"
             )
 
 
@@ -67,7 +67,9 @@ def plan_fit(
         stages=(
             Stage("kernels", data + 2 * itemsize * depth * n_search**2, depth * n_search**2 / entries),
             # About fifteen steps of a factorisation a class, and the grid of ridges.
-            Stage("search", data + search_bytes + 3 * itemsize * train**2, (15 * n_classes + 17) * train**3 / 3 / flops),
+            Stage(
+                "search", data + search_bytes + 3 * itemsize * train**2, (15 * n_classes + 17) * train**3 / 3 / flops
+            ),
             Stage(
                 "solve",
                 data + 4 * itemsize * n_train**2,

@@ -162,3 +162,9 @@ def ten_classes() -> Metrics:
 def any_metrics(request: pytest.FixtureRequest) -> Metrics:
     """Each of the sample runs in turn; not to be changed by a test."""
     return SAMPLES[request.param]()
+
+
+@pytest.fixture
+def six_classes() -> Metrics:
+    """Six classes, three depths: quick to draw."""
+    return make_metrics(6, 3)

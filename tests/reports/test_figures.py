@@ -24,11 +24,12 @@ def omega_figure(any_metrics) -> Figure:
 
 
 def test_every_sample_is_drawn_without_a_warning(any_metrics, omega_figure):
-    figures = [omega_figure, *(draw(any_metrics) for draw in (draw_baselines, draw_search, draw_identifiability))]
-    assert (figures[2] is None) == (any_metrics["search"] is None)
+    assert len(omega_figure.axes) >= 3
+    figures = [draw(any_metrics) for draw in (draw_baselines, draw_search, draw_identifiability)]
+    assert (figures[1] is None) == (any_metrics["search"] is None)
     for figure in figures:
         if figure is not None:
-            figure.canvas.draw()
+            figure.draw_without_rendering()
 
 
 def test_heatmaps_hold_omega_n_and_its_two_products(ten_classes):
@@ -43,9 +44,9 @@ def test_heatmaps_hold_omega_n_and_its_two_products(ten_classes):
         np.testing.assert_array_equal(np.ma.getmaskarray(shown), expected == 0)
 
 
-def test_a_zero_cell_is_white_and_the_smallest_weight_is_not(ten_classes):
-    ten_classes["omega"][0] = [1.0, 1e-6] + [0.0] * 8
-    image = axes_of(draw_omega(ten_classes), "omega_n").images[0]
+def test_a_zero_cell_is_white_and_the_smallest_weight_is_not(six_classes):
+    six_classes["omega"][0] = [1.0, 1e-6, 0.0]
+    image = axes_of(draw_omega(six_classes), "omega_n").images[0]
     colours = image.to_rgba(image.get_array())
     assert colours[0, 2, :3].tolist() == [1.0, 1.0, 1.0]
     assert np.abs(colours[0, 1, :3] - 1.0).max() > 0.5
@@ -60,8 +61,8 @@ def test_axes_carry_the_names_of_classes_and_depths(any_metrics, omega_figure):
     assert ticks(axes_of(omega_figure, "layers").xaxis) == ticks(axes_of(omega_figure, "layers").yaxis) == depths
 
 
-def test_values_are_written_in_the_cells_that_are_not_zero(ten_classes):
-    ax = axes_of(draw_omega(ten_classes), "omega_n")
+def test_values_are_written_in_the_cells_that_are_not_zero(six_classes):
+    ax = axes_of(draw_omega(six_classes), "omega_n")
     unit = ax.images[0].get_array().filled(0.0)
     written = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts}
     assert set(written) == {(int(i), int(j)) for i, j in zip(*np.nonzero(unit), strict=True)}
@@ -69,14 +70,13 @@ def test_values_are_written_in_the_cells_that_are_not_zero(ten_classes):
         assert text == "<0.01" or float(text) == pytest.approx(unit[i, j], abs=0.0051)
 
 
-@pytest.mark.parametrize("name", [r"$\frac{1}{", "数字", "\x1b[31m", "a" * 300, "", "_^%&#{}~\\"])
-def test_class_names_that_are_no_tex_and_in_no_font_are_drawn(ten_classes, name):
-    ten_classes["dataset"]["class_names"][3] = name
-    figure = draw_omega(ten_classes)
+def test_class_names_that_are_no_tex_and_in_no_font_are_drawn(six_classes):
+    names = [r"$\frac{1}{", "数字", "\x1b[31m", "a" * 300, "", "_^%&#{}~\\"]
+    six_classes["dataset"]["class_names"] = names
+    figure = draw_omega(six_classes)
     figure.canvas.draw()
-    label = ticks(axes_of(figure, "omega_n").yaxis)[3]
-    assert len(label) <= 18
-    assert label == {"数字": "no. 4", "\x1b[31m": "\N{REPLACEMENT CHARACTER}[31m"}.get(name, label)
+    labels = ticks(axes_of(figure, "omega_n").yaxis)
+    assert labels == [names[0], "no. 2", "\N{REPLACEMENT CHARACTER}[31m", "a" * 17 + "…", "", names[5]]
 
 
 def test_baselines_show_scores_and_differences_where_they_are(ten_classes):
@@ -112,6 +112,13 @@ def test_search_draws_the_change_of_every_class_since_its_start(ten_classes):
     assert {t.get_text() for t in ax.texts} == {"0", "1 (not converged)", *map(str, range(2, 10))}
 
 
+def test_search_numbers_the_classes_that_the_font_cannot_print(six_classes):
+    six_classes["dataset"]["class_names"] = ["数", "字", "two", "三", "$4$", "five"]
+    six_classes["search"]["converged"] = [True] * 6
+    texts = {t.get_text() for t in axes_of(draw_search(six_classes), "objective").texts}
+    assert texts == {"no. 1", "no. 2", "two", "no. 4", "$4$", "five"}
+
+
 @pytest.mark.parametrize("objective", [[[0.0] * 10, [-1.0] * 10], [[-2.0] * 10, [None] * 10], [[0.3] * 10]])
 def test_search_survives_a_start_at_zero_nulls_and_a_single_iteration(ten_classes, objective):
     steps = len(objective)
@@ -136,8 +143,8 @@ def test_identifiability_draws_alignment_and_relative_eigenvalues(ten_classes):
     assert f"{block['gram_rank']} dimensions" in ax.get_title(loc="left")
 
 
-def test_save_writes_a_png_for_every_figure(ten_classes, tmp_path):
-    ten_classes["search"] = None
-    paths = save_figures(ten_classes, tmp_path / "figures")
+def test_save_writes_a_png_for_every_figure(six_classes, tmp_path):
+    six_classes["search"] = None
+    paths = save_figures(six_classes, tmp_path / "figures")
     assert set(paths) == {"omega", "baselines", "identifiability"}
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths.values())
