@@ -82,17 +82,18 @@ class _NFTKEstimator(BaseEstimator):
         self.random_state = random_state
 
     def _learn(self, x: np.ndarray, y: np.ndarray, classes: np.ndarray | None) -> Learned:
-        precision = self.precision
+        own: Any = self  # scikit-learn stores parameters untouched; LearnSettings checks them
+        precision = own.precision
         if precision == "auto":
             precision = "float64" if len(x) <= FLOAT64_ROWS else "float32"
         settings = LearnSettings(
-            mlp=MLP(self.depth, self.activation, self.w_std, self.b_std, self.readout_bias),
-            search=SearchSettings(self.objective, self.constraint, self.penalty, self.penalty_norm, self.weights),
-            ridge=self.ridge,
-            n_search=None if self.n_search is None else min(self.n_search, len(x)),
+            mlp=MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias),
+            search=SearchSettings(own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights),
+            ridge=own.ridge,
+            n_search=None if own.n_search is None else min(own.n_search, len(x)),
             precision=precision,
-            scaling=self.scaling,
-            seed=self.random_state,
+            scaling=own.scaling,
+            seed=own.random_state,
         )
         learned = learn(x, y, settings, classes=classes)
         self.model_: NFTKModel = learned.model
@@ -105,7 +106,7 @@ class _NFTKEstimator(BaseEstimator):
 
     def _scores(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
-        return self.model_.decision_function(validate_data(self, x, reset=False))
+        return self.model_.decision_function(np.asarray(validate_data(self, x, reset=False)))
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):

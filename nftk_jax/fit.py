@@ -101,9 +101,10 @@ def main(config: FitConfig) -> None:
     from nftk_jax.assess import assess
     from nftk_jax.learn import learn
 
+    outputs = "targets" if dataset.classes is None else "classes"
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} {'targets' if dataset.classes is None else 'classes'}; depths 1 to {config.depth}",
+        f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}",
         markup=False, highlight=False,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,11 @@ class LearnSettings:
     def __post_init__(self) -> None:
         if self.ridge != "auto" and not (np.isfinite(self.ridge) and self.ridge > 0):
             raise ValueError(f"ridge must be a finite number > 0, or auto; got {self.ridge!r}")
+        if self.precision not in get_args(PrecisionName) or self.scaling not in get_args(ScalingName):
+            raise ValueError(
+                f"precision must be one of {', '.join(get_args(PrecisionName))} and scaling one of "
+                f"{', '.join(get_args(ScalingName))}; got {self.precision!r} and {self.scaling!r}"
+            )
         if self.n_search is not None and self.n_search < 4:
             raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
 

@@ -99,7 +99,7 @@ def minimise(
     start = time.perf_counter()
     evaluate = _relative(objective, np.asarray(omega, np.float64), dtype)
     moved = lambda w, update: np.asarray(  # noqa: E731
-        project(optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype))), np.float64
+        project(jnp.asarray(optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype)))), np.float64
     )
     n_classes = len(omega)
     state = _State(np.asarray(omega, np.float64), *evaluate.start, np.zeros(n_classes), np.ones(n_classes, bool))

@@ -86,7 +86,7 @@ def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge)
 
 @dataclasses.dataclass(frozen=True)
 class TrainObjective:
-    r"""The minimum over theta of the paper's eq. 9 as a function of Omega: the regularised training loss after the solve.
+    r"""The minimum over theta of the paper's eq. 9: the regularised training loss after the solve.
 
     .. math:: J_c = \frac{\lambda_c}{n} y' A^{-1} y, \qquad \partial_l J = -\frac{\lambda_c}{n} a' \Theta^{(l)} a
 
@@ -124,9 +124,9 @@ def _evaluate_train(omega, active, k, y, ridge) -> Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class PenalisedObjective:
-    r"""J_c + penalty * sum_l omega_{c,l} (norm "l1", on Omega >= 0) or J_c + penalty/2 * sum_l omega_{c,l}^2 ("l2").
+    r"""J_c plus penalty * sum_l omega_{c,l} ("l1", Omega >= 0) or penalty/2 * sum_l omega_{c,l}^2 ("l2").
 
-    The paper's weight decay 2e-6 on omega_network is norm "l1" with penalty 1e-6 here, for omega_kernel = omega_network^2.
+    The paper's weight decay 2e-6 on omega_network is "l1" with penalty 1e-6 here: omega_kernel = omega_network^2.
     """
 
     objective: Objective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from nftk_jax.mkl.objectives import (
 )
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
+PenaltyNorm = Literal["l1", "l2"]
 WeightsName = Literal["per-class", "shared", "uniform"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
@@ -68,12 +69,19 @@ class SearchSettings:
     objective: ObjectiveName = "validation"
     constraint: ConstraintName = "simplex"
     penalty: float = 0.0
-    penalty_norm: Literal["l1", "l2"] = "l1"
+    penalty_norm: PenaltyNorm = "l1"
     weights: WeightsName = "per-class"
     tolerance: float = 1e-3
     max_iterations: int = 100
 
     def __post_init__(self) -> None:
+        choices = {
+            "objective": ObjectiveName, "constraint": ConstraintName,
+            "penalty_norm": PenaltyNorm, "weights": WeightsName,
+        }  # fmt: skip
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
         if not (np.isfinite(self.penalty) and self.penalty >= 0):
             raise ValueError(f"penalty must be a finite number >= 0; got {self.penalty!r}")
         if (

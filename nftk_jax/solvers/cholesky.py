@@ -75,6 +75,7 @@ def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> Cholesk
     if not np.isfinite(np.asarray(jnp.sum(k))):
         raise NotPositiveDefiniteError("the Gram matrix holds NaN or infinity")
     unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), ridge)
+    extra = 0.0
     for extra in (unit * 10.0**power for power in range(-1, 4)):
         raised = CholeskyFactor(cholesky_lower(k, ridge + extra), ridge, extra)
         if raised.is_valid:

@@ -42,7 +42,7 @@ class Plan:
             worst = max(self.stages, key=lambda stage: stage.bytes)
             rows = int(math.sqrt(self.available_bytes / (4 * self.itemsize)) // 1000 * 1000)
             raise MemoryError(
-                f"stage {worst.name} needs {worst.bytes / _GIB:.1f} GiB and {self.available_bytes / _GIB:.1f} GiB are free; "
+                f"{worst.name} needs {worst.bytes / _GIB:.1f} GiB and {self.available_bytes / _GIB:.1f} GiB are free; "
                 f"about {rows} training rows would fit: use --n-train {rows}, --n-search, or a larger machine"
             )
 
