@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -10,19 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels.architecture import MLP
-from nftk_jax.kernels.neural_tangents import depth_nngps, depth_ntks
+from nftk_jax.kernels import tiles
+from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.series import (
+    SWEEPS,
+    KernelName,
+    angle_series,
+    piecewise_linear_diagonals,
+    scalar_diagonals,
+    traced_series,
+)
 
-KernelName = Literal["ntk", "nngp"]
+InputsName = Literal["auto", "general", "sphere"]
+Route = Literal["angle", "sphere", "recursion"]
 
-_SWEEPS = {"ntk": depth_ntks, "nngp": depth_nngps}
+#: Bytes of temporary arrays beside the result.
+MEMORY_BUDGET = 2**29
+
+# relative spread of |x| up to which rows lie on one sphere: the kernel there errs by about this much
+_SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 
 
 def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
-    """Evaluate Theta^(l)(x_i, x_i) for every depth and row, in float64, whatever the dtype of `x`.
+    """Theta^(l)(x_i, x_i) for every depth and row, in float64, whatever the dtype of `x`: no kernel is evaluated.
 
-    For a fully connected network the diagonal depends on |x|^2 / p alone, so each row stands in as one number.
+    For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 / p
+    + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel for every
+    distinct |x|.
 
     Args:
       mlp: the architecture.
@@ -33,15 +49,18 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
       Diagonals, shape (L, n), float64.
     """
     x = np.asarray(x)
-    radius = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1])
-    with enable_x64():
-        return np.asarray(_scalar_diagonals(mlp, jnp.asarray(radius), kernel))
+    q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+        return piecewise_linear_diagonals(mlp, q, kernel)
+    radius, inverse = np.unique(np.sqrt(q), return_inverse=True)
+    # a power of two of them, so that few shapes are compiled
+    size = 1 << max(0, len(radius) - 1).bit_length()
+    padded = np.concatenate([radius, np.ones(size - len(radius))])
+    with jax.ensure_compile_time_eval(), enable_x64():
+        return np.asarray(_scalar_diagonals(mlp, kernel, jnp.asarray(padded)))[:, inverse.reshape(-1)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _scalar_diagonals(mlp: MLP, radius: jax.Array, kernel: KernelName) -> jax.Array:
-    one = lambda r: _SWEEPS[kernel](mlp, r.reshape(1, 1))[:, 0, 0]  # noqa: E731
-    return jax.vmap(one, out_axes=1)(radius)
+_scalar_diagonals = jax.jit(scalar_diagonals, static_argnums=(0, 1))
 
 
 def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
@@ -62,40 +81,237 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     return scale
 
 
+def _is_homogeneous(mlp: MLP) -> bool:
+    """Whether Theta^(l) = |x||x'|/p f_l(angle) + readout_bias^2."""
+    return parse_activation(mlp.activation)[0] in HOMOGENEOUS and mlp.b_std == 0
+
+
+def _without_readout_bias(mlp: MLP) -> MLP:
+    return dataclasses.replace(mlp, readout_bias=0.0)
+
+
+def _is_traced(*arrays) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+@jax.jit
+def _mean_square_range(x: jax.Array) -> jax.Array:
+    """Smallest, mean and largest |x_i|^2 / p."""
+    square = jnp.mean(x * x, axis=1)
+    return jnp.stack([square.min(), square.mean(), square.max()])
+
+
+def kernel_route(
+    mlp: MLP, x1: jax.Array, x2: jax.Array | None = None, *, inputs: InputsName = "auto"
+) -> tuple[Route, float | jax.Array]:
+    """Which way the kernels of these inputs are evaluated.
+
+    - "angle": a homogeneous activation and no hidden biases. The series in the angle, any inputs, traced or not.
+    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete arrays
+      are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that length.
+    - "recursion": everything else, traced arrays under `inputs="auto"` included.
+
+    Returns:
+      The route, and |x|^2 / p on a sphere (1 otherwise).
+
+    Raises:
+      ValueError: `inputs` is none of the three, or the rows are visibly not on one sphere although `inputs` says so.
+    """
+    if inputs not in ("auto", "general", "sphere"):
+        raise ValueError(f"inputs must be 'auto', 'general' or 'sphere'; got {inputs!r}")
+    if _is_homogeneous(mlp):
+        return "angle", 1.0
+    arrays = [x for x in (x1, x2) if x is not None and x.shape[0]]
+    if inputs == "general" or not arrays or x1.shape[1] == 0:
+        return "recursion", 1.0
+    if _is_traced(*arrays):
+        return (
+            ("sphere", jnp.mean(jnp.mean(arrays[0] * arrays[0], axis=1))) if inputs == "sphere" else ("recursion", 1.0)
+        )
+    with jax.ensure_compile_time_eval(), enable_x64(x1.dtype == np.float64):
+        low, mean, high = np.stack([np.asarray(_mean_square_range(x), np.float64) for x in arrays]).T
+    tolerance = 2 * _SPHERE_TOLERANCE[x1.dtype.name]
+    if high.max() - low.min() <= tolerance * low.min() and np.isfinite(high.max()):
+        return "sphere", float(mean[0])
+    if inputs == "sphere":
+        raise ValueError(
+            f"inputs='sphere' needs rows of one length to a relative {tolerance / 2:g}; |x| ranges from "
+            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, or "
+            "use inputs='general'"
+        )
+    return "recursion", 1.0
+
+
 def combined_ntk(
-    mlp: MLP, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None = None, *, kernel: KernelName = "ntk"
+    mlp: MLP,
+    omega: ArrayLike,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    kernel: KernelName = "ntk",
+    inputs: InputsName = "auto",
+    memory_budget: int = MEMORY_BUDGET,
 ) -> jax.Array:
     """Evaluate K_c = sum_l omega[c, l] Theta^(l) for every class c (paper eq. 15), unscaled.
 
+    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient is
+    finite: at identical and opposite rows, where the kernel has a kink, the angle's part is taken as 0. A homogeneous
+    activation without hidden biases, and inputs on one sphere, go through a series in the angle (`kernel_route`).
+
     Args:
       mlp: the architecture.
-      omega: weights of the unscaled kernels, shape (C, L).
+      omega: weights of the unscaled kernels, shape (C, L); the identity gives every depth's kernel.
       x1: inputs, shape (n1, p), float32 or float64.
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, symmetric and with their exact diagonal.
       kernel: "ntk" or "nngp".
+      inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at concrete arrays.
+      memory_budget: bytes of temporary arrays beside the result, about.
 
     Returns:
       Kernels, shape (C, n1, n2), dtype of `x1`.
 
     Raises:
-      ValueError: shapes that do not match.
+      ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
     """
+    omega, x1, x2 = _checked(mlp, omega, x1, x2)
+    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
+    if route == "recursion":
+        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
+    series = _series(mlp, kernel, route, q, x1)
+    if series is None:
+        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
+    form, table, at_zero = series
+    plan = tiles.Plan(form, route == "angle", int(memory_budget))
+    extra = mlp.readout_bias**2 if route == "angle" else 0.0
+    if x2 is not None:
+        return _combined_rectangle(plan, extra, omega, table, x1, x2)
+    if route == "sphere" and not _is_traced(x1):
+        at_zero = depth_diagonals(mlp, x1, kernel=kernel).astype(x1.dtype)
+    return _combined_gram(plan, extra, omega, table, at_zero, x1)
+
+
+def _checked(mlp, omega, x1, x2):
     x1 = jnp.asarray(x1)
-    omega = jnp.asarray(omega, x1.dtype)
+    if not jnp.issubdtype(x1.dtype, jnp.floating):
+        x1 = x1.astype(jnp.result_type(float))
+    if x2 is not None:
+        x2 = jnp.asarray(x2).astype(x1.dtype)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
+            raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
+    omega = jnp.asarray(omega).astype(x1.dtype)
     if omega.ndim != 2 or omega.shape[1] != mlp.depth:
         raise ValueError(
             f"omega must have shape (n_classes, {mlp.depth}), one weight for every depth; got {omega.shape}"
         )
+    return omega, x1, x2
+
+
+def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
+    """Form, coefficients (L, size) and diagonal (L,) in the dtype of `x`, or None where no series converges."""
+    if _is_traced(q):
+        return traced_series(mlp, kernel, q)
+    if route == "angle":
+        mlp = _without_readout_bias(mlp)
+    series = angle_series(mlp, kernel, q, x.dtype.name)
+    if series is None:
+        return None
+    scale = 1 / max(1, x.shape[1]) if route == "angle" else 1.0
+    return series.form, (scale * series.coefficients).astype(x.dtype), (scale * series.at_zero).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _combined_rectangle(plan, extra, omega, table, x1, x2):
+    k = tiles.rectangle(plan, jnp.matmul(omega, table, precision=tiles.HIGHEST), x1, x2)
+    return k + extra * jnp.sum(omega, axis=1)[:, None, None] if extra else k
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _combined_gram(plan, extra, omega, table, at_zero, x):
+    diagonal = jnp.matmul(omega, at_zero, precision=tiles.HIGHEST)
+    if diagonal.ndim == 1:
+        r2 = jnp.sum(x * x, axis=1) if plan.radial else jnp.ones(len(x), x.dtype)
+        diagonal = diagonal[:, None] * r2
+    k = tiles.gram(plan, jnp.matmul(omega, table, precision=tiles.HIGHEST), diagonal, x)
+    return k + extra * jnp.sum(omega, axis=1)[:, None, None] if extra else k
+
+
+def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int):
     if x2 is not None:
-        return _tiles(mlp, omega, x1, jnp.asarray(x2), kernel)
-    k = _tiles(mlp, omega, x1, x1, kernel)
+        return _recursion_tiles(mlp, omega, x1, x2, kernel, int(budget))
+    k = _recursion_tiles(mlp, omega, x1, x1, kernel, int(budget))
     k = (k + k.mT) / 2
-    diagonal = omega @ jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
+    if _is_traced(x1):
+        # mean of squares as the one feature: differentiable in x, and finite where x = 0
+        square = jnp.mean(x1 * x1, axis=1)
+        radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+            diagonals = piecewise_linear_diagonals(mlp, square, kernel)
+        else:
+            diagonals = scalar_diagonals(mlp, kernel, radius).astype(x1.dtype)
+    else:
+        diagonals = jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
     index = jnp.arange(len(x1))
-    return k.at[:, index, index].set(diagonal)
+    return k.at[:, index, index].set(jnp.matmul(omega, diagonals, precision=tiles.HIGHEST))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _tiles(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array, kernel: KernelName) -> jax.Array:
-    tile = lambda row: jnp.einsum("cl,lm->cm", omega, _SWEEPS[kernel](mlp, row[None], x2)[:, 0])  # noqa: E731
-    return jnp.moveaxis(jax.lax.map(tile, x1, batch_size=64), 0, 1)
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _recursion_tiles(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array, kernel: KernelName, budget: int):
+    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
+    tile = lambda row: jnp.einsum("cl,lm->cm", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype))  # noqa: E731
+    return jnp.moveaxis(jax.lax.map(tile, x1, batch_size=rows), 0, 1)
+
+
+def combined_ntk_matvec(
+    mlp: MLP,
+    omega: ArrayLike,
+    x1: ArrayLike,
+    x2: ArrayLike,
+    v: ArrayLike,
+    *,
+    kernel: KernelName = "ntk",
+    inputs: InputsName = "auto",
+    memory_budget: int = MEMORY_BUDGET,
+) -> jax.Array:
+    """Evaluate sum_j K_c(x1_i, x2_j) v_jc for every class c, without keeping K_c.
+
+    On the series routes every depth is a combination of a few functions of the angle, so that any number of classes
+    costs one matrix product, that many polynomials, and that many thin products.
+
+    Args:
+      v: vectors, shape (n2, C).
+      mlp, omega, x1, x2, kernel, inputs, memory_budget: as in `combined_ntk`.
+
+    Returns:
+      Shape (n1, C), dtype of `x1`.
+
+    Raises:
+      ValueError: as `combined_ntk`; `v` does not have one row for every row of `x2` and one column for every class.
+    """
+    omega, x1, x2 = _checked(mlp, omega, x1, x2)
+    v = jnp.asarray(v).astype(x1.dtype)
+    if v.shape != (x2.shape[0], omega.shape[0]):
+        raise ValueError(f"v must have shape {(x2.shape[0], omega.shape[0])}, (rows of x2, classes); got {v.shape}")
+    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
+    series = None
+    if route != "recursion" and not _is_traced(q):
+        core = _without_readout_bias(mlp) if route == "angle" else mlp
+        series = angle_series(core, kernel, q, x1.dtype.name)
+    if series is None:
+        return _recursion_matvec(mlp, omega, x1, x2, v, kernel, int(memory_budget))
+    plan = tiles.Plan(series.form, route == "angle", int(memory_budget))
+    scale = 1 / max(1, x1.shape[1]) if route == "angle" else 1.0
+    mixed = jnp.matmul(omega, (scale * series.mixing).astype(x1.dtype), precision=tiles.HIGHEST)
+    out = tiles.matvec(plan, series.basis.astype(x1.dtype), mixed, x1, x2, v)
+    if route == "angle" and mlp.readout_bias:
+        out = out + mlp.readout_bias**2 * jnp.sum(omega, axis=1) * jnp.sum(v, axis=0)
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _recursion_matvec(mlp, omega, x1, x2, v, kernel, budget):
+    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
+    tile = lambda row: jnp.einsum(  # noqa: E731
+        "cl,lm,mc->c", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype), v
+    )
+    return jax.lax.map(tile, x1, batch_size=rows)
