@@ -14,12 +14,11 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2, r2_interval
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.learn import Learned, LearnSettings, Report, solve_scaled
+from nftk_jax.learn import Learned, LearnSettings, Report, draw_splits, solve_scaled
 from nftk_jax.mkl import baselines, identifiability
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.search import learn_omega
 from nftk_jax.model import predict_scores
-from nftk_jax.sampling import draw_rows
 from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
 from nftk_jax.solvers.cholesky import solve_classes
 
@@ -208,12 +207,11 @@ def _resample(
     found = []
     for number in range(resamples):
         report("resamples", number, resamples)
-        held, train = draw_rows(labels, len(problem.held), len(problem.y), rng)
-        held, train = np.sort(held), np.sort(train)
+        splits = draw_splits(labels, len(problem.y), rng)
         if settings.search.objective == "train":  # it holds nothing out: the split becomes a subset of its rows
-            again = dataclasses.replace(problem, k=problem.k[:, train][:, :, train], y=problem.y[train])
+            again = problem.rows(splits[0][0])
         else:
-            again = dataclasses.replace(problem, train=train, held=held)
+            again = dataclasses.replace(problem, splits=splits)
         result = learn_omega(again, learned.model.ridge, settings.search)
         assert result is not None
         found.append(np.broadcast_to(result.omega, learned.model.omega.shape))

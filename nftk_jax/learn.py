@@ -20,7 +20,6 @@ from nftk_jax.mkl.search import (
     SearchProblem,
     SearchSettings,
     choose_ridge,
-    held_out_errors,
     learn_omega,
     uniform_omega,
 )
@@ -187,25 +186,25 @@ def build_problem(
     rng = np.random.default_rng(settings.seed)
     labels = y if classification else None
     rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
-    held, train = draw_rows(None if labels is None else y[rows], held_out_size(n), n, rng)
+    splits = draw_splits(None if labels is None else y[rows], n, rng)
     k = combined_ntk(settings.mlp, np.diag(1 / scale), z[rows])
-    return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), np.sort(train), np.sort(held))
+    return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), splits)
 
 
-def held_out_size(n_search: int) -> int:
-    """How many of the search rows are held out."""
-    return max(1, round(n_search * HELD_OUT_SHARE))
+def draw_splits(
+    labels: np.ndarray | None, n_search: int, rng: np.random.Generator
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """One split of the search rows into rows to solve on and held-out rows, stratified by `labels` where given."""
+    held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
+    return ((np.sort(train), np.sort(held)),)
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights."""
     if settings.ridge != "auto":
         return np.full(problem.n_classes, float(settings.ridge))
-    k_train, k_held, y_train, y_held = problem.held_out()
-    errors = held_out_errors(
-        k_train.mean(axis=0), k_held.mean(axis=0), y_train, y_held, jnp.asarray(RIDGE_GRID, problem.k.dtype)
-    )
-    return choose_ridge(np.asarray(errors), RIDGE_GRID, shared=shared)
+    errors = problem.held_out_errors(lambda k: k.mean(axis=0), RIDGE_GRID)
+    return choose_ridge(errors, RIDGE_GRID, shared=shared)
 
 
 def solve_scaled(

@@ -23,7 +23,7 @@ ALLOWED = {
     "model": {"kernels", "solvers", "mkl"},
     "learn": {"kernels", "solvers", "mkl", "model", "sampling"},
     "estimator": {"kernels", "solvers", "mkl", "model", "learn"},
-    "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation", "sampling"},
+    "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation"},
     "command_line": set(),
     "fit": {"kernels", "solvers", "mkl", "model", "learn", "assess", "datasets", "reports", "command_line"},
     "predict": {"model", "datasets", "command_line"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import Literal
 
 import jax
@@ -15,7 +16,6 @@ from nftk_jax.mkl.search import (
     SearchProblem,
     SearchSettings,
     choose_ridge,
-    held_out_errors,
     learn_omega,
     uniform_omega,
 )
@@ -41,12 +41,10 @@ def best_single_depth(problem: SearchProblem, ridge: np.ndarray) -> tuple[np.nda
     Returns:
       One-hot weights, shape (C, L), and the depth, counted from 1.
     """
-    k_train, k_held, y_train, y_held = problem.held_out()
     values, column = np.unique(ridge, return_inverse=True)
-    ridges = jnp.asarray(values, problem.k.dtype)
     errors = []
-    for k_tt, k_vt in zip(k_train, k_held, strict=True):
-        by_ridge = np.asarray(held_out_errors(k_tt, k_vt, y_train, y_held, ridges))
+    for depth in range(problem.depth):
+        by_ridge = problem.held_out_errors(operator.itemgetter(depth), values.tolist())
         errors.append(by_ridge[column.ravel(), np.arange(len(ridge))].mean())
     depth = int(np.argmin(errors)) + 1
     return np.repeat(np.eye(problem.depth)[[depth - 1]], problem.n_classes, axis=0), depth
@@ -107,22 +105,15 @@ def choose_distance_kernel(
       problem: their targets and held-out rows.
       shared_ridge: one ridge for all classes.
     """
-    x_train, x_held = jnp.asarray(x[problem.train]), jnp.asarray(x[problem.held])
-    y_train, y_held = problem.y[problem.train], problem.y[problem.held]
-    sample = np.asarray(x[problem.train][:500], np.float64)
+    sample = np.asarray(x[:500], np.float64)
     squares = (sample**2).sum(1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * sample @ sample.T, 0.0))
     median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
     best: tuple[float, DistanceKernel] | None = None
     for factor in _WIDTH_FACTORS:
         kernel = DistanceKernel(name, median * factor, np.empty(0))
-        errors = np.asarray(
-            held_out_errors(
-                kernel.gram(x_train), distance_kernel(name, x_held, x_train, kernel.width), y_train, y_held,
-                jnp.asarray(_DISTANCE_RIDGES, problem.k.dtype),
-            ),
-            np.float64,
-        )  # fmt: skip
+        gram = kernel.gram(jnp.asarray(x))[None]
+        errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
         if not np.isfinite(errors).any(axis=0).all():
             continue
         ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
@@ -44,29 +45,49 @@ class ValidationObjective:
       k_held: between held-out and training rows, shape (L, V, T).
       y_train, y_held: targets, shapes (T, C) and (V, C).
       ridge: absolute ridges, shape (C,).
+      weight_train, weight_held: sample weights, shapes (T,) and (V,); None is 1 everywhere. With weights W the solve is
+        (K + lambda W^{-1})^{-1} y and the error is weighted: a row of weight 2 counts as two rows.
     """
 
     k_train: jax.Array
     k_held: jax.Array
     y_train: jax.Array
     y_held: jax.Array
-    ridge: jax.Array
+    ridge: jax.Array | np.ndarray
+    weight_train: np.ndarray | None = None
+    weight_held: np.ndarray | None = None
+
+    @property
+    def mass(self) -> float:
+        """Sum of the held-out rows' weights."""
+        return len(self.y_held) if self.weight_held is None else float(self.weight_held.sum())
 
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
-        return _evaluate_validation(
-            omega, active, self.k_train, self.k_held, self.y_train, self.y_held, jnp.asarray(self.ridge, omega.dtype)
-        )
+        ridge = _row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
+        weight = jnp.asarray(_share(self.weight_held, len(self.y_held)), omega.dtype)
+        return _evaluate_validation(omega, active, self.k_train, self.k_held, self.y_train, self.y_held, ridge, weight)
+
+
+def _row_ridge(ridge, weight: np.ndarray | None, n: int, dtype) -> jax.Array:
+    """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
+    inverse = np.ones(n) if weight is None else 1 / weight
+    return jnp.asarray(ridge, dtype)[:, None] * jnp.asarray(inverse, dtype)
+
+
+def _share(weight: np.ndarray | None, n: int) -> np.ndarray:
+    """Weights that add up to one, shape (n,)."""
+    return np.full(n, 1 / n) if weight is None else weight / weight.sum()
 
 
 @jax.jit
-def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge) -> Evaluation:
+def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge, weight) -> Evaluation:
     def solve_class(operands):
         omega_c, ridge_c, y_t, y_v, _ = operands
         lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
         k_vt = jnp.tensordot(omega_c, k_held, 1)
         a = solve_lower(lower, y_t)
         r = k_vt @ a - y_v
-        return a, r, solve_lower(lower, k_vt.T @ r)
+        return a, r, solve_lower(lower, k_vt.T @ (weight * r))
 
     def skip(operands):
         return tuple(
@@ -78,10 +99,25 @@ def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge)
         (omega, ridge, y_train.T, y_held.T, active),
     )
     # One pass over the kernels of every depth serves all classes: Theta^(l) a_c, then inner products with r_c and b_c.
-    data_term = jnp.einsum("cv,lvc->cl", r, k_held @ a.T)
+    data_term = jnp.einsum("cv,lvc->cl", r * weight, k_held @ a.T)
     solve_term = jnp.einsum("ct,ltc->cl", b, k_train @ a.T)
-    n_held = y_held.shape[0]
-    return Evaluation(jnp.sum(r**2, axis=1) / n_held, 2 / n_held * (data_term - solve_term))
+    return Evaluation(r**2 @ weight, 2 * (data_term - solve_term))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanObjective:
+    """The mean over splits, by their held-out mass: k-fold cross-validation where the splits are k folds."""
+
+    parts: tuple[ValidationObjective, ...]
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        total = sum(part.mass for part in self.parts)
+        value, gradient = jnp.zeros(len(omega), omega.dtype), jnp.zeros_like(omega)
+        for part in self.parts:
+            here = part.evaluate(omega, active)
+            value += part.mass / total * here.value
+            gradient += part.mass / total * here.gradient
+        return Evaluation(value, gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +132,22 @@ class TrainObjective:
       k: scaled kernels of every depth, shape (L, n, n).
       y: targets, shape (n, C).
       ridge: absolute ridges, shape (C,).
+      weight: sample weights, shape (n,), whose sum takes the place of n; None is 1 everywhere.
     """
 
     k: jax.Array
     y: jax.Array
-    ridge: jax.Array
+    ridge: jax.Array | np.ndarray
+    weight: np.ndarray | None = None
 
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
-        return _evaluate_train(omega, active, self.k, self.y, jnp.asarray(self.ridge, omega.dtype))
+        ridge = _row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
+        mass = len(self.y) if self.weight is None else self.weight.sum()
+        return _evaluate_train(omega, active, self.k, self.y, ridge, jnp.asarray(self.ridge / mass, omega.dtype))
 
 
 @jax.jit
-def _evaluate_train(omega, active, k, y, ridge) -> Evaluation:
+def _evaluate_train(omega, active, k, y, ridge, factor) -> Evaluation:
     def solve_class(operands):
         omega_c, ridge_c, y_c, _ = operands
         return solve_lower(cholesky_lower(jnp.tensordot(omega_c, k, 1), ridge_c), y_c)
@@ -118,8 +158,7 @@ def _evaluate_train(omega, active, k, y, ridge) -> Evaluation:
         ),
         (omega, ridge, y.T, active),
     )
-    weight = ridge / y.shape[0]
-    return Evaluation(weight * jnp.einsum("cn,nc->c", a, y), -weight[:, None] * jnp.einsum("cn,lnc->cl", a, k @ a.T))
+    return Evaluation(factor * jnp.einsum("cn,nc->c", a, y), -factor[:, None] * jnp.einsum("cn,lnc->cl", a, k @ a.T))
 
 
 @dataclasses.dataclass(frozen=True)

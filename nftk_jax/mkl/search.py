@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from nftk_jax.mkl.constraints import PROJECTIONS, ConstraintName
 from nftk_jax.mkl.descent import DescentResult, minimise
 from nftk_jax.mkl.objectives import (
+    MeanObjective,
     Objective,
     ObjectiveName,
     PenalisedObjective,
@@ -36,13 +37,15 @@ class SearchProblem:
     Attributes:
       k: kernels of every depth on the search rows, scaled to unit mean diagonal, shape (L, n, n).
       y: encoded targets of these rows, shape (n, C), dtype of `k`.
-      train, held: positions among the search rows of the rows T and V of the objective `validation`.
+      splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objective
+        `validation` averages over them, and so do the choices of ridge, depth and width.
+      weight: sample weights of the rows, shape (n,), positive; None is 1 everywhere. A row of weight 2 counts as two.
     """
 
     k: jax.Array
     y: jax.Array
-    train: np.ndarray
-    held: np.ndarray
+    splits: tuple[tuple[np.ndarray, np.ndarray], ...]
+    weight: np.ndarray | None = None
 
     @property
     def depth(self) -> int:
@@ -52,10 +55,29 @@ class SearchProblem:
     def n_classes(self) -> int:
         return self.y.shape[1]
 
-    def held_out(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """The blocks (L, T, T) and (L, V, T) of the kernels and the rows (T, C) and (V, C) of the targets."""
-        columns = self.k[:, :, self.train]
-        return columns[:, self.train], columns[:, self.held], self.y[self.train], self.y[self.held]
+    def rows(self, positions: np.ndarray) -> SearchProblem:
+        """The problem on some of its rows, without splits."""
+        return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
+
+    def held_out_errors(self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float]) -> np.ndarray:
+        """Mean squared error on the held-out rows of one kernel for every ridge and class, over all splits.
+
+        Args:
+          kernels: maps blocks of every depth's kernel, shape (L, a, b), to one kernel's block (a, b).
+          ridges: the R ridges.
+
+        Returns:
+          Errors, shape (R, C), float64; infinite where the kernel is singular.
+        """
+        total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
+        for train, held in self.splits:
+            columns = self.k[:, :, train]
+            weights = take(self.weight, train), take(self.weight, held)
+            total = total + sum_held_out_errors(
+                kernels(columns[:, train]), kernels(columns[:, held]), self.y[train], self.y[held], ridges, *weights
+            )
+            mass += len(held) if weights[1] is None else weights[1].sum()
+        return total / mass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +118,40 @@ class SearchSettings:
             )
 
 
-@jax.jit
-def held_out_errors(
-    k_train: jax.Array, k_held: jax.Array, y_train: jax.Array, y_held: jax.Array, ridges: jax.Array
-) -> jax.Array:
-    """Mean squared error on the held-out rows for every ridge and class, shape (R, C); infinite where K is singular.
+def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
+    """Some rows of optional sample weights."""
+    return None if weight is None else weight[positions]
+
+
+def sum_held_out_errors(
+    k_train: jax.Array,
+    k_held: jax.Array,
+    y_train: jax.Array,
+    y_held: jax.Array,
+    ridges: Sequence[float],
+    weight_train: np.ndarray | None = None,
+    weight_held: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sum of squared errors on the held-out rows for every ridge and class, shape (R, C); infinite where K is singular.
 
     Args:
       k_train, k_held: one kernel, shapes (T, T) and (V, T).
       y_train, y_held: targets, shapes (T, C) and (V, C).
-      ridges: shape (R,).
+      ridges: the R ridges.
+      weight_train, weight_held: sample weights, shapes (T,) and (V,); None is 1.
     """
+    dtype = k_train.dtype
+    inverse = jnp.ones(len(y_train), dtype) if weight_train is None else jnp.asarray(1 / weight_train, dtype)
+    held = jnp.ones(len(y_held), dtype) if weight_held is None else jnp.asarray(weight_held, dtype)
+    errors = _sum_held_out_errors(k_train, k_held, y_train, y_held, jnp.asarray(ridges, dtype), inverse, held)
+    return np.asarray(errors, np.float64)
 
-    def error(ridge: jax.Array) -> jax.Array:
-        residual = k_held @ solve_lower(cholesky_lower(k_train, ridge), y_train) - y_held
-        return jnp.nan_to_num(jnp.mean(residual**2, axis=0), nan=jnp.inf)
+
+@jax.jit
+def _sum_held_out_errors(k_train, k_held, y_train, y_held, ridges, inverse_weight, weight_held):
+    def error(ridge):
+        residual = k_held @ solve_lower(cholesky_lower(k_train, ridge * inverse_weight), y_train) - y_held
+        return jnp.nan_to_num(weight_held @ residual**2, nan=jnp.inf)
 
     return jax.lax.map(error, ridges)
 
@@ -121,7 +162,7 @@ def choose_ridge(errors: np.ndarray, ridges: tuple[float, ...], *, shared: bool)
     Of ridges within 0.1 % of the least error the largest is taken: it costs nothing and conditions the solve.
 
     Args:
-      errors: held-out errors, shape (R, C), as from `held_out_errors`.
+      errors: held-out errors, shape (R, C), as from `SearchProblem.held_out_errors`.
       ridges: the R ridges, rising.
       shared: for classes whose scores are compared with one another.
 
@@ -163,9 +204,11 @@ def learn_omega(
     rows = 1 if settings.weights == "shared" else problem.n_classes
     objective: Objective
     if settings.objective == "train":
-        objective = TrainObjective(problem.k, problem.y, jnp.asarray(ridge, problem.k.dtype))
+        objective = TrainObjective(problem.k, problem.y, ridge, problem.weight)
     else:
-        objective = ValidationObjective(*problem.held_out(), jnp.asarray(ridge, problem.k.dtype))
+        objective = MeanObjective(
+            tuple(validation_objective(problem, train, held, ridge) for train, held in problem.splits)
+        )
     if settings.weights == "shared":
         objective = SharedObjective(objective, problem.n_classes)
     if settings.penalty > 0:
@@ -179,6 +222,17 @@ def learn_omega(
         max_iterations=settings.max_iterations,
         report=report,
     )
+
+
+def validation_objective(
+    problem: SearchProblem, train: np.ndarray, held: np.ndarray, ridge: np.ndarray
+) -> ValidationObjective:
+    """The objective `validation` of one split."""
+    columns = problem.k[:, :, train]
+    return ValidationObjective(
+        columns[:, train], columns[:, held], problem.y[train], problem.y[held], ridge,
+        take(problem.weight, train), take(problem.weight, held),
+    )  # fmt: skip
 
 
 def uniform_omega(n_classes: int, depth: int) -> np.ndarray:

@@ -36,7 +36,10 @@ class CholeskyFactor:
 
 @jax.jit
 def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
-    """Lower Cholesky factor of K + ridge I, shape (n, n); NaN where a pivot is not positive; reads that triangle."""
+    """Lower Cholesky factor of K + ridge I, shape (n, n); NaN where a pivot is not positive; reads that triangle.
+
+    `ridge` is one number, or one for every row, shape (n,).
+    """
     index = jnp.arange(k.shape[0])
     return jax.lax.linalg.cholesky(k.at[index, index].add(ridge), symmetrize_input=False)
 

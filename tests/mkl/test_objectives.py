@@ -10,7 +10,14 @@ import pytest
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.mkl.objectives import PenalisedObjective, SharedObjective, TrainObjective, ValidationObjective
+from nftk_jax.mkl.objectives import (
+    MeanObjective,
+    PenalisedObjective,
+    SharedObjective,
+    TrainObjective,
+    ValidationObjective,
+)
+from nftk_jax.mkl.search import SearchProblem, validation_objective
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def kernels(rng, x64):
 
 def make_objective(name, kernels):
     k, y = kernels
-    ridge = jnp.asarray([0.01, 0.05, 0.2])
+    ridge = np.array([0.01, 0.05, 0.2])
     validation = ValidationObjective(k[:, :24, :24], k[:, 24:, :24], y[:24], y[24:], ridge)
     return {
         "validation": validation,
@@ -88,3 +95,44 @@ def test_a_singular_kernel_gives_nan_and_no_exception(kernels):
     objective = make_objective("validation", kernels)
     broken = dataclasses.replace(objective, k_train=jnp.ones_like(objective.k_train), ridge=jnp.full(3, -1e-3))
     assert np.isnan(broken.evaluate(jnp.full((3, 4), 0.25), jnp.ones(3, bool)).value).all()
+
+
+def test_a_row_of_weight_two_counts_as_two_rows(kernels, rng):
+    k, y = kernels
+    ridge, omega, active = np.array([0.01, 0.05, 0.2]), jnp.asarray(rng.dirichlet(np.ones(4), 3)), jnp.ones(3, bool)
+    twice = np.r_[np.arange(20), np.arange(5)]  # rows 0 to 4 stand twice
+    weight = np.r_[np.full(5, 2.0), np.ones(15)]
+    held, held_twice = np.arange(24, 36), np.r_[np.arange(24, 36), 24, 25]
+    held_weight = np.r_[2.0, 2.0, np.ones(10)]
+    train, plain = np.arange(20), lambda rows: k[:, rows]
+    weighted = ValidationObjective(
+        plain(train)[:, :, train], plain(held)[:, :, train], y[train], y[held], ridge, weight, held_weight
+    )
+    repeated = ValidationObjective(
+        plain(twice)[:, :, twice], plain(held_twice)[:, :, twice], y[twice], y[held_twice], ridge
+    )
+    for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    weighted = TrainObjective(plain(train)[:, :, train], y[train], ridge, weight)
+    repeated = TrainObjective(plain(twice)[:, :, twice], y[twice], ridge)
+    for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_the_mean_over_folds_is_cross_validation(kernels, rng):
+    """Three folds of unequal size against refits by hand."""
+    k, y = kernels
+    folds = np.split(rng.permutation(36), [10, 22])
+    splits = tuple((np.setdiff1d(np.arange(36), fold), fold) for fold in folds)
+    omega = rng.dirichlet(np.ones(4), 3)
+    ridge = np.array([0.01, 0.05, 0.2])
+    problem = SearchProblem(k, y, splits)
+    objective = MeanObjective(tuple(validation_objective(problem, *split, ridge) for split in splits))
+    value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    for c in range(3):
+        k_c = np.einsum("l,lij->ij", omega[c], k)
+        squares = 0.0
+        for train, held in splits:
+            a = np.linalg.solve(k_c[np.ix_(train, train)] + ridge[c] * np.eye(len(train)), y[train, c])
+            squares += ((k_c[np.ix_(held, train)] @ a - y[held, c]) ** 2).sum()
+        np.testing.assert_allclose(value[c], squares / 36, rtol=1e-10)
