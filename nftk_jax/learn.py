@@ -169,7 +169,9 @@ def _learn(
     omega = uniform_omega(problem.n_classes, problem.depth) if descent is None else descent.omega
     omega = np.broadcast_to(omega, (problem.n_classes, problem.depth)).copy()
     clock.lap("search")
-    solution = solve_scaled(settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), report=report)
+    solution = solve_scaled(
+        settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), condition=True, report=report
+    )
     clock.lap("solve")
     model = NFTKModel(
         mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
@@ -214,18 +216,19 @@ def solve_scaled(
     ridge: np.ndarray,
     y: np.ndarray,
     *,
+    condition: bool = False,
     report: Report = _silent,
-    stage: str = "solve",
 ) -> RidgeSolution:
     """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels."""
     device_z = jnp.asarray(z)
-    report(stage, 0, len(kernel_omega))
+    report("solve", 0, len(kernel_omega))
     return solve_classes(
         lambda weights: combined_ntk(mlp, weights, device_z),
         kernel_omega,
         ridge,
         y,
-        report=lambda done, total: report(stage, done, total),
+        condition=condition,
+        report=lambda done, total: report("solve", done, total),
     )
 
 
