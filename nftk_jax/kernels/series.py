@@ -199,7 +199,7 @@ def traced_series(mlp: MLP, kernel: KernelName, q: jax.Array, size: int = 32) ->
 @functools.lru_cache(maxsize=2)
 def _arccos_polynomial(dtype: str) -> tuple[float, ...]:
     """P with arccos(a) = sqrt(1 - a) P(2a - 1) on [0, 1], as monomials: analytic up to a = -1, so 5.8^-degree."""
-    size = {"float32": 7, "float64": 22}[dtype]
+    size = {"float32": 8, "float64": 22}[dtype]
     nodes = np.cos((np.arange(64) + 0.5) * (math.pi / 64))
     a = (nodes + 1) / 2
     values = 2 * np.arcsin(np.sqrt((1 - a) / 2)) / np.sqrt(1 - a)
@@ -218,6 +218,24 @@ def angle(cos: jax.Array) -> jax.Array:
     coefficients = _arccos_polynomial("float64" if cos.dtype == jnp.float64 else "float32")
     value = _horner(coefficients, v) * jnp.sqrt(1 - magnitude)
     return jnp.where(cos < 0, math.pi - value, value)
+
+
+@jax.custom_jvp
+def angle_of_complement(delta: jax.Array) -> jax.Array:
+    """arccos(1 - delta) for delta in [0, 2], exact for small delta; its derivative is taken as 0 at both ends."""
+    far = delta > 1
+    small = jnp.where(far, 2 - delta, delta)
+    coefficients = _arccos_polynomial("float64" if delta.dtype == jnp.float64 else "float32")
+    value = _horner(coefficients, 1 - 2 * small) * jnp.sqrt(small)
+    return jnp.where(far, math.pi - value, value)
+
+
+@angle_of_complement.defjvp
+def _angle_of_complement_jvp(primals, tangents):
+    (delta,), (ddelta,) = primals, tangents
+    square = delta * (2 - delta)
+    kink = square <= 8 * jnp.finfo(delta.dtype).eps
+    return angle_of_complement(delta), jnp.where(kink, 0, 1 / jnp.sqrt(jnp.where(kink, 1, square))) * ddelta
 
 
 @angle.defjvp

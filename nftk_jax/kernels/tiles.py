@@ -60,7 +60,8 @@ def unit_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return unit, largest * length[:, 0]
 
 
-def _dot(u1: jax.Array, u2: jax.Array) -> jax.Array:
+def dot(u1: jax.Array, u2: jax.Array) -> jax.Array:
+    """The cosines of all pairs of unit vectors, at full precision on every device."""
     return lax.dot_general(u1, u2, (((1,), (1,)), ((), ())), precision=HIGHEST)
 
 
@@ -74,7 +75,7 @@ def _threshold(dtype) -> float:
     return 1 - _NEAR[jnp.dtype(dtype).name]
 
 
-def _exact_angles(u1: jax.Array, u2: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def exact_angles(u1: jax.Array, u2: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """The angles of one tile, nearly parallel pairs from the difference of their unit vectors.
 
     Args:
@@ -85,7 +86,7 @@ def _exact_angles(u1: jax.Array, u2: jax.Array, keep: jax.Array | None) -> tuple
     Returns:
       The angles and where they were corrected, shape (m, n).
     """
-    cos = _dot(u1, u2)
+    cos = dot(u1, u2)
     near = jnp.abs(cos) > _threshold(cos.dtype)
     if keep is not None:
         near = near & keep
@@ -135,14 +136,14 @@ def _square_distances(u1: jax.Array, u2: jax.Array, cos: jax.Array, wanted: jax.
     return lax.while_loop(lambda state: state[0] < last, add, (jnp.int32(0), jnp.zeros_like(cos)))[1]
 
 
-def _starts(n: int, size: int) -> np.ndarray:
+def tile_starts(n: int, size: int) -> np.ndarray:
     """First rows of tiles of one size that cover n rows; the last overlaps its neighbour where n is no multiple."""
     return np.minimum(np.arange(0, n, size), max(n - size, 0)).astype(np.int32)
 
 
 def _visit_flagged(largest: jax.Array, size: int, visit, out: jax.Array) -> jax.Array:
     """Apply ``out = visit(start, out)`` to the tiles of `size` rows in which some |cos| exceeds the threshold."""
-    starts = _starts(len(largest), size)
+    starts = tile_starts(len(largest), size)
     flagged = jnp.any(largest[starts[:, None] + np.arange(size)] > _threshold(largest.dtype), axis=1)
     order = jnp.asarray(starts)[jnp.argsort(~flagged, stable=True)]
     count = jnp.sum(flagged, dtype=jnp.int32)
@@ -175,7 +176,8 @@ def _classes(coefficients: jax.Array) -> jax.Array:
 
 def _write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
     """Write a block into the last two axes of `out`."""
-    return lax.dynamic_update_slice(out, block, (*(0,) * (out.ndim - 2), i, j))
+    index = [jnp.asarray(k, jnp.int32) for k in (*(0,) * (out.ndim - 2), i, j)]
+    return lax.dynamic_update_slice(out, block, index)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -187,7 +189,7 @@ def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array)
     (u1, r1), (u2, r2), series = unit_rows(x1), unit_rows(x2), _classes(coefficients)
     # one class works in place on its cosines, several read one array of angles
     if c == 1 or _tile_rows(plan, n1, n2, 2, itemsize) == n1:
-        cos = _dot(u1, u2)
+        cos = dot(u1, u2)
         largest = _largest(cos)
         out = _values(plan, series, angle(_after(largest, cos)), r1, r2)
     else:
@@ -195,17 +197,17 @@ def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array)
 
         def fill(k, state):
             out, largest = state
-            i = jnp.asarray(_starts(n1, size))[k]
-            cos = _dot(lax.dynamic_slice_in_dim(u1, i, size), u2)
+            i = jnp.asarray(tile_starts(n1, size))[k]
+            cos = dot(lax.dynamic_slice_in_dim(u1, i, size), u2)
             tile = _values(plan, series, angle(cos), lax.dynamic_slice_in_dim(r1, i, size), r2)
             return _write(out, tile, i, 0), lax.dynamic_update_slice_in_dim(largest, _largest(cos), i, 0)
 
         state = jnp.zeros((c, n1, n2), x1.dtype), jnp.zeros(n1, x1.dtype)
-        out, largest = lax.fori_loop(0, len(_starts(n1, size)), fill, state)
+        out, largest = lax.fori_loop(0, len(tile_starts(n1, size)), fill, state)
     rows = min(_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
 
     def visit(i, out):
-        t, _ = _exact_angles(lax.dynamic_slice_in_dim(u1, i, rows), u2, None)
+        t, _ = exact_angles(lax.dynamic_slice_in_dim(u1, i, rows), u2, None)
         return _write(out, _values(plan, series, t, lax.dynamic_slice_in_dim(r1, i, rows), r2), i, 0)
 
     return _visit_flagged(largest, rows, visit, out).reshape(c, n1, n2)
@@ -239,7 +241,7 @@ def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array)
 
     def visit(i, out):
         upper = jnp.arange(n) > i + jnp.arange(rows)[:, None]
-        t, near = _exact_angles(lax.dynamic_slice_in_dim(u, i, rows), u, upper)
+        t, near = exact_angles(lax.dynamic_slice_in_dim(u, i, rows), u, upper)
         k = _values(plan, series, t, lax.dynamic_slice_in_dim(r, i, rows), r)
         out = _write(out, jnp.where(near, k, lax.dynamic_slice_in_dim(out, i, rows, out.ndim - 2)), i, 0)
         return _write(out, jnp.where(near.T, k.mT, lax.dynamic_slice_in_dim(out, i, rows, out.ndim - 1)), 0, i)
@@ -256,7 +258,7 @@ def _triangle_unrolled(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array
     for i, j, h, w in _blocks(0, n, leaf):
         # one strip after the other: strips computed side by side would all need their temporaries at once
         u, out = lax.optimization_barrier((u, out))
-        cos = _dot(u[i : i + h], u[j : j + w])
+        cos = dot(u[i : i + h], u[j : j + w])
         k = _values(plan, series, angle(cos), r[i : i + h], r[j : j + w])
         if i == j:
             upper = np.triu(np.ones((h, h), bool), 1)
@@ -271,7 +273,7 @@ def _triangle_unrolled(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array
 def _triangle_looped(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array, side: int):
     """Square tiles of the upper triangle in one compiled loop, each with its mirror image."""
     n, classes = len(u), series.shape[:-1]
-    starts = _starts(n, side)
+    starts = tile_starts(n, side)
     # the last tile overlaps its neighbour: column by column its diagonal tile comes last and settles the overlap
     pairs = np.asarray([(starts[i], starts[j]) for j in range(len(starts)) for i in range(j + 1)], np.int32)
 
@@ -280,7 +282,7 @@ def _triangle_looped(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array, 
         i, j = jnp.asarray(pairs)[index]
         u1, u2 = lax.dynamic_slice_in_dim(u, i, side), lax.dynamic_slice_in_dim(u, j, side)
         r1, r2 = lax.dynamic_slice_in_dim(r, i, side), lax.dynamic_slice_in_dim(r, j, side)
-        cos = _dot(u1, u2)
+        cos = dot(u1, u2)
         upper = j + jnp.arange(side) > i + jnp.arange(side)[:, None]
         k = _values(plan, series, angle(cos), r1, r2)
         k = jnp.where(upper | (i != j), k, k.mT)
@@ -307,7 +309,7 @@ def _instantiate(primal, tangent):
 def _plain(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array, same: bool) -> jax.Array:
     """The differentiable formula: no second visit, no loops."""
     (u1, r1), (u2, r2) = unit_rows(x1), unit_rows(x2)
-    cos = _dot(u1, u2)
+    cos = dot(u1, u2)
     if same:
         cos = jnp.where(jnp.eye(len(x1), dtype=bool), 1, cos)
     return _values(plan, coefficients, angle(cos), r1, r2)
@@ -344,8 +346,8 @@ def matvec(plan: Plan, basis: jax.Array, mixed: jax.Array, x1: jax.Array, x2: ja
     size = min(_tile_rows(plan, n1, n2, 8, itemsize), 1024)
 
     def fill(k, out):
-        i = jnp.asarray(_starts(n1, size))[k]
-        t, _ = _exact_angles(lax.dynamic_slice_in_dim(u1, i, size), u2, None)
+        i = jnp.asarray(tile_starts(n1, size))[k]
+        t, _ = exact_angles(lax.dynamic_slice_in_dim(u1, i, size), u2, None)
         tile = jnp.zeros((size, v.shape[1]), x1.dtype)
         for b in range(basis.shape[0]):
             tile += jnp.matmul(evaluate(plan.form, basis[b], t), weights[b], precision=HIGHEST)
@@ -353,4 +355,4 @@ def matvec(plan: Plan, basis: jax.Array, mixed: jax.Array, x1: jax.Array, x2: ja
             tile *= lax.dynamic_slice_in_dim(r1, i, size)[:, None]
         return lax.dynamic_update_slice_in_dim(out, tile, i, 0)
 
-    return lax.fori_loop(0, len(_starts(n1, size)), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))
+    return lax.fori_loop(0, len(tile_starts(n1, size)), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))
