@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import (
-    SWEEPS,
     KernelName,
     angle_series,
     piecewise_linear_diagonals,
@@ -238,28 +238,26 @@ def _combined_gram(plan, extra, omega, table, at_zero, x):
 
 def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int):
     if x2 is not None:
-        return _recursion_tiles(mlp, omega, x1, x2, kernel, int(budget))
-    k = _recursion_tiles(mlp, omega, x1, x1, kernel, int(budget))
-    k = (k + k.mT) / 2
+        return recursion(mlp, kernel, int(budget), omega, x1, x2)
     if _is_traced(x1):
-        # mean of squares as the one feature: differentiable in x, and finite where x = 0
+        # one number for every row, differentiable in x and finite where x = 0
         square = jnp.mean(x1 * x1, axis=1)
-        radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
             diagonals = piecewise_linear_diagonals(mlp, square, kernel)
         else:
+            radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
             diagonals = scalar_diagonals(mlp, kernel, radius).astype(x1.dtype)
     else:
         diagonals = jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
-    index = jnp.arange(len(x1))
+    return _recursion_gram(mlp, kernel, int(budget), omega, x1, diagonals)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _recursion_gram(mlp, kernel, budget, omega, x, diagonals):
+    k = recursion(mlp, kernel, budget, omega, x, x)
+    k = jnp.where(jnp.triu(jnp.ones(k.shape[1:], bool)), k, k.mT)
+    index = jnp.arange(len(x))
     return k.at[:, index, index].set(jnp.matmul(omega, diagonals, precision=tiles.HIGHEST))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _recursion_tiles(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array, kernel: KernelName, budget: int):
-    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
-    tile = lambda row: jnp.einsum("cl,lm->cm", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype))  # noqa: E731
-    return jnp.moveaxis(jax.lax.map(tile, x1, batch_size=rows), 0, 1)
 
 
 def combined_ntk_matvec(
@@ -310,8 +308,14 @@ def combined_ntk_matvec(
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _recursion_matvec(mlp, omega, x1, x2, v, kernel, budget):
-    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
-    tile = lambda row: jnp.einsum(  # noqa: E731
-        "cl,lm,mc->c", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype), v
-    )
-    return jax.lax.map(tile, x1, batch_size=rows)
+    n1, n2 = len(x1), len(x2)
+    rows = int(min(n1, 512, max(1, budget // max(1, 2 * (mlp.depth + len(omega) + 12) * n2 * x1.dtype.itemsize))))
+    starts = jnp.asarray(tiles.tile_starts(n1, rows))
+
+    def fill(k, out):
+        x = jax.lax.dynamic_slice_in_dim(x1, starts[k], rows)
+        tile = recursion(mlp, kernel, budget // 2, omega, x, x2)
+        tile = jnp.einsum("cij,jc->ic", tile, v, precision=tiles.HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(out, tile, starts[k], 0)
+
+    return jax.lax.fori_loop(0, len(starts), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))
