@@ -323,12 +323,12 @@ def _rectangle_jvp(plan, primals, tangents):
 
 
 def _gram_jvp(plan, primals, tangents):
-    coefficients, diagonal, x = primals
+    coefficients, _, x = primals
     _check_sphere(plan, tangents[2])
     dcoefficients, ddiagonal, dx = (_instantiate(p, t) for p, t in zip(primals, tangents, strict=True))
     _, tangent = jax.jvp(lambda c, a: _plain(plan, c, a, a, same=True), (coefficients, x), (dcoefficients, dx))
-    index = jnp.arange(len(x))
-    return gram(plan, *primals), tangent.at[:, index, index].set(ddiagonal)
+    # not a scatter: its transpose asks for more than a diagonal needs
+    return gram(plan, *primals), jnp.where(jnp.eye(len(x), dtype=bool), ddiagonal[:, :, None], tangent)
 
 
 rectangle.defjvp(_rectangle_jvp, symbolic_zeros=True)
