@@ -193,7 +193,11 @@ def traced_series(mlp: MLP, kernel: KernelName, q: jax.Array, size: int = 32) ->
     to_coefficients = 2 / size * chebyshev.chebvander(nodes, size - 1)
     to_coefficients[:, 0] /= 2
     coefficients = jnp.matmul(values, jnp.asarray(to_coefficients, q.dtype), precision=jax.lax.Precision.HIGHEST)
-    return Form("chebyshev", math.inf), coefficients, scalar_diagonals(mlp, kernel, jnp.sqrt(q)[None])[:, 0]
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+        at_zero = piecewise_linear_diagonals(mlp, q[None], kernel)[:, 0]
+    else:
+        at_zero = scalar_diagonals(mlp, kernel, jnp.sqrt(q)[None])[:, 0]
+    return Form("chebyshev", math.inf), coefficients, at_zero
 
 
 @functools.lru_cache(maxsize=2)
