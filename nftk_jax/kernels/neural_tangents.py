@@ -26,7 +26,7 @@ if "neural_tangents" not in sys.modules:
     _package.__path__ = list(_spec.submodule_search_locations)
     sys.modules["neural_tangents"] = _package
 
-from neural_tangents import stax  # noqa: E402
+from neural_tangents import stax
 
 
 def _hermite(degree: float):

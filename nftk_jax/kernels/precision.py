@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager
 
 import jax
@@ -14,6 +15,4 @@ def enable_x64(on: bool = True) -> AbstractContextManager:
     """
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(on)
-    from jax.experimental import enable_x64 as experimental_enable_x64
-
-    return experimental_enable_x64(on)
+    return importlib.import_module("jax.experimental").enable_x64(on)

@@ -1,0 +1,266 @@
+"""Judge a learned model on the test rows: metrics with intervals, baselines, identifiability, certificate."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.datasets import Dataset
+from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2, r2_interval
+from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.learn import Learned, LearnSettings, Report, draw_splits, solve_scaled
+from nftk_jax.mkl import baselines, identifiability
+from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.search import learn_omega
+from nftk_jax.model import predict_scores
+from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
+from nftk_jax.solvers.cholesky import solve_classes
+
+#: Rows of the random blocks on which residual and predictions are recomputed in float64.
+CERTIFICATE_ROWS = 256
+
+
+def assess(
+    dataset: Dataset,
+    learned: Learned,
+    settings: LearnSettings,
+    *,
+    resamples: int,
+    baseline_rows: int,
+    report: Report,
+) -> dict[str, Any]:
+    """Everything that metrics.json holds about the model, as plain Python values.
+
+    Args:
+      dataset: with its test rows, which nothing before this point has seen.
+      learned: the model and how it was learned.
+      settings: what it was learned with.
+      resamples: how many further splits of the search rows Omega is learned on, for its spread.
+      baseline_rows: above this many training rows the baselines are compared on the search rows.
+      report: called with a stage's name, what is done and the total.
+    """
+    with enable_x64(settings.precision == "float64"):
+        return _assess(dataset, learned, settings, resamples, baseline_rows, report)
+
+
+def _assess(
+    dataset: Dataset, learned: Learned, settings: LearnSettings, resamples: int, baseline_rows: int, report: Report
+) -> dict[str, Any]:
+    model, descent = learned.model, learned.descent
+    rng = np.random.default_rng(settings.seed + 1)
+    seconds = dict(learned.seconds)
+    start = time.perf_counter()
+    scores = model.decision_function(dataset.x_test, report=lambda *state: report("predict", *state))
+    if not np.isfinite(scores).all():
+        raise ArithmeticError("the model's scores are not finite; raise --ridge or use --precision float64")
+    seconds["predict"] = time.perf_counter() - start
+    start = time.perf_counter()
+    comparison = _Comparison(dataset, learned, settings, baseline_rows, scores)
+    table = comparison.run(rng, report)
+    seconds["baselines"] = time.perf_counter() - start
+    start = time.perf_counter()
+    omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
+    seconds["resamples"] = time.perf_counter() - start
+    alignment = identifiability.centred_alignment(learned.problem.k)
+    eigenvalues, rank, condition = identifiability.gram_spectrum(
+        alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
+    )
+    omega_n = identifiability.normalise_rows(model.omega)
+    return {
+        "dataset": {
+            "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
+            "n_test": len(dataset.x_test), "n_features": dataset.n_features, "n_classes": dataset.n_outputs,
+            "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
+        },
+        **_test_metrics(dataset, scores, rng),
+        "omega": model.omega.tolist(),
+        "kernel_omega": model.kernel_omega.tolist(),
+        "scale": model.scale.tolist(),
+        "ridge": model.ridge.tolist(),
+        "zeros_in_omega_n": float((omega_n == 0).mean()),
+        "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
+        "baselines": table,
+        "baselines_note": comparison.note,
+        "search": None if descent is None else _search_block(descent, settings),
+        "identifiability": {
+            "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
+            "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            "verdict": identifiability.verdict(
+                depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
+                difference_to_uniform=table["uniform"]["difference_interval"],
+                difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
+            ),
+        },
+        "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
+        "timings": {f"{name}_s": value for name, value in seconds.items()},
+    }  # fmt: skip
+
+
+def _test_metrics(dataset: Dataset, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    if dataset.classes is not None:
+        accuracy, interval = accuracy_interval(scores.argmax(axis=1) == dataset.y_test)
+        return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval)}
+    value, interval = r2_interval(dataset.y_test, scores, rng)
+    mse = float(((dataset.y_test - scores) ** 2).mean())
+    return {"test_r2": value, "test_r2_interval": list(interval), "test_mse": mse}
+
+
+class _Comparison:
+    """Ours against every baseline on the same training rows, the same solver and the same test rows."""
+
+    def __init__(
+        self, dataset: Dataset, learned: Learned, settings: LearnSettings, baseline_rows: int, scores: np.ndarray
+    ) -> None:
+        self._dataset, self._learned, self._settings = dataset, learned, settings
+        model = learned.model
+        self._on_all = len(dataset.x_train) <= baseline_rows
+        rows = np.arange(len(dataset.x_train)) if self._on_all else learned.search_rows
+        self.note = (
+            None if self._on_all else
+            f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are more than "
+            f"{baseline_rows} training rows"
+        )  # fmt: skip
+        self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
+        self._y = learned.targets.y[rows].astype(self._z.dtype)
+        self._scores = scores if self._on_all else self._ntk_scores(model.omega)
+
+    def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
+        """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
+        problem, ridge, search = self._learned.problem, self._learned.model.ridge, self._settings.search
+        single, depth = baselines.best_single_depth(problem, ridge)
+        entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
+            ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
+            ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),
+            ("shared", lambda: (self._ntk_scores(baselines.shared(problem, ridge, search)), {})),
+            ("shuffled_labels", lambda: (self._shuffled_scores(rng), {})),
+            ("rbf", lambda: self._distance_scores("rbf")),
+            ("laplace", lambda: self._distance_scores("laplace")),
+        ]
+        table = {}
+        for done, (name, compute) in enumerate(entries):
+            report("baselines", done, len(entries))
+            scores, details = compute()
+            table[name] = {**self._compare(scores), **details}
+        report("baselines", len(entries), len(entries))
+        return table
+
+    def _ntk_scores(self, omega: np.ndarray) -> np.ndarray:
+        model, mlp = self._learned.model, self._settings.mlp
+        kernel_omega = omega / model.scale
+        solution = solve_scaled(mlp, self._z, kernel_omega, model.ridge, self._y)
+        z = jnp.asarray(self._z)
+        scores = predict_scores(
+            lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
+        )
+        return scores * model.target_scale + model.target_mean
+
+    def _shuffled_scores(self, rng: np.random.Generator) -> np.ndarray:
+        learned = self._learned
+        omega = baselines.shuffled_labels(learned.problem, learned.model.ridge, self._settings.search, rng)
+        return self._ntk_scores(omega)
+
+    def _distance_scores(self, name: baselines.DistanceKernelName) -> tuple[np.ndarray, dict[str, Any]]:
+        model, dataset = self._learned.model, self._dataset
+        search_inputs = model.scaled(dataset.x_train[self._learned.search_rows])
+        kernel = baselines.choose_distance_kernel(
+            name, search_inputs, self._learned.problem, shared_ridge=dataset.classes is not None
+        )
+        z = jnp.asarray(self._z)
+        gram = kernel.gram(z)[None]
+        everyone = np.ones((dataset.n_outputs, 1))
+        solution = solve_classes(lambda _: gram, everyone, kernel.ridge, self._y)
+        scores = predict_scores(
+            lambda rows, _: baselines.distance_kernel(name, jnp.asarray(rows), z, kernel.width)[None],
+            self._z_test, everyone, solution.dual_coef,
+        )  # fmt: skip
+        return scores * model.target_scale + model.target_mean, {
+            "width": kernel.width,
+            "ridge": kernel.ridge.tolist() if dataset.classes is None else float(kernel.ridge[0]),
+        }
+
+    def _compare(self, theirs: np.ndarray) -> dict[str, Any]:
+        y = self._dataset.y_test
+        if self._dataset.classes is None:
+            difference, interval = paired_r2_difference(y, self._scores, theirs)
+            return {"test_r2": r2(y, theirs), "difference": difference, "difference_interval": list(interval)}
+        right, theirs_right = self._scores.argmax(axis=1) == y, theirs.argmax(axis=1) == y
+        difference, interval = paired_accuracy_difference(right, theirs_right)
+        return {
+            "test_accuracy": float(theirs_right.mean()),
+            "difference": difference,
+            "difference_interval": list(interval),
+        }
+
+
+def _resample(
+    learned: Learned, settings: LearnSettings, resamples: int, rng: np.random.Generator, report: Report
+) -> np.ndarray:
+    """Standard deviation of Omega over new random splits of the search rows, shape (C, L)."""
+    problem = learned.problem
+    labels = None if learned.model.classes is None else np.asarray(problem.y.argmax(axis=1))
+    found = []
+    for number in range(resamples):
+        report("resamples", number, resamples)
+        splits = draw_splits(labels, len(problem.y), rng)
+        if settings.search.objective == "train":  # it holds nothing out: the split becomes a subset of its rows
+            again = problem.rows(splits[0][0])
+        else:
+            again = dataclasses.replace(problem, splits=splits)
+        result = learn_omega(again, learned.model.ridge, settings.search)
+        assert result is not None
+        found.append(np.broadcast_to(result.omega, learned.model.omega.shape))
+    report("resamples", resamples, resamples)
+    return np.std(found, axis=0, ddof=1)
+
+
+def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, Any]:
+    return {
+        "objective": settings.search.objective,
+        "constraint": settings.search.constraint,
+        "weights": settings.search.weights,
+        "converged": descent.converged.tolist(),
+        "iterations": descent.iterations.tolist(),
+        "projected_gradient": descent.projected_gradient.tolist(),
+        "message": descent.message,
+        "history": {
+            "seconds": descent.seconds.tolist(),
+            "objective": descent.value_history.tolist(),
+            "projected_gradient": descent.projected_gradient_history.tolist(),
+        },
+    }
+
+
+def _certify(
+    dataset: Dataset, learned: Learned, settings: LearnSettings, scores: np.ndarray, rng: np.random.Generator
+) -> Certificate:
+    """Recompute residual and predictions in float64 on random blocks of training and test rows."""
+    model = learned.model
+    z_train = model.scaled(dataset.x_train).astype(np.float64)
+    rows = rng.choice(len(z_train), min(CERTIFICATE_ROWS, len(z_train)), replace=False)
+    residual = relative_residual(
+        settings.mlp,
+        model.kernel_omega,
+        model.ridge,
+        z_train,
+        learned.targets.y,
+        model.dual_coef.astype(np.float64),
+        rows,
+    )
+    block = rng.choice(len(scores), min(CERTIFICATE_ROWS, len(scores)), replace=False)
+    z_test = model.scaled(dataset.x_test[block]).astype(np.float64)
+    exact = apply_float64(settings.mlp, model.kernel_omega, z_test, z_train, model.dual_coef.astype(np.float64))
+    exact = exact * model.target_scale + model.target_mean
+    return Certificate(
+        solver="cholesky",
+        iterations=0,
+        relative_residual=residual,
+        condition_estimate=learned.solution.condition_estimate,
+        jitter=learned.solution.jitter,
+        max_prediction_difference_float64=float(np.abs(scores[block] - exact).max()),
+    )

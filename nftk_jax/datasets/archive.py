@@ -1,0 +1,204 @@
+"""Reading .npz archives that may be anything: every layout is known, and sane, before any array is allocated."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pathlib
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from nftk_jax.datasets.errors import DataError, describe_cause, shorten
+
+#: What zipfile, zlib and numpy's header parser raise on damaged or hostile files (zipfile's NotImplementedError and its
+#: complaint about passwords are RuntimeErrors, numpy's own complaints are ValueErrors, but it sorts the keys of a
+#: damaged header, which may not be strings: a TypeError).
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    OverflowError,
+    MemoryError,
+)
+
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class Layout(NamedTuple):
+    """Shape and dtype of an array, known before its contents are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def available_memory() -> int | None:
+    """Bytes that this process could still allocate, or None where the system does not say."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit, which /proc/meminfo does not show
+        group = pathlib.Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        limits.append(max(0, limit - int((group / "memory.current").read_text(encoding="ascii"))))
+    if not limits:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def list_arrays(path: pathlib.Path) -> list[str]:
+    """Name the arrays of an archive.
+
+    Args:
+      path: a .npz file.
+
+    Returns:
+      The names, in the archive's order.
+
+    Raises:
+      DataError: the file is absent, or is no archive.
+    """
+    with _open_archive(path) as archive:
+        return [member.removesuffix(".npy") for member in archive.namelist()]
+
+
+def read_layouts(path: pathlib.Path, names: Iterable[str]) -> dict[str, Layout]:
+    """Read the shapes and dtypes of arrays without their contents.
+
+    Args:
+      path: a .npz file.
+      names: the arrays wanted; the archive may hold others.
+
+    Returns:
+      The layout of each.
+
+    Raises:
+      DataError: the file is absent, no archive, damaged, lacks an array, holds Python objects, declares sizes that
+        disagree with one another, or would not fit the memory that is available.
+    """
+    names = list(names)
+    with _open_archive(path) as archive:
+        members = _find_members(path, archive, names)
+        _check_memory(path, sum(info.file_size for info in members.values()))
+        return {name: _read_layout(path, archive, name, info) for name, info in members.items()}
+
+
+def read_arrays(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read arrays whole; pickled objects are never loaded.
+
+    Args:
+      path: a .npz file.
+      names: the arrays wanted; the archive may hold others.
+
+    Returns:
+      The arrays as stored.
+
+    Raises:
+      DataError: as for `read_layouts`, or the contents are truncated or fail their checksum.
+    """
+    names = list(names)
+    read_layouts(path, names)
+    arrays = {}
+    with _open_archive(path) as archive:
+        for name, info in _find_members(path, archive, names).items():
+            with _explain_damage(path, name), archive.open(info) as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    return arrays
+
+
+@contextlib.contextmanager
+def _open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; expected a .npz file: name a file in it")
+        if not path.exists():
+            raise DataError(f"{path} does not exist; expected a .npz file: check the path")
+        if not path.is_file():
+            raise DataError(f"{path} is not a regular file; expected a .npz file")
+        archive = zipfile.ZipFile(path)
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except _DAMAGE as error:
+        raise DataError(
+            f"{path} is not a .npz archive, or is cut short ({describe_cause(error)}); write it with numpy.savez"
+        ) from error
+    with archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def _explain_damage(path: pathlib.Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(
+            f"{path}: {name} is damaged or cut short ({describe_cause(error)}); write the file again"
+        ) from error
+
+
+def _find_members(path: pathlib.Path, archive: zipfile.ZipFile, names: list[str]) -> dict[str, zipfile.ZipInfo]:
+    found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        listed = ", ".join(shorten(name) for name in list(found)[:8]) + (", ..." if len(found) > 8 else "")
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}; expected the arrays {', '.join(names)}; it holds {listed or 'none'}"
+        )
+    return {name: found[name] for name in names}
+
+
+def _check_memory(path: pathlib.Path, needed: int) -> None:
+    available = available_memory()
+    if available is not None and needed > available:
+        raise DataError(
+            f"{path} expands to {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB of memory are available; "
+            "save fewer rows or a smaller dtype"
+        )
+
+
+def _read_layout(path: pathlib.Path, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Layout:
+    if info.compress_type not in _COMPRESSIONS or info.flag_bits & 1:
+        raise DataError(f"{path}: {name} is encrypted or compressed in an unusual way; write it with numpy.savez")
+    with _explain_damage(path, name), archive.open(info) as member:
+        shape, dtype = _read_header(member)
+        if dtype.hasobject:
+            raise DataError(
+                f"{path}: {name} holds pickled Python objects, which are never loaded; "
+                "save it as an array of numbers or strings (astype)"
+            )
+        # numpy allocates what the header claims before it reads: believe only a claim that the archive's size confirms.
+        claimed = member.tell() + math.prod(shape) * dtype.itemsize
+        if any(length < 0 for length in shape) or claimed != info.file_size or dtype.itemsize == 0:
+            raise DataError(
+                f"{path}: {name} is damaged: its header claims shape {shape} of {dtype}, {claimed} bytes with the "
+                f"header, but {info.file_size} bytes are stored; write the file again"
+            )
+    return Layout(tuple(int(length) for length in shape), dtype)
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+    else:  # (3, 0) exists for the names of fields alone, and an array with fields is of no use here
+        raise ValueError(f".npy format version {version} is not supported")
+    return shape, dtype

@@ -1,0 +1,117 @@
+"""Data sets by name: which there are, and where their files are looked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import os
+import pathlib
+
+import numpy as np
+
+from nftk_jax.datasets import archive, mnist
+from nftk_jax.datasets.dataset import Dataset, make_dataset
+from nftk_jax.datasets.download import Report
+from nftk_jax.datasets.errors import DataError, shorten
+from nftk_jax.datasets.subsets import check_request
+from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs
+
+BUNDLED = "mnist-small"
+NAMES = (BUNDLED, *mnist.IMAGE_SETS)
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where files of data sets live unless told otherwise: $NFTK_DATA, else ~/.cache/nftk_jax."""
+    return _expand(os.environ.get("NFTK_DATA") or "~/.cache/nftk_jax")
+
+
+def _expand(path: str | os.PathLike[str]) -> pathlib.Path:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise DataError(f"{path}: this user has no home directory; name a directory by --data-dir or $NFTK_DATA")
+    return pathlib.Path(expanded)
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: pathlib.Path | None = None,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Dataset:
+    """Load a data set, checked, whole or as a stratified random subset.
+
+    Args:
+      name: "mnist-small" (bundled), "mnist", "fashion-mnist", or the path of a .npz file holding x_train, y_train,
+        x_test and y_test: inputs of any real dtype, of which images are flattened; labels that are integers, booleans
+        or strings, or floats as regression targets, (n,) or (n, n_outputs).
+      data_dir: where the files of mnist and fashion-mnist are, or are put when they are fetched; default $NFTK_DATA,
+        then ~/.cache/nftk_jax.
+      n_train: number of training rows to draw, stratified by class; at least one of every class, so it must be at least
+        their number. None takes all. Regression draws uniformly.
+      n_test: the same for the test rows, where rare classes may be left out.
+      seed: of the draw.
+      report: called with a description, bytes done and bytes in all while a file is fetched.
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: the name is unknown, a file is absent or damaged, or its contents cannot be used.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        raise DataError(f"the name of a data set must be a string, got {shorten(name)}; choose from {', '.join(NAMES)}")
+    name = os.fspath(name)
+    if name in mnist.IMAGE_SETS:
+        image_set = mnist.IMAGE_SETS[name]
+        check_request(name, n_train, image_set.shapes["x_train"][0], n_test, image_set.shapes["x_test"][0], seed)
+        folder = default_data_dir() if data_dir is None else _expand(data_dir)
+        arrays = mnist.load_image_set(image_set, folder, report=report)
+        return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=image_set.titles)
+    if name == BUNDLED:
+        with importlib.resources.as_file(
+            importlib.resources.files(f"{__package__}.bundled") / "mnist-small.npz"
+        ) as path:
+            return _load_file(path, name, n_train, n_test, seed)
+    if name.lower().endswith(".npz"):
+        path = pathlib.Path(os.path.expanduser(name))
+        return _load_file(path, path.name, n_train, n_test, seed)
+    closest = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"; did you mean {closest[0]}?" if closest else ""
+    raise DataError(
+        f"there is no data set {shorten(name, 120)}; expected {', '.join(NAMES)}, "
+        f"or the path of a file ending in .npz{hint}"
+    )
+
+
+def load_inputs(path: str | os.PathLike[str]) -> np.ndarray:
+    """Load samples to predict for.
+
+    Args:
+      path: a .npz file; the array `x` in it is taken, else `x_test`.
+
+    Returns:
+      Shape (n, n_features), the samples flattened; dtype as `Dataset.x_train` has it.
+
+    Raises:
+      DataError: the file is absent or damaged, lacks the array, or holds none or values that cannot be used.
+    """
+    path = pathlib.Path(os.path.expanduser(path))
+    found = archive.list_arrays(path)
+    key = next((key for key in ("x", "x_test") if key in found), None)
+    if key is None:
+        listed = ", ".join(shorten(name) for name in found[:8]) or "none"
+        raise DataError(f"{path} lacks an array x (or x_test) of samples to predict for; it holds {listed}")
+    check_input_layout(path.name, key, archive.read_layouts(path, [key])[key])
+    return clean_inputs(path.name, key, archive.read_arrays(path, [key])[key])
+
+
+def _load_file(path: pathlib.Path, name: str, n_train: int | None, n_test: int | None, seed: int) -> Dataset:
+    layouts = archive.read_layouts(path, _KEYS)
+    check_layouts(name, layouts)  # a wrong shape in a large file is reported at once
+    check_request(name, n_train, layouts["x_train"].shape[0], n_test, layouts["x_test"].shape[0], seed)
+    return make_dataset(name, archive.read_arrays(path, _KEYS), n_train=n_train, n_test=n_test, seed=seed)

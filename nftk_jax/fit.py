@@ -1,0 +1,245 @@
+"""`python -m nftk_jax.fit`: learn which depths each class uses, solve, compare with baselines, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shlex
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from nftk_jax import command_line
+from nftk_jax.command_line import CommandError
+
+if TYPE_CHECKING:
+    from nftk_jax.datasets import Dataset
+    from nftk_jax.learn import LearnSettings
+
+#: Above this many training rows the baselines are compared on the search rows.
+BASELINE_ROWS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
+
+    dataset: str = "mnist-small"
+    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test."""
+    data_dir: pathlib.Path | None = None
+    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    n_train: int | None = None
+    """Use a stratified random subset of this many training rows."""
+    n_test: int | None = None
+    """Use a stratified random subset of this many test rows."""
+    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
+    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    depth: int = 10
+    """Hidden layers L; the kernels of depths 1 to L are combined."""
+    activation: str = "relu"
+    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    w_std: float = 1.41421356
+    """Standard deviation of the weights (NTK parametrisation)."""
+    b_std: float = 0.0
+    """Standard deviation of the hidden layers' biases."""
+    objective: Literal["validation", "train"] = "validation"
+    """What Omega minimises: the error on held-out rows, or the regularised training loss of the paper's eq. 9."""
+    constraint: Literal["simplex", "orthant"] = "simplex"
+    """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
+    penalty: float = 0.0
+    """Weight of the penalty on Omega."""
+    penalty_norm: Literal["l1", "l2"] = "l1"
+    """Norm of the penalty: sum of Omega, or half its sum of squares."""
+    n_search: int | None = None
+    """Training rows used to learn Omega; default all up to 3000."""
+    resamples: int = 0
+    """Learn Omega again on this many random splits of the search rows and report its spread."""
+    weights: Literal["per-class", "shared", "uniform"] = "per-class"
+    """Learn one row of Omega a class, one for all classes, or none."""
+    ridge: float | Literal["auto"] = "auto"
+    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows."""
+    solver: Literal["auto", "cholesky"] = "auto"
+    """How the ridge regression is solved."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of kernels and solves."""
+    seed: int = 0
+    """Draws subsets, held-out rows and shuffled labels."""
+    output: pathlib.Path | None = None
+    """Output directory; default runs/DATASET-TIME."""
+    overwrite: bool = False
+    """Replace an earlier result in the output directory."""
+    dry_run: bool = False
+    """Print the plan (memory, seconds, solver) and compute nothing."""
+
+
+def main(config: FitConfig) -> None:
+    """Run a fit and write its output directory.
+
+    Raises:
+      CommandError, ValueError: bad input; nothing is written.
+      ArithmeticError: a numerical failure, named; nothing is written.
+    """
+    from rich.console import Console
+
+    started = time.perf_counter()
+    console = Console()
+    output = config.output or pathlib.Path("runs") / _default_name(config)
+    if not config.dry_run:
+        command_line.check_output(output, overwrite=config.overwrite)
+    _check_numbers(config)
+    settings = _settings(config)
+    with command_line.make_progress(console) as progress:
+        dataset = _load(config, command_line.StageReport(progress))
+    plan = _plan(dataset, settings)
+    if config.dry_run:
+        _print_plan(console, plan, dataset)
+        return
+    plan.check()
+    from nftk_jax.assess import assess
+    from nftk_jax.learn import learn
+
+    outputs = "targets" if dataset.classes is None else "classes"
+    console.print(
+        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
+        f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
+        warnings.simplefilter("always")
+        report = command_line.StageReport(progress)
+        learned = learn(
+            dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=dataset.image_shape is not None,
+            report=report,
+        )  # fmt: skip
+        assessment = assess(
+            dataset, learned, settings, resamples=config.resamples, baseline_rows=BASELINE_ROWS, report=report
+        )
+    for message in dict.fromkeys(str(item.message) for item in caught):
+        console.print(f"note: {message}", markup=False, highlight=False)
+    metrics = {
+        "schema": "nftk_jax.fit/1",
+        "version": _version(),
+        "command": shlex.join(["python", "-m", "nftk_jax.fit", *sys.argv[1:]]),
+        "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
+        "environment": command_line.environment(),
+        **assessment,
+        "peak_memory_bytes": command_line.peak_memory_bytes(),
+    }
+    metrics["timings"]["total_s"] = time.perf_counter() - started
+    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
+        _write(aside, metrics, learned.model)
+    from nftk_jax.reports.tables import summary
+
+    console.print(summary(metrics))
+    console.print(
+        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _default_name(config: FitConfig) -> str:
+    stem = pathlib.Path(config.dataset).name.removesuffix(".npz")
+    return f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _check_numbers(config: FitConfig) -> None:
+    """Refuse what no type can: ranges of the flags that no constructor checks."""
+    if config.resamples < 0:
+        raise CommandError(f"--resamples must be >= 0; got {config.resamples}")
+    if config.resamples == 1:
+        raise CommandError("--resamples must be 0 or at least 2, since one has no spread; got 1")
+    if config.seed < 0:
+        raise CommandError(f"--seed must be >= 0; got {config.seed}")
+
+
+def _settings(config: FitConfig) -> LearnSettings:
+    from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.learn import LearnSettings
+    from nftk_jax.mkl.search import SearchSettings
+
+    return LearnSettings(
+        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std),
+        search=SearchSettings(config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights),
+        ridge=config.ridge,
+        n_search=config.n_search,
+        precision=config.precision,
+        scaling=config.scaling,
+        seed=config.seed,
+    )
+
+
+def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
+    from nftk_jax.datasets import load_dataset
+
+    dataset = load_dataset(
+        config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
+        report=report,
+    )  # fmt: skip
+    if config.n_search is not None and config.n_search > len(dataset.x_train):
+        raise CommandError(
+            f"--n-search must be at most the {len(dataset.x_train)} training rows; got {config.n_search}"
+        )
+    return dataset
+
+
+def _plan(dataset: Dataset, settings: LearnSettings):
+    from nftk_jax.learn import SEARCH_ROWS
+    from nftk_jax.solvers.plan import plan_fit
+
+    n_train = len(dataset.x_train)
+    return plan_fit(
+        n_train=n_train, n_search=min(n_train, settings.n_search or SEARCH_ROWS), n_test=len(dataset.x_test),
+        n_features=dataset.n_features, n_classes=dataset.n_outputs, depth=settings.mlp.depth,
+        itemsize=4 if settings.precision == "float32" else 8,
+    )  # fmt: skip
+
+
+def _print_plan(console, plan, dataset: Dataset) -> None:
+    from rich.table import Table
+
+    table = Table("stage", "memory, GiB", "seconds (estimate)", title=f"plan: {dataset.name}, solver {plan.solver}")
+    for stage in plan.stages:
+        table.add_row(stage.name, f"{stage.bytes / 2**30:.2f}", f"{stage.seconds:.0f}")
+    console.print(table)
+    fits = "fits" if plan.peak_bytes <= plan.available_bytes else "does not fit"
+    console.print(f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {plan.available_bytes / 2**30:.1f} GiB free")
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("nftk_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(directory: pathlib.Path, metrics: dict, model) -> None:
+    """Write every file of the contract."""
+    from nftk_jax.reports.figures import save_figures
+    from nftk_jax.reports.html import render_report
+
+    model.save(directory)
+    rows = ["class,depth,weight,kernel_weight"]
+    for name, weights, kernel_weights in zip(
+        metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True
+    ):
+        quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
+        for depth, (weight, kernel_weight) in enumerate(zip(weights, kernel_weights, strict=True), 1):
+            rows.append(f"{quoted},{depth},{weight!r},{kernel_weight!r}")
+    (directory / "omega.csv").write_text("\n".join(rows) + "\n")
+    (directory / "figures").mkdir()
+    figures = save_figures(metrics, directory / "figures")
+    (directory / "report.html").write_text(render_report(metrics, figures), encoding="utf-8")
+    (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+
+def command() -> int:
+    """The console script nftk-fit."""
+    return command_line.run(main, FitConfig, prog="nftk_jax.fit", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(command())

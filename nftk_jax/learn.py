@@ -1,0 +1,245 @@
+"""Learn an infinite-width NFT-K from arrays: scale, search Omega, solve. Commands and estimators both call it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.search import (
+    RIDGE_GRID,
+    SearchProblem,
+    SearchSettings,
+    choose_ridge,
+    learn_omega,
+    uniform_omega,
+)
+from nftk_jax.model import NFTKModel, ScalingName, fit_input_scaling
+from nftk_jax.sampling import draw_rows
+from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
+
+PrecisionName = Literal["float32", "float64"]
+Report = Callable[[str, int, int], None]
+
+#: Rows that the search takes from a larger training set unless told otherwise.
+SEARCH_ROWS = 3000
+#: Share of the search rows that are held out to judge Omega and the ridge.
+HELD_OUT_SHARE = 1 / 3
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnSettings:
+    """All that shapes a model besides its data.
+
+    Attributes:
+      mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
+      search: how Omega is learned.
+      ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows.
+      n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
+      precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
+      scaling: of the inputs, see `fit_input_scaling`.
+      seed: draws the search rows and the held-out rows.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    mlp: MLP
+    search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
+    ridge: float | Literal["auto"] = "auto"
+    n_search: int | None = None
+    precision: PrecisionName = "float32"
+    scaling: ScalingName = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ridge != "auto" and not (np.isfinite(self.ridge) and self.ridge > 0):
+            raise ValueError(f"ridge must be a finite number > 0, or auto; got {self.ridge!r}")
+        if self.precision not in get_args(PrecisionName) or self.scaling not in get_args(ScalingName):
+            raise ValueError(
+                f"precision must be one of {', '.join(get_args(PrecisionName))} and scaling one of "
+                f"{', '.join(get_args(ScalingName))}; got {self.precision!r} and {self.scaling!r}"
+            )
+        if self.n_search is not None and self.n_search < 4:
+            raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Encoded targets, shape (n, C), and what turns scores back: y = target * scale + mean."""
+
+    y: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def encode_targets(y: np.ndarray, n_classes: int | None) -> Targets:
+    """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
+
+    Args:
+      y: class indices, shape (n,), or real targets, shape (n, k).
+      n_classes: number of classes, or None for regression.
+    """
+    if n_classes is not None:
+        one_hot = np.eye(n_classes)[y]
+        return Targets(one_hot - one_hot.mean(axis=0), one_hot.mean(axis=0), np.ones(n_classes))
+    mean, spread = y.mean(axis=0), y.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return Targets((y - mean) / scale, mean, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A model and how it was learned.
+
+    Attributes:
+      model: ready to predict and to save.
+      targets: encoded targets of the training rows.
+      problem: kernels and targets of the search rows.
+      search_rows: their positions among the training rows.
+      descent: the search's result, None for uniform weights.
+      solution: dual coefficients with jitter and condition estimate.
+      seconds: of the stages kernels, search and solve.
+    """
+
+    model: NFTKModel
+    targets: Targets
+    problem: SearchProblem
+    search_rows: np.ndarray
+    descent: DescentResult | None
+    solution: RidgeSolution
+    seconds: dict[str, float]
+
+
+def learn(
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: LearnSettings,
+    *,
+    classes: np.ndarray | None = None,
+    images: bool = False,
+    report: Report = _silent,
+) -> Learned:
+    """Learn Omega on the search rows and solve on all rows (paper eqs. 14-16).
+
+    Args:
+      x: inputs, shape (n, p), unscaled.
+      y: class indices, shape (n,), or real targets, shape (n, k).
+      settings: everything else.
+      classes: labels of the classes, or None for regression.
+      images: whether a sample had more than one axis, for the scaling "auto".
+      report: called with a stage's name, what is done and the total.
+
+    Raises:
+      ValueError: the kernels cannot be scaled on these inputs.
+      ArithmeticError: a solve failed; the message says what to do.
+    """
+    with enable_x64(settings.precision == "float64"):
+        return _learn(x, y, settings, classes, images, report)
+
+
+def _learn(
+    x: np.ndarray, y: np.ndarray, settings: LearnSettings, classes: np.ndarray | None, images: bool, report: Report
+) -> Learned:
+    dtype = np.dtype(settings.precision)
+    clock = _Clock()
+    scaling = fit_input_scaling(x, settings.scaling, images=images)
+    z = scaling.apply(x, dtype)
+    scale = unit_diagonal_scale(settings.mlp, z)
+    targets = encode_targets(y, None if classes is None else len(classes))
+    rows, problem = build_problem(z, y, targets, scale, settings, classification=classes is not None)
+    jax.block_until_ready(problem.k)
+    clock.lap("kernels")
+    report("search", 0, problem.n_classes)
+    ridge = find_ridge(problem, settings, shared=classes is not None)
+    descent = learn_omega(problem, ridge, settings.search, report=lambda *state: report("search", *state))
+    omega = uniform_omega(problem.n_classes, problem.depth) if descent is None else descent.omega
+    omega = np.broadcast_to(omega, (problem.n_classes, problem.depth)).copy()
+    clock.lap("search")
+    solution = solve_scaled(
+        settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), condition=True, report=report
+    )
+    clock.lap("solve")
+    model = NFTKModel(
+        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
+        target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
+    )  # fmt: skip
+    return Learned(model, targets, problem, rows, descent, solution, clock.seconds)
+
+
+def build_problem(
+    z: np.ndarray, y: np.ndarray, targets: Targets, scale: np.ndarray, settings: LearnSettings, *, classification: bool
+) -> tuple[np.ndarray, SearchProblem]:
+    """Draw the search rows and the held-out rows among them, and evaluate every depth's kernel there."""
+    n = min(len(z), settings.n_search or SEARCH_ROWS)
+    rng = np.random.default_rng(settings.seed)
+    labels = y if classification else None
+    rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
+    splits = draw_splits(None if labels is None else y[rows], n, rng)
+    k = combined_ntk(settings.mlp, np.diag(1 / scale), z[rows])
+    return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), splits)
+
+
+def draw_splits(
+    labels: np.ndarray | None, n_search: int, rng: np.random.Generator
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """One split of the search rows into rows to solve on and held-out rows, stratified by `labels` where given."""
+    held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
+    return ((np.sort(train), np.sort(held)),)
+
+
+def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
+    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights."""
+    if settings.ridge != "auto":
+        return np.full(problem.n_classes, float(settings.ridge))
+    errors = problem.held_out_errors(lambda k: k.mean(axis=0), RIDGE_GRID)
+    return choose_ridge(errors, RIDGE_GRID, shared=shared)
+
+
+def solve_scaled(
+    mlp: MLP,
+    z: np.ndarray,
+    kernel_omega: np.ndarray,
+    ridge: np.ndarray,
+    y: np.ndarray,
+    *,
+    condition: bool = False,
+    report: Report = _silent,
+) -> RidgeSolution:
+    """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels."""
+    device_z = jnp.asarray(z)
+    report("solve", 0, len(kernel_omega))
+    return solve_classes(
+        lambda weights: combined_ntk(mlp, weights, device_z),
+        kernel_omega,
+        ridge,
+        y,
+        condition=condition,
+        report=lambda done, total: report("solve", done, total),
+    )
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

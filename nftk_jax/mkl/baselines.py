@@ -1,0 +1,125 @@
+"""What a learned Omega must be held against: simpler weights, shuffled labels, RBF and Laplace kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.mkl.search import (
+    RIDGE_GRID,
+    SearchProblem,
+    SearchSettings,
+    choose_ridge,
+    learn_omega,
+    uniform_omega,
+)
+
+DistanceKernelName = Literal["rbf", "laplace"]
+
+_WIDTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_DISTANCE_RIDGES = RIDGE_GRID[::2]
+
+
+def uniform(problem: SearchProblem) -> np.ndarray:
+    """Equal weights, shape (C, L)."""
+    return uniform_omega(problem.n_classes, problem.depth)
+
+
+def best_single_depth(problem: SearchProblem, ridge: np.ndarray) -> tuple[np.ndarray, int]:
+    """All weight on the one depth of least held-out error over all classes, at the given ridges.
+
+    Args:
+      problem: the search rows; the depth is chosen on its held-out rows.
+      ridge: absolute ridges, shape (C,).
+
+    Returns:
+      One-hot weights, shape (C, L), and the depth, counted from 1.
+    """
+    values, column = np.unique(ridge, return_inverse=True)
+    errors = []
+    for depth in range(problem.depth):
+        by_ridge = problem.held_out_errors(operator.itemgetter(depth), values.tolist())
+        errors.append(by_ridge[column.ravel(), np.arange(len(ridge))].mean())
+    depth = int(np.argmin(errors)) + 1
+    return np.repeat(np.eye(problem.depth)[[depth - 1]], problem.n_classes, axis=0), depth
+
+
+def shared(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> np.ndarray:
+    """Omega learned as one row for all classes, shape (C, L)."""
+    result = learn_omega(problem, ridge, dataclasses.replace(settings, weights="shared"))
+    assert result is not None
+    return np.repeat(result.omega, problem.n_classes, axis=0)
+
+
+def shuffled_labels(
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, rng: np.random.Generator
+) -> np.ndarray:
+    """Omega learned after the targets' rows were permuted: what the search finds where there is nothing to find."""
+    order = rng.permutation(len(problem.y))
+    result = learn_omega(dataclasses.replace(problem, y=problem.y[order]), ridge, settings)
+    if result is None:
+        return uniform(problem)
+    return np.broadcast_to(result.omega, (problem.n_classes, problem.depth)).copy()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def distance_kernel(name: DistanceKernelName, x1: jax.Array, x2: jax.Array, width: jax.Array | float) -> jax.Array:
+    r"""exp(-|x - x'|^2 / (2 width^2)) ("rbf") or exp(-|x - x'| / width) ("laplace"), shape (n1, n2).
+
+    Both use the Euclidean distance; this Laplace kernel has the function space of the ReLU NTK on the sphere (Chen & Xu
+    2021), which makes it the natural rival.
+    """
+    product = jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.maximum((x1**2).sum(1)[:, None] + (x2**2).sum(1) - 2 * product, 0.0)
+    return jnp.exp(-square / (2 * width**2)) if name == "rbf" else jnp.exp(-jnp.sqrt(square) / width)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceKernel:
+    """A distance kernel with its width and ridges, shape (C,), as chosen on the held-out rows."""
+
+    name: DistanceKernelName
+    width: float
+    ridge: np.ndarray
+
+    def gram(self, x: jax.Array) -> jax.Array:
+        """Gram matrix of x, shape (n, n), with its exact unit diagonal."""
+        index = jnp.arange(len(x))
+        return distance_kernel(self.name, x, x, self.width).at[index, index].set(1.0)
+
+
+def choose_distance_kernel(
+    name: DistanceKernelName, x: np.ndarray, problem: SearchProblem, *, shared_ridge: bool
+) -> DistanceKernel:
+    """Choose width (a multiple of the median distance) and ridge by the error on the held-out rows.
+
+    Args:
+      name: "rbf" or "laplace".
+      x: scaled inputs of the search rows, shape (n, p).
+      problem: their targets and held-out rows.
+      shared_ridge: one ridge for all classes.
+    """
+    sample = np.asarray(x[:500], np.float64)
+    squares = (sample**2).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * sample @ sample.T, 0.0))
+    median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
+    best: tuple[float, DistanceKernel] | None = None
+    for factor in _WIDTH_FACTORS:
+        kernel = DistanceKernel(name, median * factor, np.empty(0))
+        gram = kernel.gram(jnp.asarray(x))[None]
+        errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
+        if not np.isfinite(errors).any(axis=0).all():
+            continue
+        ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
+        chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
+        if best is None or chosen < best[0]:
+            best = float(chosen), dataclasses.replace(kernel, ridge=ridge)
+    if best is None:
+        raise ArithmeticError(f"the {name} kernel is singular at every width and ridge tried; use --precision float64")
+    return best[1]

@@ -1,0 +1,108 @@
+"""Whether Omega means anything: how alike the depths' kernels are, and what that allows one to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+#: Eigenvalues of the kernels' Gram matrix below this share of the largest do not count towards its rank.
+RANK_RESOLUTION = 1e-3
+
+_CHUNK = 2**22
+
+
+def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
+    r"""Centred kernel alignment of every pair of kernels (Cortes et al. 2012), shape (L, L), float64.
+
+    .. math:: A_{lm} = \langle H K_l H, H K_m H\rangle_F / (\|H K_l H\|_F \|H K_m H\|_F), \quad H = I - 11'/n
+
+    Args:
+      k: kernels, shape (L, n, n), symmetric. Inner products are summed in float64.
+    """
+    depth, n, _ = k.shape
+    inner = np.zeros((depth, depth))
+    row_means = np.asarray(k.mean(axis=2), np.float64)
+    means = row_means.mean(axis=1)
+    rows = max(1, _CHUNK // (depth * n))
+    for start in range(0, n, rows):
+        block = np.asarray(k[:, start : start + rows], np.float64)
+        block = block - row_means[:, start : start + rows, None] - row_means[:, None, :] + means[:, None, None]
+        flat = block.reshape(depth, -1)
+        inner += flat @ flat.T
+    norm = np.sqrt(np.diagonal(inner))
+    norm = np.where(norm > 0, norm, 1.0)
+    return inner / np.outer(norm, norm)
+
+
+def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, float]:
+    """Eigenvalues of the alignment matrix in falling order, its rank at `RANK_RESOLUTION` and its condition number.
+
+    The smallest eigenvalues are rounding of the kernels, so the condition number is capped at 1 / eps of their dtype.
+    """
+    eigenvalues = np.linalg.eigvalsh(alignment)[::-1]
+    rank = int((eigenvalues > RANK_RESOLUTION * eigenvalues[0]).sum())
+    condition = min(float(eigenvalues[0] / max(eigenvalues[-1], np.finfo(np.float64).tiny)), 1.0 / eps)
+    return eigenvalues, rank, condition
+
+
+def normalise_rows(omega: np.ndarray) -> np.ndarray:
+    """Omega_n: every class's weights scaled to unit L2 norm (paper section 4.3), shape (C, L); zero rows stay zero."""
+    norm = np.linalg.norm(omega, axis=1, keepdims=True)
+    return omega / np.where(norm > 0, norm, 1.0)
+
+
+def verdict(
+    *,
+    depth: int,
+    rank: int,
+    learned: bool,
+    difference_to_uniform: Sequence[float | None],
+    difference_to_shuffled: Sequence[float | None],
+    omega_std: np.ndarray | None,
+) -> str:
+    """Say in words what Omega allows one to conclude.
+
+    Args:
+      depth, rank: number of kernels, and the dimensions that they span at `RANK_RESOLUTION`.
+      learned: whether Omega was learned at all.
+      difference_to_uniform, difference_to_shuffled: paired 95 % intervals of ours minus these baselines.
+      omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
+    """
+    if depth == 1:
+        return "There is one depth, so there is nothing to weigh."
+    sentences = []
+    if rank < depth:
+        sentences.append(
+            f"The {depth} depths' kernels span {rank} dimension{'s' if rank > 1 else ''} at a resolution of "
+            f"{RANK_RESOLUTION:g}: different Omegas give nearly the same predictor, and a single weight is one choice "
+            f"among many."
+        )
+    if learned:
+        sentences.append(_compare("uniform weights", difference_to_uniform, "no sign that depth matters here"))
+        sentences.append(
+            _compare(
+                "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
+            )
+        )
+        if omega_std is None:
+            sentences.append("Its spread over resamples was not measured; --resamples 10 does.")
+        else:
+            sentences.append(f"Over resamples a weight varies by up to {omega_std.max():.2f}.")
+    else:
+        sentences.append("Omega is uniform by choice; nothing was learned.")
+    return " ".join(sentences)
+
+
+def _compare(what: str, interval: Sequence[float | None], meaning: str) -> str:
+    if interval[0] is None or interval[1] is None:
+        return f"The test rows cannot tell the learned weights from {what}."
+    if interval[0] > 0:
+        return f"On the test rows the learned weights are better than {what}."
+    if interval[1] < 0:
+        return f"On the test rows the learned weights are worse than {what}."
+    return f"On the test rows they cannot be told from {what}: {meaning}."

@@ -1,0 +1,240 @@
+"""The search for Omega: kernels of every depth on the search rows, the held-out rows, the ridge, the descent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.mkl.constraints import PROJECTIONS, ConstraintName
+from nftk_jax.mkl.descent import DescentResult, minimise
+from nftk_jax.mkl.objectives import (
+    MeanObjective,
+    Objective,
+    ObjectiveName,
+    PenalisedObjective,
+    SharedObjective,
+    TrainObjective,
+    ValidationObjective,
+)
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+PenaltyNorm = Literal["l1", "l2"]
+WeightsName = Literal["per-class", "shared", "uniform"]
+
+#: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
+RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchProblem:
+    """Everything the search sees: no test row, and of the training rows only a subset where there are many.
+
+    Attributes:
+      k: kernels of every depth on the search rows, scaled to unit mean diagonal, shape (L, n, n).
+      y: encoded targets of these rows, shape (n, C), dtype of `k`.
+      splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objective
+        `validation` averages over them, and so do the choices of ridge, depth and width.
+      weight: sample weights of the rows, shape (n,), positive; None is 1 everywhere. A row of weight 2 counts as two.
+    """
+
+    k: jax.Array
+    y: jax.Array
+    splits: tuple[tuple[np.ndarray, np.ndarray], ...]
+    weight: np.ndarray | None = None
+
+    @property
+    def depth(self) -> int:
+        return self.k.shape[0]
+
+    @property
+    def n_classes(self) -> int:
+        return self.y.shape[1]
+
+    def rows(self, positions: np.ndarray) -> SearchProblem:
+        """The problem on some of its rows, without splits."""
+        return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
+
+    def held_out_errors(self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float]) -> np.ndarray:
+        """Mean squared error on the held-out rows of one kernel for every ridge and class, over all splits.
+
+        Args:
+          kernels: maps blocks of every depth's kernel, shape (L, a, b), to one kernel's block (a, b).
+          ridges: the R ridges.
+
+        Returns:
+          Errors, shape (R, C), float64; infinite where the kernel is singular.
+        """
+        total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
+        for train, held in self.splits:
+            columns = self.k[:, :, train]
+            weights = take(self.weight, train), take(self.weight, held)
+            total = total + sum_held_out_errors(
+                kernels(columns[:, train]), kernels(columns[:, held]), self.y[train], self.y[held], ridges, *weights
+            )
+            mass += len(held) if weights[1] is None else weights[1].sum()
+        return total / mass
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How Omega is learned; the fields are the flags of `python -m nftk_jax.fit`.
+
+    Raises:
+      ValueError: a value is out of range, or objective and constraint do not go together.
+    """
+
+    objective: ObjectiveName = "validation"
+    constraint: ConstraintName = "simplex"
+    penalty: float = 0.0
+    penalty_norm: PenaltyNorm = "l1"
+    weights: WeightsName = "per-class"
+    tolerance: float = 1e-3
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        choices = {
+            "objective": ObjectiveName, "constraint": ConstraintName,
+            "penalty_norm": PenaltyNorm, "weights": WeightsName,
+        }  # fmt: skip
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
+        if not (np.isfinite(self.penalty) and self.penalty >= 0):
+            raise ValueError(f"penalty must be a finite number >= 0; got {self.penalty!r}")
+        if (
+            self.objective == "train"
+            and self.constraint == "orthant"
+            and self.penalty == 0
+            and self.weights != "uniform"
+        ):
+            raise ValueError(
+                "objective train always decreases in the scale of Omega and diverges on the orthant; got no penalty: "
+                "use --constraint simplex, a --penalty > 0, or --objective validation"
+            )
+
+
+def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
+    """Some rows of optional sample weights."""
+    return None if weight is None else weight[positions]
+
+
+def sum_held_out_errors(
+    k_train: jax.Array,
+    k_held: jax.Array,
+    y_train: jax.Array,
+    y_held: jax.Array,
+    ridges: Sequence[float],
+    weight_train: np.ndarray | None = None,
+    weight_held: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sum of squared errors on the held-out rows for every ridge and class, shape (R, C); infinite where K is singular.
+
+    Args:
+      k_train, k_held: one kernel, shapes (T, T) and (V, T).
+      y_train, y_held: targets, shapes (T, C) and (V, C).
+      ridges: the R ridges.
+      weight_train, weight_held: sample weights, shapes (T,) and (V,); None is 1.
+    """
+    dtype = k_train.dtype
+    inverse = jnp.ones(len(y_train), dtype) if weight_train is None else jnp.asarray(1 / weight_train, dtype)
+    held = jnp.ones(len(y_held), dtype) if weight_held is None else jnp.asarray(weight_held, dtype)
+    errors = _sum_held_out_errors(k_train, k_held, y_train, y_held, jnp.asarray(ridges, dtype), inverse, held)
+    return np.asarray(errors, np.float64)
+
+
+@jax.jit
+def _sum_held_out_errors(k_train, k_held, y_train, y_held, ridges, inverse_weight, weight_held):
+    def error(ridge):
+        residual = k_held @ solve_lower(cholesky_lower(k_train, ridge * inverse_weight), y_train) - y_held
+        return jnp.nan_to_num(weight_held @ residual**2, nan=jnp.inf)
+
+    return jax.lax.map(error, ridges)
+
+
+def choose_ridge(errors: np.ndarray, ridges: tuple[float, ...], *, shared: bool) -> np.ndarray:
+    """The ridge of least held-out error: one for all classes (`shared`) or one for each; shape (C,).
+
+    Of ridges within 0.1 % of the least error the largest is taken: it costs nothing and conditions the solve.
+
+    Args:
+      errors: held-out errors, shape (R, C), as from `SearchProblem.held_out_errors`.
+      ridges: the R ridges, rising.
+      shared: for classes whose scores are compared with one another.
+
+    Raises:
+      ArithmeticError: no ridge gave a finite error.
+    """
+    errors = np.asarray(errors, np.float64)
+    if shared:
+        errors = np.repeat(errors.mean(axis=1, keepdims=True), errors.shape[1], axis=1)
+    if not np.isfinite(errors).any(axis=0).all():
+        raise ArithmeticError("the kernel is singular at every ridge tried; give --ridge, or use --precision float64")
+    best = errors <= 1.001 * errors.min(axis=0)
+    return np.asarray(ridges)[len(ridges) - 1 - np.argmax(best[::-1], axis=0)]
+
+
+def learn_omega(
+    problem: SearchProblem,
+    ridge: np.ndarray,
+    settings: SearchSettings,
+    *,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> DescentResult | None:
+    """Learn Omega by projected gradient descent through the solve (paper eq. 16), from uniform weights.
+
+    Args:
+      problem: kernels, targets and held-out rows.
+      ridge: absolute ridge of every class, shape (C,); the same in the search and in the full solve.
+      settings: objective, constraint, penalty and whose weights are learned.
+      report: called with the number of classes that have converged and their total.
+
+    Returns:
+      The descent's result with `omega` of shape (C, L), or (1, L) for shared weights; None for uniform weights.
+
+    Raises:
+      ArithmeticError: the objective is not finite at the start.
+    """
+    if settings.weights == "uniform":
+        return None
+    rows = 1 if settings.weights == "shared" else problem.n_classes
+    objective: Objective
+    if settings.objective == "train":
+        objective = TrainObjective(problem.k, problem.y, ridge, problem.weight)
+    else:
+        objective = MeanObjective(
+            tuple(validation_objective(problem, train, held, ridge) for train, held in problem.splits)
+        )
+    if settings.weights == "shared":
+        objective = SharedObjective(objective, problem.n_classes)
+    if settings.penalty > 0:
+        objective = PenalisedObjective(objective, settings.penalty, settings.penalty_norm)
+    return minimise(
+        objective,
+        uniform_omega(rows, problem.depth),
+        project=PROJECTIONS[settings.constraint],
+        dtype=problem.k.dtype,
+        tolerance=settings.tolerance,
+        max_iterations=settings.max_iterations,
+        report=report,
+    )
+
+
+def validation_objective(
+    problem: SearchProblem, train: np.ndarray, held: np.ndarray, ridge: np.ndarray
+) -> ValidationObjective:
+    """The objective `validation` of one split."""
+    columns = problem.k[:, :, train]
+    return ValidationObjective(
+        columns[:, train], columns[:, held], problem.y[train], problem.y[held], ridge,
+        take(problem.weight, train), take(problem.weight, held),
+    )  # fmt: skip
+
+
+def uniform_omega(n_classes: int, depth: int) -> np.ndarray:
+    """Equal weights that add up to one, shape (C, L): the start of the search, and a baseline."""
+    return np.full((n_classes, depth), 1.0 / depth)

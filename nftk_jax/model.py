@@ -1,0 +1,260 @@
+"""The fitted model: what a prediction needs, saved as safetensors and JSON (never pickle)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.precision import enable_x64
+
+SCHEMA = "nftk_jax.model/1"
+ScalingName = Literal["auto", "none", "images", "standardise"]
+
+_TENSORS = (
+    "x_train", "dual_coef", "omega", "scale", "ridge", "input_shift", "input_scale", "target_mean", "target_scale"
+)  # fmt: skip
+_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
+_TILE_BYTES = 256 * 2**20
+
+
+class ModelError(ValueError):
+    """A saved model cannot be used; one line says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputScaling:
+    """x -> (x - shift) / scale by feature; `shift` and `scale` have shape (p,), float64."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, x: np.ndarray, dtype: Any) -> np.ndarray:
+        """Scaled inputs of shape (n, p) and the given dtype; computed in float64 unless `x` is uint8."""
+        if x.dtype == np.uint8 and not self.shift.any():
+            return (x / self.scale.astype(dtype)).astype(dtype, copy=False)
+        return ((x - self.shift) / self.scale).astype(dtype, copy=False)
+
+
+def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> InputScaling:
+    """Learn the scaling of the inputs from the training rows.
+
+    Args:
+      x: training inputs, shape (n, p).
+      scaling: "images" divides everything by one number (255 for uint8, else the largest absolute value);
+        "standardise" gives every feature mean 0 and standard deviation 1 (a constant one becomes 0); "auto" is "images"
+        for uint8 or where a sample had more than one axis, else "standardise"; "none" changes nothing.
+      images: whether a sample had more than one axis.
+    """
+    features = x.shape[1]
+    if scaling == "auto":
+        scaling = "images" if images or x.dtype == np.uint8 else "standardise"
+    shift, scale = np.zeros(features), np.ones(features)
+    if scaling == "images":
+        largest = 255.0 if x.dtype == np.uint8 else float(np.abs(x).max())
+        scale = np.full(features, largest if largest > 0 else 1.0)
+    elif scaling == "standardise":
+        shift, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        varies = spread > 1e-12 * np.maximum(np.abs(shift), np.finfo(np.float64).tiny)
+        scale = np.where(varies, spread, 1.0)
+        # A constant feature carries nothing: its float noise must not be blown up to unit size.
+        shift = np.where(varies, shift, x[0])
+    return InputScaling(shift, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class NFTKModel:
+    """An infinite-width NFT-K: one kernel a class, and the ridge regression on it (paper eqs. 14-15).
+
+    Attributes:
+      mlp: the architecture.
+      omega: weights of the kernels scaled to unit mean diagonal, shape (C, L), float64.
+      scale: mean diagonal of Theta^(l) on the training rows, shape (L,), float64.
+      ridge: absolute ridge of every class, in units of the scaled kernels' mean diagonal, shape (C,), float64.
+      x_train: training inputs as given, shape (n, p).
+      dual_coef: shape (n, C), float32 or float64: the dtype that predictions are computed in.
+      target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
+      input_scaling: what is done to inputs before the kernel.
+      classes: labels in the order of the classes, or None for regression.
+    """
+
+    mlp: MLP
+    omega: np.ndarray
+    scale: np.ndarray
+    ridge: np.ndarray
+    x_train: np.ndarray
+    dual_coef: np.ndarray
+    target_mean: np.ndarray
+    target_scale: np.ndarray
+    input_scaling: InputScaling
+    classes: np.ndarray | None
+
+    @property
+    def kernel_omega(self) -> np.ndarray:
+        """omega / scale, the weights of the unscaled kernels, shape (C, L): what `combined_ntk` takes."""
+        return self.omega / self.scale
+
+    def scaled(self, x: np.ndarray) -> np.ndarray:
+        """Inputs as the kernel sees them, shape (m, p), dtype of `dual_coef`.
+
+        Raises:
+          ValueError: `x` is not a matrix with the training inputs' number of columns, or is not finite.
+        """
+        features = self.x_train.shape[1]
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+        z = self.input_scaling.apply(x, self.dual_coef.dtype)
+        if not np.isfinite(z).all():
+            raise ValueError("inputs must be finite; got NaN or infinity")
+        return z
+
+    def decision_function(
+        self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> np.ndarray:
+        """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
+
+        Args:
+          x: inputs, shape (m, p), as they were given in training (unscaled).
+          report: called with the rows done and their total.
+
+        Returns:
+          Scores, shape (m, C), float64.
+
+        Raises:
+          ValueError: the inputs' shape is wrong or they are not finite.
+        """
+        z = self.scaled(x)
+        with enable_x64(self.dual_coef.dtype == np.float64):
+            z_train = jnp.asarray(self.scaled(self.x_train))
+            scores = predict_scores(
+                lambda rows, omega: combined_ntk(self.mlp, omega, rows, z_train),
+                z, self.kernel_omega, self.dual_coef, report=report,
+            )  # fmt: skip
+        return scores * self.target_scale + self.target_mean
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
+        return self.labels(self.decision_function(x))
+
+    def labels(self, scores: np.ndarray) -> np.ndarray:
+        """The labels of the largest scores, shape (m,), for classes; the scores themselves for regression."""
+        return scores if self.classes is None else self.classes[np.argmax(scores, axis=1)]
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Write model.safetensors and model.json into an existing directory.
+
+        Raises:
+          OSError: the directory cannot be written.
+        """
+        tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
+        classes = None if self.classes is None else _describe_labels(self.classes)
+        header = {"schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes}
+        (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
+        (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
+
+    def _tensor(self, name: str) -> np.ndarray:
+        owner = self.input_scaling if name.startswith("input_") else self
+        return getattr(owner, name.removeprefix("input_"))
+
+
+def predict_scores(
+    kernel: Callable[[np.ndarray, np.ndarray], Any],
+    x: np.ndarray,
+    omega: np.ndarray,
+    dual_coef: np.ndarray,
+    *,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """K_c(x, X) alpha_c for every class in tiles of rows; classes with one omega share their kernel.
+
+    Args:
+      kernel: maps rows (b, p) and weights (G, L) to kernels (G, b, n).
+      x: inputs, shape (m, p).
+      omega: weights handed to `kernel`, shape (C, L).
+      dual_coef: shape (n, C).
+      report: called with the rows done and their total.
+
+    Returns:
+      Scores, shape (m, C), float64.
+    """
+    distinct, group = np.unique(omega, axis=0, return_inverse=True)
+    members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
+    columns = [jnp.asarray(dual_coef[:, classes]) for classes in members]
+    rows = max(1, min(len(x), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
+    scores = np.empty((len(x), dual_coef.shape[1]))
+    for start in range(0, len(x), rows):
+        tile = x[start : start + rows]
+        short = rows - len(tile)  # the last tile is padded, so that one shape is compiled
+        padded = np.concatenate([tile, np.repeat(tile[-1:], short, axis=0)]) if short else tile
+        for k, classes, dual in zip(kernel(padded, distinct), members, columns, strict=True):
+            scores[start : start + len(tile), classes] = np.asarray(k @ dual, np.float64)[: len(tile)]
+        report(start + len(tile), len(x))
+    return scores
+
+
+def load_model(directory: str | pathlib.Path) -> NFTKModel:
+    """Read a model that `NFTKModel.save` or `python -m nftk_jax.fit` wrote.
+
+    Args:
+      directory: holds model.safetensors and model.json.
+
+    Returns:
+      The model; it predicts the same bits as the one that was saved.
+
+    Raises:
+      ModelError: files are missing, damaged, of another schema, or do not fit together.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        header = json.loads((directory / "model.json").read_text())
+        tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+    except FileNotFoundError as error:
+        raise ModelError(f"no model in {directory}: {error.filename or 'model.safetensors'} is missing; give the "
+                         "output directory of nftk_jax.fit") from None  # fmt: skip
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
+        raise ModelError(f"the model in {directory} has schema {found!r}, expected {SCHEMA!r}; fit it again")
+    try:
+        return _assemble(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
+
+
+def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
+    plain = np.array(classes.tolist())  # text labels may come as an array of objects
+    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
+
+
+def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
+    mlp = MLP(**header["architecture"])
+    n, features = tensors["x_train"].shape
+    n_classes = tensors["dual_coef"].shape[1]
+    expected = {
+        "dual_coef": (n, n_classes), "omega": (n_classes, mlp.depth), "scale": (mlp.depth,), "ridge": (n_classes,),
+        "input_shift": (features,), "input_scale": (features,),
+        "target_mean": (n_classes,), "target_scale": (n_classes,),
+    }  # fmt: skip
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
+        if not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    classes = header["classes"]
+    if classes is not None:
+        classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
+        if classes.shape != (n_classes,):
+            raise ValueError(f"{len(classes)} labels for {n_classes} classes")
+    fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
+    scaling = InputScaling(tensors["input_shift"], tensors["input_scale"])
+    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, **fields)

@@ -1,0 +1,393 @@
+"""report.html: one file that needs nothing else, for a browser of any size, light or dark, without a network.
+
+Every string that comes from the metrics passes through `_text`, so that a class called "<script>" is only a name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from nftk_jax.mkl.identifiability import normalise_rows
+from nftk_jax.reports.colours import cell_style
+from nftk_jax.reports.formats import DASH, clean, count, duration, finite, memory, percent, significant, weight
+from nftk_jax.reports.reading import (
+    Metrics,
+    class_names,
+    comparisons,
+    headline,
+    kernel_omega_of,
+    noun,
+    nouns,
+    omega_of,
+    range_words,
+    rank_words,
+    rows_are_equal,
+    score_of,
+    unconverged,
+)
+
+_MOST_CELLS = 4000
+
+_FIGURES = {
+    "omega": "Weights by {noun} and depth, and what they share: depths that the same {nouns} use, {nouns} that use the "
+    "same depths. White cells are exactly zero.",
+    "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
+    "do not start at zero.",
+    "identifiability": "How alike the kernels of any two depths are, and the eigenvalues of that comparison: "
+    "directions below 0.001 of the largest do not count.",
+    "search": "How the search's objective fell with time, relative to its start, and its projected gradient.",
+}
+
+_CERTIFICATE = {
+    "solver": "How the linear system (K + λI)α = y was solved: directly by Cholesky factorisation, or iteratively by "
+    "conjugate gradients.",
+    "iterations": "Steps of the iterative solver; a direct solve needs none.",
+    "relative_residual": "What the solution leaves unexplained: y − (K + λI)α relative to y, for the worst {noun}. "
+    "Recomputed in double precision, kernel entries included, on a random block of training rows; not the solver's own "
+    "figure. 0.001 or less is as it should be.",
+    "condition_estimate": "How much the system can magnify an error in its entries, for the worst {noun}: at 1e6, six "
+    "digits are at stake. A lower bound.",
+    "jitter": "What had to be added to the ridge before the system could be solved. 0 is as it should be.",
+    "max_prediction_difference_float64": "The largest change in a score when the kernel entries and sums behind it are "
+    "evaluated in double precision, on a random block of test rows.",
+}
+
+
+def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omega_csv: str = "omega.csv") -> str:
+    """Write the report of a run as one self-contained HTML page.
+
+    Args:
+      metrics: the content of metrics.json.
+      figures: PNG files, or their bytes, by the names that `save_figures` gives them; those missing are left out.
+      omega_csv: name of the file that holds the weights, for the text.
+
+    Returns:
+      The page: figures, style and script are inside it, and its content policy forbids it to load anything.
+    """
+    sections = [
+        _head(metrics),
+        _omega(metrics, figures, omega_csv),
+        _baselines(metrics, figures),
+        _identifiability(metrics, figures),
+        _search(metrics, figures),
+        _certificate(metrics),
+        _timings(metrics),
+        _reproduce(metrics),
+    ]
+    folder = resources.files("nftk_jax.reports")
+    template, css, script = (
+        folder.joinpath(name).read_text("utf-8") for name in ("report.html.template", "report.css", "report.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    title = f"NFT-K on {clean(metrics['dataset']['name'])}"
+    return Template(template).substitute(
+        title=_text(title), css=css, script=script, script_hash=f"sha256-{digest}", body="\n".join(sections)
+    )
+
+
+def _text(value: Any) -> str:
+    """Anything as HTML text, safe between tags and inside quoted attributes."""
+    return escape(clean(value), quote=True)
+
+
+def _section(title: str, *content: str) -> str:
+    return "\n".join(["<section>", f"<h2>{title}</h2>", *content, "</section>"])
+
+
+def _paragraph(text: str, style: str = "") -> str:
+    return f'<p class="{style}">{text}</p>' if style else f"<p>{text}</p>"
+
+
+def _cell(text: str, *, sort: Any = None, style: str = "", tag: str = "td") -> str:
+    """A table cell; `text` is HTML already. `sort` is the number to sort by, None for a cell sorted by its text."""
+    attributes = f' class="{style}"' if style else ""
+    if sort is not None:
+        attributes += f' data-sort="{_text(sort)}"'
+    return f"<{tag}{attributes}>{text}</{tag}>"
+
+
+def _number(text: str, value: Any) -> str:
+    """A right-aligned cell that sorts by `value`; a missing value sorts last."""
+    number = finite(value)
+    return _cell(text, sort="" if number is None else repr(number), style="number")
+
+
+def _small(text: str) -> str:
+    """Small print on a line of its own; nothing where there is nothing to say."""
+    return "" if text in ("", DASH) else f"<small>{text}</small>"
+
+
+def _table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide") -> str:
+    """A table in a box of its own that scrolls sideways; a header that starts with ">" stands over numbers."""
+    head = "".join(
+        f'<th scope="col" class="number">{h[1:]}</th>' if h.startswith(">") else f'<th scope="col">{h}</th>'
+        for h in headers
+    )
+    body = "\n".join(rows)
+    table = f'<table class="{style}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _row(cells: Iterable[str], style: str = "") -> str:
+    return f'<tr class="{style}">{"".join(cells)}</tr>' if style else f"<tr>{''.join(cells)}</tr>"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """A two-column table of names and values; null shows as a dash."""
+    rows = []
+    for name, value in values.items():
+        shown = DASH if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+        rows.append(_row([f'<th scope="row">{_text(name)}</th>', _cell(f"<code>{_text(shown)}</code>")]))
+    return f'<div class="scroll"><table class="wide"><tbody>\n{"".join(rows)}\n</tbody></table></div>'
+
+
+def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
+    if name not in figures:
+        return ""
+    image = figures[name]
+    data = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode("ascii")
+    caption = _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics))
+    source = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+    return f'<figure><div class="scroll">{source}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _head(metrics: Metrics) -> str:
+    """Title, one sentence on what was run, and the numbers that matter most."""
+    score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
+    depth, search = omega_of(metrics).shape[1], metrics.get("search")
+    rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
+    learned = (
+        f"learned on {count(data.get('n_search'))} rows by projected gradient descent "
+        f"({_text(search['objective'])} objective, {_text(search['constraint'])})"
+        if search
+        else "the same for every depth (nothing was learned)"
+    )
+    text = (
+        f"Kernel ridge regression with the tangent kernels of infinitely wide networks of "
+        f"{'depth 1' if depth == 1 else f'depths 1 to {depth}'}, one weighted sum of depths per {noun(metrics)}. "
+        f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
+        f"{count(data['n_features'])} features, {rows}."
+    )
+    certificate, baselines = metrics["certificate"], {row.key: row for row in comparisons(metrics)}
+    label = "" if score.is_accuracy else f", mean squared error {significant(metrics.get('test_mse'))}"
+    tiles = [(score.value(ours.score), f"test {score.name}{label}", f"95 %: {score.interval(ours.interval)}")]
+    if "uniform" in baselines and search:
+        row, points = baselines["uniform"], "points " if score.unit else ""
+        interval = f"95 %: {score.difference_interval(row.difference_interval)}"
+        tiles.append((score.difference(row.difference), f"{points}over uniform weights", interval))
+    rank = metrics["identifiability"].get("gram_rank")
+    tiles += [
+        (percent(metrics.get("zeros_in_omega_n"), 0), "of the weights are exactly zero", ""),
+        (f"{DASH if rank is None else rank} of {depth}", "depths can be told apart (numerical rank)", ""),
+        (significant(certificate.get("relative_residual"), 2), "relative residual of the solve", ""),
+        (duration(metrics["timings"].get("total_s")), "in all", ""),
+    ]
+    boxes = "".join(
+        f'<div class="tile"><b>{value}</b><span>{label}</span><span>{interval}</span></div>'
+        for value, label, interval in tiles
+    )
+    title = f"NFT-K on {_text(data['name'])}: test {score.name} {score.value(ours.score)}"
+    return f'<header><h1>{title}</h1>{_paragraph(text, "muted")}</header>\n<div class="tiles">{boxes}</div>'
+
+
+def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str) -> str:
+    """The weights as a coloured table, and beside it how far they may be read."""
+    one, many = noun(metrics), nouns(metrics)
+    intro = (
+        f"Each row is one {one}; each cell is the weight of one depth, with the row scaled to unit length "
+        f"(Ω<sub>n</sub>). Hover over a cell or tap it for all of its numbers. "
+        f"Weights refer to kernels scaled to unit mean diagonal; a <em>kernel weight</em> is what multiplies the "
+        f"unscaled kernel: weight / scale. Both are in <code>{_text(omega_csv)}</code>."
+    )
+    if rows_are_equal(omega_of(metrics)) and len(metrics["omega"]) > 1:
+        intro += f" All {many} have the same weights in this run."
+    dropped = metrics.get("dropped_depths") or []
+    if dropped:
+        intro += f" No {one} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
+    verdict = _paragraph(_text(metrics["identifiability"].get("verdict") or DASH))
+    why = _paragraph('<a href="#alike">Why: how alike the depths are</a>')
+    aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
+    views = "".join(
+        f'<button type="button" value="{value}" aria-pressed="{"true" if value == "n" else "false"}">{label}</button>'
+        for value, label in (("n", "unit rows Ω<sub>n</sub>"), ("w", "weights"), ("k", "kernel weights"))
+    )
+    table = (
+        f'<div><div class="views" hidden>{views}</div><div class="scroll tall">{_heat_table(metrics)}</div>'
+        '<p class="told muted" aria-live="polite">Colours show the unit rows; a grey 0 is exactly zero.</p></div>'
+    )
+    beside = f'<div class="beside">{table}{aside}</div>'
+    return _section(f"Which depths each {one} uses", _paragraph(intro), beside, _figure(metrics, figures, "omega"))
+
+
+def _heat_table(metrics: Metrics) -> str:
+    omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
+    names, depth = class_names(metrics), omega.shape[1]
+    spread = metrics["identifiability"].get("omega_std")
+    shown = min(len(names), max(_MOST_CELLS // depth, 1))
+    lines = []
+    for i, name in enumerate(names[:shown]):
+        cells = []
+        for j in range(depth):
+            deviation = f" ± {weight(spread[i][j])} over resamples" if spread is not None else ""
+            hover = (
+                f"{noun(metrics)} {name}, depth {j + 1}: weight {significant(omega[i, j], 4)}{deviation}, "
+                f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
+            )
+            values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
+            look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
+            data = "".join(f' data-{key}="{_text(v)}"' for key, v in zip("nwk", values, strict=True))
+            cells.append(f'<td {look} title="{_text(hover)}"{data}>{_text(values[0])}</td>')
+        lines.append(f'<tr><th scope="row" title="{_text(name)}">{_text(name)}</th>{"".join(cells)}</tr>')
+    if shown < len(names):
+        lines.append(
+            f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
+        )
+    head = "".join(f'<th scope="col">{j + 1}</th>' for j in range(depth))
+    scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
+    return (
+        f'<table class="heat"><thead><tr><th scope="col">depth</th>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
+    )
+
+
+def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
+    score = score_of(metrics)
+    unit = ", points" if score.unit else ""
+    rows = []
+    for row in comparisons(metrics):
+        ours = row.key.startswith("ours")
+        paired = score.difference_interval(row.difference_interval)
+        cells = [
+            _cell(f"{_text(row.label)}{_small(_text(row.description))}"),
+            _number(f"{score.value(row.score)}{_small(score.interval(row.interval))}", row.score),
+            _number("" if ours else f"{score.difference(row.difference)}{_small(paired)}", row.difference),
+            _cell("" if ours else row.verdict),
+        ]
+        rows.append(_row(cells, "ours" if row.key == "ours" else ""))
+    headers = ["model", f">test {score.name}", f">this model minus it{unit}", "in words"]
+    text = (
+        "Every model is scored on the same test rows, with the same solver. Small print: 95 % intervals. Those of the "
+        "differences are paired: they compare two models row by row, and are narrower than the intervals of the scores "
+        "suggest. Where such an interval holds 0, this run does not tell the two models apart."
+    )
+    note = metrics.get("baselines_note")
+    extra = _paragraph(_text(note), "warn") if note else ""
+    figure = _figure(metrics, figures, "baselines")
+    return _section("Is it better than something simpler?", _paragraph(text), extra, _table(headers, rows), figure)
+
+
+def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
+    block = metrics["identifiability"]
+    text = (
+        "Tangent kernels of neighbouring depths are nearly the same kernel, so quite different weights can give nearly "
+        "the same model. A pattern in the weights means something only where the kernels differ, the weights stay put "
+        "when the training rows are resampled, and they beat weights learned on shuffled labels."
+    )
+    numbers = (
+        f"{rank_words(metrics)} at a resolution of 0.1 %; condition number of their Gram matrix "
+        f"{significant(block.get('gram_condition'))}."
+    )
+    figure = _figure(metrics, figures, "identifiability")
+    return _section('<span id="alike">How alike the depths are</span>', _paragraph(text), _paragraph(numbers), figure)
+
+
+def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
+    """Iterations, convergence and ridge of every class."""
+    search, names = metrics.get("search"), class_names(metrics)
+    ridge = metrics["ridge"]
+    if not search:
+        text = f"No weights were learned in this run. Ridge {range_words(ridge)}."
+        return _section("The search", _paragraph(text))
+    left, rows = unconverged(metrics), []
+    start, end = search["history"]["objective"][0], search["history"]["objective"][-1]
+    single = len(search["iterations"]) == 1 and len(names) > 1
+    for i, name in enumerate([f"all {nouns(metrics)}"] if single else names):
+        done = search["converged"][i]
+        rows.append(
+            _row([
+                _cell(_text(name)),
+                _cell('<span class="good">yes</span>' if done else '<span class="warn">no</span>'),
+                _number(count(search["iterations"][i]), search["iterations"][i]),
+                _number(significant(search["projected_gradient"][i], 2), search["projected_gradient"][i]),
+                _number(significant(start[i], 4), start[i]),
+                _number(significant(end[i], 4), end[i]),
+                _cell(range_words(ridge) if single else significant(ridge[i]), sort=ridge[i], style="number"),
+            ])
+        )  # fmt: skip
+    text = f"Projected gradient descent on the {_text(search['objective'])} objective ({_text(search['constraint'])})."
+    if search.get("message"):
+        text += f" {_text(str(search['message']).rstrip('.'))}."
+    stopped = f"Stopped before converging, so their weights could still move: {_text(', '.join(left))}."
+    warning = _paragraph(stopped, "warn") if left else ""
+    headers = [noun(metrics), "converged", ">iterations", ">projected gradient", ">objective, start", ">end", ">ridge"]
+    table = _table(headers, rows)
+    if len(rows) > 15:
+        table = f"<details><summary>All {len(rows)} {nouns(metrics)}</summary>{table}</details>"
+    return _section("The search", _paragraph(text), warning, table, _figure(metrics, figures, "search"))
+
+
+def _certificate(metrics: Metrics) -> str:
+    certificate = metrics["certificate"]
+    rows = []
+    for key, explanation in _CERTIFICATE.items():
+        value = certificate.get(key)
+        shown = _text(value) if isinstance(value, str) else significant(value)
+        number = finite(value)
+        if number is not None and key in ("relative_residual", "jitter"):
+            good = number <= 1e-3 if key == "relative_residual" else number == 0
+            shown = f'<span class="{"good" if good else "warn"}">{shown}</span>'
+        rows.append(
+            _row(
+                [
+                    _cell(_text(key.replace("_", " ")) + _small(explanation.format(noun=noun(metrics)))),
+                    _cell(shown, style="number"),
+                ]
+            )
+        )
+    intro = "The numbers above rest on one linear solve. This is what was checked about it."
+    return _section("Is the solve right?", _paragraph(intro), _table(["check", ">value"], rows, "wide"))
+
+
+def _timings(metrics: Metrics) -> str:
+    timings = metrics["timings"]
+    longest = max((finite(v) or 0.0 for k, v in timings.items() if k != "total_s"), default=0.0) or 1.0
+    rows = []
+    for key, value in timings.items():
+        seconds = finite(value)
+        bar = (
+            "" if key == "total_s" else f'<span class="bar" style="width:{100 * (seconds or 0) / longest:.1f}%"></span>'
+        )
+        cells = [
+            _cell(_text(key.removesuffix("_s"))),
+            _number(duration(value), value),
+            f'<td style="width:60%">{bar}</td>',
+        ]
+        rows.append(_row(cells, "ours" if key == "total_s" else ""))
+    text = f"Peak memory {memory(metrics.get('peak_memory_bytes'))}."
+    return _section("Time and memory", _table(["stage", ">time", ""], rows, "wide"), _paragraph(text))
+
+
+def _reproduce(metrics: Metrics) -> str:
+    command = _text(metrics.get("command") or DASH)
+    data = metrics["dataset"]
+    digest = f'SHA-256 of the data: <span class="hash">{_text(data.get("sha256") or DASH)}</span>'
+    version = f"nftk_jax {_text(metrics.get('version') or DASH)}."
+    columns = (
+        f'<div class="columns"><div><h3>Settings</h3>{_pairs(metrics.get("config") or {})}</div>'
+        f"<div><h3>Environment</h3>{_pairs(metrics.get('environment') or {})}</div></div>"
+    )
+    return _section(
+        "Run it again",
+        f"<pre>{command}</pre>",
+        _paragraph(f"{version} Data set {_text(data['name'])}. {digest}"),
+        columns,
+    )

@@ -1,0 +1,146 @@
+"""The terminal's summary at the end of a run, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from nftk_jax.reports.formats import DASH, clean, count, duration, finite, memory, percent, significant
+from nftk_jax.reports.reading import (
+    Metrics,
+    class_names,
+    comparisons,
+    favourite_depths,
+    headline,
+    noun,
+    nouns,
+    omega_of,
+    rows_are_equal,
+    score_of,
+    share_words,
+    unconverged,
+)
+
+WIDTH = 80
+_MOST_CLASSES = 20
+
+
+def summary(metrics: Metrics) -> RenderableType:
+    """What a run found, for a person at a terminal.
+
+    Names from the data enter as plain text, never as rich markup.
+
+    Args:
+      metrics: the content of metrics.json.
+
+    Returns:
+      A rich renderable: the score, the baselines, the depths each class uses, whether Omega can be read, how far
+      the numbers can be trusted, and the time taken.
+    """
+    parts: list[RenderableType] = [_headline(metrics), _baselines(metrics)]
+    note = metrics.get("baselines_note")
+    if note:
+        parts.append(_wrapped(clean(note), style="dim"))
+    parts += [Text(), _depths(metrics), Text(), _identifiability(metrics), Text(), _trust(metrics)]
+    return Group(*parts)
+
+
+def _wrapped(text: str | Text, style: str = "") -> Padding:
+    return Padding(text if isinstance(text, Text) else Text(text, style=style), (0, 1, 0, 1))
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=True, header_style="bold", show_edge=False)
+
+
+def _headline(metrics: Metrics) -> Padding:
+    score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
+    depth, search = omega_of(metrics).shape[1], metrics.get("search")
+    text = Text()
+    text.append(f"Test {score.name} {score.value(ours.score)}", style="bold")
+    text.append(f"  (95 % interval {score.interval(ours.interval)})")
+    if not score.is_accuracy:
+        text.append(f"  mean squared error {significant(metrics.get('test_mse'))}")
+    text.append(f"\n{clean(data['name'])}: {count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
+    text.append(f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}; ")
+    text.append("infinitely wide networks of " + ("depth 1" if depth == 1 else f"depths 1 to {depth}"))
+    if search:
+        text.append(f"; depth weights learned on {count(data['n_search'])} rows")
+        text.append(f" ({clean(search['objective'])} objective, {clean(search['constraint'])})")
+    else:
+        text.append("; every depth has the same weight (nothing was learned)")
+    left = unconverged(metrics)
+    if left:
+        names = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
+        text.append(f"\nThe search stopped before it converged for {len(left)}: {names}.", style="bold")
+    return Padding(text, (1, 1))
+
+
+def _baselines(metrics: Metrics) -> Table:
+    score = score_of(metrics)
+    table = _table()
+    table.add_column(f"Test {score.name}", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("ours minus it" + (", points" if score.unit else ""), justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for row in comparisons(metrics):
+        ours = row.key.startswith("ours")
+        difference = "" if ours else score.difference(row.difference)
+        interval = "" if ours else score.difference_interval(row.difference_interval)
+        style = "bold" if row.key == "ours" else ""
+        table.add_row(Text(row.label), score.value(row.score), difference, interval, style=style)
+    return table
+
+
+def _depths(metrics: Metrics) -> RenderableType:
+    """The depths each class uses, with their share of its weight."""
+    omega, names = omega_of(metrics), class_names(metrics)
+    table = _table()
+    table.add_column(noun(metrics).capitalize(), max_width=24, overflow="ellipsis", no_wrap=True)
+    table.add_column("depths it uses (share of its weight)", ratio=1)
+    if len(names) > 1 and rows_are_equal(omega):
+        names, omega = [f"all {len(names)}"], omega[:1]
+    for name, row in list(zip(names, omega, strict=True))[:_MOST_CLASSES]:
+        used, more = favourite_depths(row, 4)
+        text = ",  ".join(f"{depth} ({share_words(share)})" for depth, share in used) or "none"
+        text += f"  and {more} more" if more else ""
+        table.add_row(Text(name), "every depth, equally" if len(row) > 1 and np.all(row == row[0]) else text)
+    if len(names) > _MOST_CLASSES:
+        table.add_row("…", f"{len(names) - _MOST_CLASSES} more in omega.csv and report.html", style="dim")
+    dropped = metrics.get("dropped_depths") or []
+    text = f"{percent(metrics.get('zeros_in_omega_n'), 0)} of the weights are exactly zero"
+    if dropped:
+        text += f"; no {noun(metrics)} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}"
+    return Group(table, _wrapped(text + ".", style="dim"))
+
+
+def _identifiability(metrics: Metrics) -> Padding:
+    text = Text("Can the depth weights be read? ", style="bold")
+    text.append(clean(metrics["identifiability"].get("verdict") or DASH), style="not bold")
+    return _wrapped(text)
+
+
+def _trust(metrics: Metrics) -> Padding:
+    """Residual, jitter and float64 check in plain words, then the timings."""
+    certificate, timings = metrics["certificate"], metrics["timings"]
+    residual, jitter = certificate.get("relative_residual"), finite(certificate.get("jitter"))
+    text = Text("Is the solve right? ", style="bold")
+    plain = (
+        f"Checked in double precision, the linear system is solved to {significant(residual, 2)} of its right-hand side"
+    )
+    difference = certificate.get("max_prediction_difference_float64")
+    if finite(difference) is not None:
+        plain += f"; the scores differ from double-precision sums by at most {significant(difference, 2)}"
+    if jitter:
+        plain += f"; {significant(jitter, 2)} had to be added to the ridge"
+    text.append(plain + ".\n", style="not bold")
+    text.append("Time ", style="bold")
+    stages = [f"{key.removesuffix('_s')} {duration(value)}" for key, value in timings.items() if key != "total_s"]
+    text.append(f"{duration(timings.get('total_s'))} ({', '.join(stages)})", style="not bold")
+    peak = memory(metrics.get("peak_memory_bytes"))
+    text.append(f"; peak memory {peak}" if peak != DASH else "", style="not bold")
+    return _wrapped(text)

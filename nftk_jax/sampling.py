@@ -1,0 +1,66 @@
+"""Random draws of rows in the proportions of their classes: for subsets of the data and for held-out rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def draw_rows(
+    labels: np.ndarray | None, size: int, total: int, rng: np.random.Generator, *, at_least_one: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows at random without replacement, stratified by class.
+
+    Each class gets its exact share size * count / total rounded down, and the rows left over go to the classes with the
+    largest remainders (ties to the lower class). scikit-learn's train_test_split allocates the same way but refuses a
+    class of one sample or a remainder smaller than the number of classes, and loses rare classes; this does neither.
+
+    Args:
+      labels: class indices, shape (total,), an integer dtype; or None to draw uniformly.
+      size: number of rows to draw, at most `total`.
+      total: number of rows there are.
+      rng: makes the draw.
+      at_least_one: every class that has rows keeps one at least; needs size >= the number of those classes.
+
+    Returns:
+      The rows drawn and the rows left, as row numbers in random order, shapes (size,) and (total - size,).
+    """
+    order = rng.permutation(total)
+    if labels is None:
+        return order[:size], order[size:]
+    counts = np.bincount(labels)
+    shares = allocate(counts, size, at_least_one=at_least_one)
+    # Sorting a random order by class, stably, leaves every class in random order: its first `share` rows are the draw.
+    order = order[np.argsort(labels[order], kind="stable")]
+    rank = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    drawn = rank < np.repeat(shares, counts)
+    return rng.permutation(order[drawn]), rng.permutation(order[~drawn])
+
+
+def allocate(counts: np.ndarray, n: int, *, at_least_one: bool) -> np.ndarray:
+    """Divide n rows among classes in proportion to their sizes, by largest remainders.
+
+    Args:
+      counts: rows of each class, shape (n_classes,), an integer dtype.
+      n: rows to divide, at most the sum of `counts`.
+      at_least_one: every class that has rows gets one at least; needs n >= the number of those classes.
+
+    Returns:
+      Rows for each class, summing to n, shape (n_classes,), int64.
+
+    >>> allocate(np.array([70, 20, 10]), 11, at_least_one=True)
+    array([8, 2, 1])
+    """
+    counts = counts.astype(np.int64)
+    total = int(counts.sum())
+    shares = counts * n // total
+    if at_least_one:
+        shares = np.maximum(shares, (counts > 0).astype(np.int64))
+    excess = shares * total - counts * n  # in units of 1/total rows, so that the arithmetic is exact
+    missing = n - int(shares.sum())
+    if missing > 0:
+        shares[np.argsort(excess, kind="stable")[:missing]] += 1
+    for _ in range(-missing):
+        largest = int(np.argmax(np.where(shares > 1, excess, np.iinfo(np.int64).min)))
+        shares[largest] -= 1
+        excess[largest] -= total
+    return shares

@@ -1,0 +1,1 @@
+"""Kernel ridge regression in closed form: factor, solve, and the certificate that the solution is one."""

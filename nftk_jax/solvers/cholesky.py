@@ -1,0 +1,184 @@
+"""Kernel ridge regression by Cholesky factorisation: the paper's Theorem 1, with the inverse that its eq. 14 omits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class NotPositiveDefiniteError(ArithmeticError):
+    """K + ridge I has a pivot that is not positive: the ridge is below the rounding error of the kernel."""
+
+
+class JitterWarning(UserWarning):
+    """A ridge had to be raised to factor the kernel; the message and the certificate say by how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CholeskyFactor:
+    """Lower factor of K + (ridge + jitter) I: `lower` has shape (n, n); it is NaN where the factorisation failed."""
+
+    lower: jax.Array
+    ridge: float
+    jitter: float = 0.0
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether every pivot was positive."""
+        return bool(jnp.isfinite(self.lower[-1, -1]))
+
+
+@jax.jit
+def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
+    """Lower Cholesky factor of K + ridge I, shape (n, n); NaN where a pivot is not positive; reads that triangle.
+
+    `ridge` is one number, or one for every row, shape (n,).
+    """
+    index = jnp.arange(k.shape[0])
+    return jax.lax.linalg.cholesky(k.at[index, index].add(ridge), symmetrize_input=False)
+
+
+@jax.jit
+def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
+    """Solve L L' a = y for a of the shape of `y`, (n,) or (n, m)."""
+    return jax.scipy.linalg.cho_solve((lower, True), y)
+
+
+def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> CholeskyFactor:
+    """Factor K + ridge I.
+
+    Args:
+      k: Gram matrix, shape (n, n), symmetric positive semi-definite, unit mean diagonal.
+      ridge: absolute lambda > 0, in units of the kernel's mean diagonal.
+      jitter: on failure, add the smallest power-of-ten multiple of eps * n that works, and warn, instead of raising.
+
+    Returns:
+      The factor; its `jitter` is 0 unless it was needed.
+
+    Raises:
+      ValueError: `ridge` is not positive, or `k` is not square.
+      NotPositiveDefiniteError: a pivot is not positive; the message gives the smallest ridge that worked.
+
+    Warns:
+      JitterWarning: `jitter` is set and was needed.
+    """
+    if k.ndim != 2 or k.shape[0] != k.shape[1]:
+        raise ValueError(f"the Gram matrix must be square; got shape {k.shape}")
+    if not ridge > 0:
+        raise ValueError(f"ridge must be > 0; got {ridge!r}")
+    factor = CholeskyFactor(cholesky_lower(k, ridge), ridge)
+    if factor.is_valid:
+        return factor
+    if not np.isfinite(np.asarray(jnp.sum(k))):
+        raise NotPositiveDefiniteError("the Gram matrix holds NaN or infinity")
+    unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), ridge)
+    extra = 0.0
+    for extra in (unit * 10.0**power for power in range(-1, 4)):
+        raised = CholeskyFactor(cholesky_lower(k, ridge + extra), ridge, extra)
+        if raised.is_valid:
+            break
+    else:
+        raise NotPositiveDefiniteError(
+            f"K + {ridge:g} I is not positive definite, nor with {extra:.1e} added: K is no kernel matrix"
+        )
+    message = (
+        f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {ridge + extra:.1e}"
+    )
+    if not jitter:
+        raise NotPositiveDefiniteError(f"{message}; use that, or float64")
+    warnings.warn(f"{message}, and is used", JitterWarning, stacklevel=2)
+    return raised
+
+
+def solve_ridge(k: jax.Array, y: jax.Array, *, ridge: float) -> jax.Array:
+    r"""Solve kernel ridge regression for its dual coefficients, :math:`\alpha = (K + \lambda I)^{-1} Y` (Theorem 1).
+
+    Args:
+      k: Gram matrix, shape (n, n), float32 or float64, symmetric positive semi-definite, unit mean diagonal.
+      y: targets, shape (n, n_classes), dtype of `k`.
+      ridge: absolute lambda > 0, in units of the kernel's mean diagonal.
+
+    Returns:
+      Dual coefficients, shape (n, n_classes).
+
+    Raises:
+      ValueError: `ridge` is not positive, or the shapes do not match.
+      NotPositiveDefiniteError: a pivot is not positive; the message gives the smallest ridge that worked.
+    """
+    if y.ndim != 2 or len(y) != len(k):
+        raise ValueError(f"targets must have shape ({len(k)}, n_classes); got {y.shape}")
+    return solve_lower(factor_ridge(k, ridge=ridge).lower, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeSolution:
+    """Dual coefficients of every class, shape (n, C), with what the certificate needs to know of the solves."""
+
+    dual_coef: np.ndarray
+    jitter: float
+    condition_estimate: float | None
+
+
+def solve_classes(
+    gram: Callable[[np.ndarray], jax.Array],
+    omega: np.ndarray,
+    ridge: np.ndarray,
+    y: np.ndarray,
+    *,
+    condition: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> RidgeSolution:
+    """Solve alpha_c = (K_c + ridge_c I)^(-1) y_c for every class; classes with one kernel and ridge share the factor.
+
+    Args:
+      gram: maps the weights of one class, shape (1, L), to its Gram matrix, shape (1, n, n).
+      omega: weights handed to `gram`, shape (C, L).
+      ridge: absolute ridge of every class, shape (C,).
+      y: targets, shape (n, C).
+      condition: estimate the condition numbers too, which costs about as much as a factorisation.
+      report: called with the number of classes done and their total.
+
+    Returns:
+      The solution. `jitter` is the largest that was added (0: none), `condition_estimate` the largest over classes.
+
+    Raises:
+      NotPositiveDefiniteError: a kernel cannot be factored even with jitter.
+    """
+    n_classes = len(omega)
+    dual_coef = np.empty(y.shape, y.dtype)
+    distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
+    jitter, conditions, done = 0.0, [], 0
+    for number, row in enumerate(distinct):
+        members = np.flatnonzero(group.ravel() == number)
+        k = gram(row[None, :-1])[0]
+        factor = factor_ridge(k, ridge=float(row[-1]), jitter=True)
+        dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
+        jitter = max(jitter, factor.jitter)
+        if condition:
+            conditions.append(float(estimate_condition(k, factor.lower, float(row[-1]))))
+        done += len(members)
+        report(done, n_classes)
+    return RidgeSolution(dual_coef, jitter, max(conditions, default=None))
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def estimate_condition(k: jax.Array, lower: jax.Array, ridge: float, iterations: int = 12) -> jax.Array:
+    """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse."""
+    start = jnp.sin(jnp.arange(1, len(k) + 1, dtype=k.dtype) ** 2)
+
+    def largest(apply):
+        def body(_, state):
+            vector, _ = state
+            image = apply(vector)
+            norm = jnp.linalg.norm(image)
+            return image / norm, norm
+
+        return jax.lax.fori_loop(0, iterations, body, (start / jnp.linalg.norm(start), jnp.ones((), k.dtype)))[1]
+
+    return largest(lambda v: k @ v + ridge * v) * largest(lambda v: solve_lower(lower, v))

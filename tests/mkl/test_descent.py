@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from nftk_jax.mkl.constraints import PROJECTIONS, project_orthant, project_simplex
+from nftk_jax.mkl.descent import minimise
+from nftk_jax.mkl.objectives import Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    """J_c = 1/2 (w - m_c)' A_c (w - m_c) + 1, whose constrained minimiser scipy finds."""
+
+    curvature: jax.Array
+    centre: jax.Array
+
+    def evaluate(self, omega, active):
+        offset = omega - self.centre
+        gradient = jnp.einsum("clm,cm->cl", self.curvature, offset)
+        value = jnp.einsum("cl,cl->c", offset, gradient) / 2 + 1
+        return Evaluation(jnp.where(active, value, jnp.nan), jnp.where(active[:, None], gradient, jnp.nan))
+
+
+@pytest.fixture
+def quadratic(rng, x64):
+    a = rng.normal(size=(4, 5, 5))
+    return Quadratic(jnp.asarray(a @ a.transpose(0, 2, 1) + 0.1 * np.eye(5)), jnp.asarray(rng.normal(size=(4, 5))))
+
+
+@pytest.mark.parametrize("constraint", ["simplex", "orthant"])
+def test_the_minimiser_is_the_one_of_an_independent_solver(quadratic, constraint):
+    result = minimise(
+        quadratic, np.full((4, 5), 0.2), project=PROJECTIONS[constraint], dtype=np.float64, tolerance=1e-9
+    )
+    assert result.converged.all()
+    for c in range(4):
+        a, m = np.asarray(quadratic.curvature[c]), np.asarray(quadratic.centre[c])
+        sums_to_one = [{"type": "eq", "fun": lambda w: w.sum() - 1}] if constraint == "simplex" else []
+        theirs = minimize(
+            lambda w, a=a, m=m: (w - m) @ a @ (w - m) / 2, np.full(5, 0.2), bounds=[(0, None)] * 5,
+            constraints=sums_to_one, method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
+        )  # fmt: skip
+        np.testing.assert_allclose(result.omega[c], theirs.x, atol=2e-6)
+
+
+def test_no_step_increases_any_objective(quadratic):
+    result = minimise(quadratic, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-9)
+    assert (np.diff(result.value_history, axis=0) <= 0).all()
+
+
+def test_a_steep_objective_does_not_diverge(quadratic):
+    steep = dataclasses.replace(quadratic, curvature=quadratic.curvature * 1e8)
+    result = minimise(steep, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, max_iterations=500)
+    gentle = minimise(quadratic, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-9)
+    np.testing.assert_allclose(result.omega, gentle.omega, atol=1e-2)
+
+
+def test_the_iteration_bound_is_reported(quadratic):
+    result = minimise(
+        quadratic, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-12, max_iterations=1
+    )
+    assert not result.converged.all()
+    assert "not converged" in result.message
+
+
+def test_an_objective_that_is_not_finite_at_the_start_is_named(quadratic):
+    broken = dataclasses.replace(quadratic, centre=quadratic.centre.at[2].set(jnp.nan))
+    with pytest.raises(ArithmeticError, match="class 2 is not finite"):
+        minimise(broken, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64)
+
+
+@pytest.mark.parametrize("project", [project_simplex, project_orthant])
+def test_projections_are_feasible_idempotent_and_nearest(project, rng, x64):
+    omega = jnp.asarray(rng.normal(size=(50, 6)))
+    projected = project(omega)
+    assert (projected >= 0).all()
+    if project is project_simplex:
+        np.testing.assert_allclose(projected.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(project(projected), projected, atol=1e-12)
+    other = project(jnp.asarray(rng.normal(size=(50, 6))))  # any feasible point is at an obtuse angle
+    assert (((omega - projected) * (other - projected)).sum(axis=1) <= 1e-12).all()

@@ -1,0 +1,168 @@
+"""report.html as a parser reads it: complete, self-contained, and safe against hostile names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nftk_jax.reports.html import render_report
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+FIGURES = dict.fromkeys(("omega", "baselines", "search", "identifiability"), PNG)
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, the text outside of style and script, and the script; checks nesting."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text, self.script = "", ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.script += data
+        elif self.open[-1:] != ["style"]:
+            self.text += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        wanted = {key.rstrip("_"): value for key, value in attributes.items()}.items()
+        return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in wanted)]
+
+
+def test_every_sample_gives_a_well_formed_page(any_metrics):
+    page = Page(render_report(any_metrics, FIGURES))
+    assert len(page.all("h1")) == 1
+    assert any_metrics["identifiability"]["verdict"] in page.text
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", page.text)
+
+
+def test_every_number_of_the_baselines_is_on_the_page(ten_classes):
+    text = Page(render_report(ten_classes, {})).text
+    for entry in ten_classes["baselines"].values():
+        assert f"{100 * entry['test_accuracy']:.2f} %" in text
+        numbers = [100 * v for v in (entry["difference"], *entry["difference_interval"])]
+        for shown in (f"{v:+.2f}".replace("-", "\N{MINUS SIGN}") for v in numbers):
+            assert shown in text
+
+
+def test_regression_shows_r2_and_its_error(any_metrics):
+    if any_metrics["dataset"]["task"] == "regression":
+        text = Page(render_report(any_metrics, {})).text
+        for shown in ("R² 0.873", "0.862 to 0.884", "mean squared error 0.127", "+0.003"):
+            assert shown in text
+
+
+def test_cells_hold_weight_kernel_weight_and_unit_row(ten_classes):
+    cells = [a for a in Page(render_report(ten_classes, {})).all("td") if "data-n" in a]
+    assert len(cells) == 100
+    for place, cell in enumerate(cells):
+        i, j = divmod(place, 10)
+        row = ten_classes["omega"][i]
+        length = math.sqrt(sum(w * w for w in row))
+        expected = [row[j], row[j] / ten_classes["scale"][j], row[j] / length]
+        found = re.search(r"weight ([^ ,]+) ± .*, kernel weight ([^ ,]+), unit row ([^ ,]+)$", cell["title"])
+        assert [float(v) for v in found.groups()] == pytest.approx(expected, rel=1e-3)
+        assert (cell.get("class") == "zero") == (row[j] == 0)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style><script>alert(1)</script>",
+    "$title ${body} $",
+    "{0} {noun} %s",
+    "]]><!--",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_only_text(ten_classes, name):
+    clean = Page(render_report(ten_classes, FIGURES))
+    ten_classes["dataset"]["class_names"][2] = name
+    ten_classes["dataset"]["name"] = name
+    ten_classes["command"] = f"fit --dataset {name}"
+    ten_classes["config"] = {"dataset": name, name: 1}
+    ten_classes["environment"] = {"device": name, "python": "3"}
+    ten_classes["identifiability"]["verdict"] = name
+    ten_classes["baselines_note"] = name
+    ten_classes["search"] |= {"message": name, "objective": name}
+    ten_classes["baselines"][name] = dict(ten_classes["baselines"]["rbf"])
+    page = Page(render_report(ten_classes, FIGURES, omega_csv=name))
+    assert {t for t, _ in page.tags} == {t for t, _ in clean.tags}
+    assert {key for _, a in page.tags for key in a} == {key for _, a in clean.tags for key in a}
+    assert page.script == clean.script
+    assert page.text.count(name) >= 8
+    assert name in page.all("th", title=name)[0]["title"]
+
+
+def test_nothing_is_loaded_from_outside(ten_classes):
+    source = render_report(ten_classes, FIGURES)
+    page = Page(source)
+    assert "http:" not in source
+    assert "https:" not in source
+    links = [a[key] for _, a in page.tags for key in ("src", "href", "srcset", "action") if key in a]
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"url\(|@import", source)
+
+
+def test_figures_are_embedded_unchanged_from_bytes_or_files(ten_classes, tmp_path):
+    (tmp_path / "omega.png").write_bytes(PNG)
+    images = Page(render_report(ten_classes, {"omega": tmp_path / "omega.png", "baselines": PNG})).all("img")
+    assert [base64.b64decode(a["src"].split(",")[1]) for a in images] == [PNG, PNG]
+    assert all(a["alt"] for a in images)
+
+
+def test_the_policy_allows_the_pages_own_script_alone(ten_classes):
+    page = Page(render_report(ten_classes, {}))
+    policy = page.all("meta", http_equiv_="x") or [a for a in page.all("meta") if "http-equiv" in a]
+    digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[0]["content"]
+    assert "default-src 'none'" in policy[0]["content"]
+
+
+def test_certificate_command_and_data_hash_are_there(ten_classes):
+    text = Page(render_report(ten_classes, {})).text
+    for shown in ("cholesky", "3.1e-5", "2.4e6", "4.2e-5", ten_classes["command"], "9f" * 32, "0.1.0", "1 min 33 s"):
+        assert shown in text
+
+
+def test_nulls_show_as_dashes(ten_classes):
+    ten_classes["certificate"] = dict.fromkeys(ten_classes["certificate"])
+    ten_classes["identifiability"] |= {"omega_std": None, "gram_condition": None, "verdict": None}
+    ten_classes["peak_memory_bytes"] = float("nan")
+    text = Page(render_report(ten_classes, {})).text
+    assert not re.search(r"\b(nan|NaN|None|null|inf)\b", text)
+    assert "Peak memory \N{EN DASH}" in text
+
+
+def test_a_thousand_classes_stay_under_two_megabytes(ten_classes):
+    many = [f"a class with quite a long name, number {i}" for i in range(1000)]
+    ten_classes["dataset"]["class_names"] = many
+    for key in ("omega", "kernel_omega"):
+        ten_classes[key] = ten_classes[key] * 100
+    ten_classes["ridge"] = [1e-3] * 1000
+    ten_classes["identifiability"]["omega_std"] = None
+    ten_classes["search"] = None
+    source = render_report(ten_classes, {})
+    assert len(source.encode()) < 2_000_000
+    assert "600 more in the files" in Page(source).text

@@ -1,0 +1,69 @@
+"""The terminal's summary as a terminal prints it."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from nftk_jax.reports.tables import summary
+
+
+def printed(metrics, width: int = 80) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(summary(metrics))
+    return console.export_text()
+
+
+def test_no_line_is_wider_than_80_columns(any_metrics):
+    for width in (80, 200):
+        assert max(map(len, printed(any_metrics, width).splitlines())) <= max(width, 80)
+
+
+def test_the_tables_stay_within_80_columns_on_a_wide_terminal(ten_classes):
+    rows = [line for line in printed(ten_classes, 200).splitlines() if "RBF kernel" in line or "─" in line]
+    assert max(len(line.rstrip()) for line in rows) <= 80
+
+
+def test_it_says_score_differences_and_verdict(ten_classes):
+    text = printed(ten_classes)
+    for expected in ("97.12 %", "96.62 to 97.55 %", "+0.34", "+0.13 to +0.55", "best single depth (3)", "\u22120.12"):
+        assert expected in text
+    assert "nearly collinear" in text
+    assert "stopped before it converged for 1: 1." in text
+
+
+def test_names_like_markup_print_as_they_are(ten_classes):
+    ten_classes["dataset"]["class_names"][:3] = ["[red]", "[/bold]", "[link=x]y"]
+    text = printed(ten_classes)
+    for name in ten_classes["dataset"]["class_names"][:3]:
+        assert f" {name} " in text
+
+
+def test_control_characters_do_not_reach_the_terminal(ten_classes):
+    ten_classes["dataset"]["class_names"][0] = "\x1b[31mred\x07\nline"
+    ten_classes["dataset"]["name"] = "a\x1b]0;title\x07.npz"
+    text = printed(ten_classes)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_depth_shares_of_a_class_add_up(ten_classes):
+    ten_classes["omega"][0] = [0.75, 0.0, 0.25] + [0.0] * 7
+    assert "1 (75 %),  3 (25 %)" in printed(ten_classes)
+
+
+def test_equal_rows_are_said_once(ten_classes):
+    ten_classes["omega"] = [ten_classes["omega"][0]] * 10
+    assert "all 10" in printed(ten_classes)
+
+
+def test_null_prints_as_a_dash_and_never_as_none_or_nan(ten_classes):
+    ten_classes["certificate"] = dict.fromkeys(ten_classes["certificate"])
+    ten_classes["timings"] = dict.fromkeys(ten_classes["timings"])
+    ten_classes["baselines"]["rbf"] = dict.fromkeys(ten_classes["baselines"]["rbf"])
+    ten_classes["test_accuracy_interval"] = None
+    text = printed(ten_classes).lower()
+    assert "none" not in text.split()
+    assert "nan" not in text.split()
+    assert "\N{EN DASH}" in text

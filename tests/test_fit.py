@@ -1,0 +1,278 @@
+"""The main job as a user runs it: files of the contract, one-line errors, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nftk_jax import fit, load_model, predict
+
+
+def draw(rng, n, labels=("ant", "bee", "cat")):
+    y = rng.integers(0, len(labels), n)
+    x = rng.normal(size=(n, 5)) + np.eye(len(labels), 5)[y] * 3
+    return x.astype(np.float32), np.array(labels)[y]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    x, y = draw(rng, 90)
+    x_test, y_test = draw(rng, 40)
+    path = tmp_path_factory.mktemp("data") / "insects.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path
+
+
+def run(command, monkeypatch, capsys, *arguments):
+    """Exit status, standard output and standard error of a command run in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    status = command()
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """One whole run, in a process of its own, that the tests below look at."""
+    output = tmp_path_factory.mktemp("runs") / "insects"
+    command = [sys.executable, "-m", "nftk_jax.fit", "--dataset", data, "--depth", "3", "--resamples", "2"]
+    result = subprocess.run([*map(str, command), "--output", str(output)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return output, result.stdout
+
+
+def test_every_file_of_the_contract_is_written(finished):
+    output, _ = finished
+    for name in ("metrics.json", "omega.csv", "model.safetensors", "model.json", "report.html"):
+        assert (output / name).stat().st_size > 0
+    assert len(list((output / "figures").glob("*.png"))) >= 3
+    assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_metrics_hold_what_the_contract_lists(finished):
+    output, _ = finished
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["dataset"]["class_names"] == ["ant", "bee", "cat"]
+    assert (metrics["dataset"]["n_train"], metrics["dataset"]["n_test"]) == (90, 40)
+    assert np.shape(metrics["omega"]) == (3, 3)
+    assert np.shape(metrics["scale"]) == (3,)
+    assert np.shape(metrics["ridge"]) == (3,)
+    low, high = metrics["test_accuracy_interval"]
+    assert low < metrics["test_accuracy"] < high
+    assert set(metrics["baselines"]) == {"uniform", "best_single_depth", "shared", "shuffled_labels", "rbf", "laplace"}
+    for row in metrics["baselines"].values():
+        assert row["difference"] == pytest.approx(metrics["test_accuracy"] - row["test_accuracy"])
+        assert row["difference_interval"][0] <= row["difference"] <= row["difference_interval"][1]
+    identifiability = metrics["identifiability"]
+    assert np.shape(identifiability["alignment"]) == (3, 3)
+    assert np.shape(identifiability["omega_std"]) == (3, 3)
+    assert identifiability["gram_condition"] <= 1 / np.finfo(np.float32).eps
+    assert metrics["certificate"]["relative_residual"] < 1e-4
+    assert metrics["certificate"]["jitter"] == 0
+    assert {"kernels_s", "search_s", "baselines_s", "solve_s", "predict_s", "total_s"} <= set(metrics["timings"])
+    assert {"python", "jax", "device", "device_count", "process_count", "cpu_count"} <= set(metrics["environment"])
+
+
+def test_omega_csv_agrees_with_the_model(finished):
+    output, _ = finished
+    model = load_model(output)
+    rows = list(csv.DictReader((output / "omega.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows[::3]] == ["ant", "bee", "cat"]
+    np.testing.assert_array_equal([float(row["weight"]) for row in rows], model.omega.ravel())
+    np.testing.assert_array_equal([float(row["kernel_weight"]) for row in rows], model.kernel_omega.ravel())
+
+
+def test_the_summary_names_the_result_in_eighty_columns(finished):
+    output, printed = finished
+    accuracy = json.loads((output / "metrics.json").read_text())["test_accuracy"]
+    assert f"{100 * accuracy:.1f}" in printed
+    assert "report.html" in printed
+
+
+def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, monkeypatch, capsys):
+    output, _ = finished
+    target = tmp_path / "scores.npz"
+    status, _, _ = run(predict.command, monkeypatch, capsys, "--model", output, "--input", data, "--output", target)
+    assert status == 0
+    written, truth = np.load(target), np.load(data)["y_test"]
+    accuracy = json.loads((output / "metrics.json").read_text())["test_accuracy"]
+    assert np.mean(written["labels"] == truth) == accuracy
+    assert written["scores"].shape == (40, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "y", "flags"),
+    [
+        ("regression", lambda x: np.sin(x[:, 0]), []),
+        ("outputs", lambda x: x[:, :2] ** 2, ["--weights", "shared"]),
+        ("booleans", lambda x: x[:, 0] > 0, ["--objective", "train", "--resamples", "2"]),
+        ("orthant", lambda x: (x[:, 0] > 0).astype(int), ["--constraint", "orthant", "--penalty", "1e-3"]),
+        ("uniform", lambda x: (x[:, 0] > 0).astype(int), ["--weights", "uniform", "--precision", "float64"]),
+        (
+            "one-depth",
+            lambda x: (x[:, 0] > 0).astype(np.uint8),
+            ["--depth", "1", "--activation", "erf", "--b-std", "0.1"],
+        ),
+    ],
+)
+def test_other_targets_and_flags(name, y, flags, rng, tmp_path, monkeypatch, capsys):
+    x = rng.normal(size=(70, 3))
+    np.savez(tmp_path / "data.npz", x_train=x[:50], y_train=y(x[:50]), x_test=x[50:], y_test=y(x[50:]))
+    status, _, error = run(
+        fit.command, monkeypatch, capsys, "--dataset", tmp_path / "data.npz", "--depth", 2, *flags,
+        "--output", tmp_path / name,
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+    value = metrics.get("test_accuracy", metrics.get("test_r2"))
+    assert math.isfinite(value)
+    assert (metrics["search"] is None) == (name == "uniform")
+
+
+BAD_FLAGS = {
+    "ridge": (["--ridge", "-1"], "ridge must be a finite number > 0"),
+    "depth": (["--depth", "0"], "depth must be a whole number"),
+    "w_std": (["--w-std", "nan"], "w_std must be"),
+    "b_std": (["--b-std", "-1"], "b_std must be"),
+    "activation": (["--activation", "softmax"], "activation must be one of"),
+    "diverges": (["--objective", "train", "--constraint", "orthant"], "diverges on the orthant"),
+    "n_train": (["--n-train", "9999"], "n_train must be"),
+    "n_search": (["--n-search", "9999"], "--n-search must be at most"),
+    "penalty": (["--penalty", "-2"], "penalty must be"),
+    "resamples": (["--resamples", "-1"], "--resamples must be"),
+    "seed": (["--seed", "-1"], "--seed must be"),
+    "unknown": (["--colour", "red"], "--colour"),
+    "choice": (["--objective", "magic"], "magic"),
+    "number": (["--depth", "deep"], "deep"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+    flags, message = BAD_FLAGS[case]
+    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out", *flags)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+BAD_DATA = {
+    "nan": {"x_train": np.full((60, 5), np.nan, np.float32)},
+    "infinity": {"x_test": np.full((9, 5), np.inf, np.float32)},
+    "one class": {"y_train": np.zeros(60, int)},
+    "length": {"y_train": np.arange(50) % 3},
+    "features": {"x_test": np.ones((9, 4), np.float32)},
+    "empty": {"x_train": np.ones((0, 5), np.float32), "y_train": np.zeros(0, int)},
+    "unseen": {"y_test": np.full(9, 7)},
+    "objects": {"y_train": np.array([None] * 60, dtype=object)},
+    "scalar": {"x_train": np.float32(3)},
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_end_in_one_line(case, rng, tmp_path, monkeypatch, capsys):
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), np.arange(60) % 3
+    good = {"x_train": x, "y_train": y, "x_test": x[:9], "y_test": y[:9]}
+    np.savez(tmp_path / "bad.npz", **{**good, **BAD_DATA[case]})
+    status, _, error = run(
+        fit.command, monkeypatch, capsys, "--dataset", tmp_path / "bad.npz", "--output", tmp_path / "out"
+    )
+    assert status == 2
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    arguments = ["--dataset", data, "--depth", 1, "--output", output]
+    assert run(fit.command, monkeypatch, capsys, *arguments)[0] == 0
+    before = (output / "metrics.json").read_bytes()
+    status, _, error = run(fit.command, monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert "--overwrite" in error
+    assert (output / "metrics.json").read_bytes() == before
+    assert run(fit.command, monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
+    assert (output / "metrics.json").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_directory_with_other_things_is_never_replaced(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    status, _, error = run(
+        fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "thesis", "--overwrite"
+    )
+    assert status == 2
+    assert "something other than a result" in error
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
+
+
+def test_an_interrupt_leaves_nothing(data, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "_write", interrupt)
+    status, _, error = run(
+        fit.command, monkeypatch, capsys, "--dataset", data, "--depth", 1, "--output", tmp_path / "out"
+    )
+    assert status == 130
+    assert "interrupted" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_numerical_failure_is_named_and_leaves_nothing(data, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ArithmeticError("the kernel is singular")
+
+    monkeypatch.setattr("nftk_jax.learn.learn", fail)
+    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    assert (status, error) == (1, "nftk_jax.fit: the kernel is singular\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path, monkeypatch, capsys):
+    status, printed, _ = run(
+        fit.command, monkeypatch, capsys, "--dataset", data, "--dry-run", "--output", tmp_path / "out"
+    )
+    assert status == 0
+    for word in ("kernels", "search", "solve", "predict", "GiB", "cholesky"):
+        assert word in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_with_what_would(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**20)
+    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    assert status == 2
+    assert "--n-train" in error
+    assert not list(tmp_path.iterdir())
+
+
+PREDICT_ERRORS = {
+    "no model": (lambda d: {"--model": d / "none"}, "no model in"),
+    "no input": (lambda d: {"--input": d / "none.npz"}, "none.npz"),
+    "wrong features": (lambda d: {"--input": d / "narrow.npz"}, "must have shape"),
+    "suffix": (lambda d: {"--output": d / "scores.txt"}, "must end in .npz"),
+    "exists": (lambda d: {"--output": d / "narrow.npz"}, "--overwrite"),
+}
+
+
+@pytest.mark.parametrize("case", PREDICT_ERRORS)
+def test_predict_answers_bad_input_in_one_line(case, finished, data, tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "narrow.npz", x=np.ones((3, 2)))
+    change, message = PREDICT_ERRORS[case]
+    flags = {"--model": finished[0], "--input": data, "--output": tmp_path / "scores.npz", **change(tmp_path)}
+    arguments = [part for flag in flags.items() for part in flag]
+    status, _, error = run(predict.command, monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["narrow.npz"]

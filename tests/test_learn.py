@@ -1,0 +1,162 @@
+"""Learning from arrays: predictions are the paper's eq. 14, and strange data end well or in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.kernel_ridge import KernelRidge
+
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.gram import combined_ntk, depth_diagonals
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.learn import LearnSettings, encode_targets, learn
+from nftk_jax.mkl.search import SearchSettings, choose_ridge
+from nftk_jax.model import fit_input_scaling
+
+SETTINGS = LearnSettings(MLP(3), precision="float64")
+
+
+@pytest.fixture
+def blobs(rng):
+    centres = rng.normal(size=(3, 6)) * 2
+    y = rng.integers(0, 3, 90)
+    return centres[y] + rng.normal(size=(90, 6)), y
+
+
+def test_scores_are_kernel_ridge_regression_on_the_combined_kernel(blobs, rng):
+    """Eq. 14 with the inverse that it omits, against scikit-learn's KernelRidge class by class."""
+    x, y = blobs
+    learned = learn(x, y, SETTINGS, classes=np.arange(3))
+    model, z = learned.model, learned.model.scaled(x)
+    x_new = rng.normal(size=(7, 6))
+    with enable_x64():
+        k = np.asarray(combined_ntk(model.mlp, model.kernel_omega, z))
+        k_new = np.asarray(combined_ntk(model.mlp, model.kernel_omega, model.scaled(x_new), z))
+    one_hot = np.eye(3)[y]
+    for c in range(3):
+        theirs = KernelRidge(alpha=model.ridge[c], kernel="precomputed").fit(k[c], one_hot[:, c] - one_hot[:, c].mean())
+        expected = theirs.predict(k_new[c]) + one_hot[:, c].mean()
+        np.testing.assert_allclose(model.decision_function(x_new)[:, c], expected, atol=1e-9)
+
+
+def test_learned_kernels_have_unit_mean_diagonal(blobs):
+    x, y = blobs
+    model = learn(x, y, SETTINGS, classes=np.arange(3)).model
+    diagonal = depth_diagonals(model.mlp, model.scaled(x)).mean(axis=1)
+    np.testing.assert_allclose(model.kernel_omega @ diagonal, model.omega.sum(axis=1), rtol=1e-10)
+    np.testing.assert_allclose(model.omega.sum(axis=1), 1, rtol=1e-10)
+
+
+def test_float32_and_float64_agree(blobs, rng):
+    x, y = blobs
+    settings = dataclasses.replace(SETTINGS, ridge=1e-2)
+    scores = [
+        learn(x, y, dataclasses.replace(settings, precision=p), classes=np.arange(3)).model.decision_function(x)
+        for p in ("float32", "float64")
+    ]
+    np.testing.assert_allclose(*scores, atol=2e-3)
+
+
+def test_the_objective_never_ends_above_uniform_weights(blobs):
+    x, y = blobs
+    descent = learn(x, y, SETTINGS, classes=np.arange(3)).descent
+    assert (descent.value_history[-1] <= descent.value_history[0]).all()
+
+
+def test_one_result_for_one_seed(blobs):
+    x, y = blobs
+    first, again = (learn(x, y, SETTINGS, classes=np.arange(3)).model for _ in range(2))
+    np.testing.assert_array_equal(first.dual_coef, again.dual_coef)
+
+
+def test_shared_and_uniform_weights(blobs):
+    x, y = blobs
+    shared = learn(x, y, dataclasses.replace(SETTINGS, search=SearchSettings(weights="shared")), classes=np.arange(3))
+    assert (shared.model.omega == shared.model.omega[0]).all()
+    uniform = learn(x, y, dataclasses.replace(SETTINGS, search=SearchSettings(weights="uniform")), classes=np.arange(3))
+    np.testing.assert_array_equal(uniform.model.omega, np.full((3, 3), 1 / 3))
+    assert uniform.descent is None
+
+
+def test_regression_finds_a_smooth_function(rng):
+    x = rng.uniform(-1, 1, size=(200, 3))
+    y = np.stack([np.sin(3 * x[:, 0]) + x[:, 1] * x[:, 2], 5 + x.sum(axis=1)], axis=1)
+    model = learn(x[:150], y[:150], dataclasses.replace(SETTINGS, mlp=MLP(3, b_std=0.5))).model
+    error = ((model.predict(x[150:]) - y[150:]) ** 2).mean(axis=0) / y[150:].var(axis=0)
+    assert (error < [0.05, 0.01]).all()
+
+
+@pytest.mark.parametrize("n", [4, 5, 7])
+def test_tiny_training_sets_work(n, rng):
+    y = np.arange(n) % 2
+    model = learn(rng.normal(size=(n, 2)) + y[:, None], y, SETTINGS, classes=np.arange(2)).model
+    assert np.isfinite(model.decision_function(rng.normal(size=(3, 2)))).all()
+
+
+def test_duplicated_rows_constant_features_and_zero_rows_work(rng):
+    x = rng.normal(size=(40, 5))
+    x[:, 2] = 1 / 3
+    x[10:20] = x[:10]
+    y = (x[:, 0] > 0).astype(int)
+    for scaling in ("standardise", "none"):
+        x[30] = 0
+        settings = dataclasses.replace(SETTINGS, scaling=scaling, ridge=1e-6)
+        model = learn(x, y, settings, classes=np.arange(2)).model
+        assert np.isfinite(model.decision_function(np.vstack([x, np.zeros((1, 5))]))).all()
+
+
+def test_inputs_that_are_all_zero_are_refused_in_words():
+    with pytest.raises(ValueError, match="cannot be scaled"):
+        learn(np.zeros((8, 3)), np.arange(8) % 2, SETTINGS, classes=np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ridge": -1.0}, "ridge must be"),
+        ({"ridge": float("nan")}, "ridge must be"),
+        ({"n_search": 2}, "n_search must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, **change)
+
+
+def test_train_on_the_orthant_without_penalty_is_refused():
+    with pytest.raises(ValueError, match="diverges on the orthant"):
+        SearchSettings(objective="train", constraint="orthant")
+    SearchSettings(objective="train", constraint="orthant", penalty=1e-6)
+
+
+def test_targets_are_one_hot_minus_frequencies_or_standardised(rng):
+    y = np.array([0, 2, 2, 1])
+    targets = encode_targets(y, 3)
+    np.testing.assert_allclose(targets.y + targets.mean, np.eye(3)[y])
+    np.testing.assert_allclose(targets.y.mean(axis=0), 0, atol=1e-15)
+    real = rng.normal(size=(9, 2)) * [3, 1e4] + 7
+    targets = encode_targets(real, None)
+    np.testing.assert_allclose(targets.y.std(axis=0), 1)
+    np.testing.assert_allclose(targets.y * targets.scale + targets.mean, real)
+
+
+def test_the_larger_of_two_ridges_as_good_is_taken():
+    errors = np.array([[1.0005, 3.0], [1.0, 2.0], [1.0003, 1.0], [1.5, 1.1]])
+    np.testing.assert_array_equal(choose_ridge(errors, (1, 2, 3, 4), shared=False), [3, 3])
+    errors[2, 0] = np.inf
+    np.testing.assert_array_equal(choose_ridge(errors, (1, 2, 3, 4), shared=False), [2, 3])
+    with pytest.raises(ArithmeticError, match="singular at every ridge"):
+        choose_ridge(np.full((4, 2), np.inf), (1, 2, 3, 4), shared=True)
+
+
+def test_input_scalings(rng):
+    images = rng.integers(0, 256, size=(6, 4)).astype(np.uint8)
+    auto = fit_input_scaling(images, "auto", images=False)
+    np.testing.assert_allclose(auto.apply(images, np.float32), images / np.float32(255))
+    x = rng.normal(size=(50, 3)) * [1, 100, 0] + [0, 5, 2]
+    z = fit_input_scaling(x, "auto", images=False).apply(x, np.float64)
+    np.testing.assert_allclose(z.std(axis=0), [1, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_array_equal(fit_input_scaling(x, "none", images=True).apply(x, np.float64), x)

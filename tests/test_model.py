@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nftk_jax import load_model
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.model import ModelError, predict_scores
+
+
+@pytest.fixture
+def model(rng):
+    y = np.arange(40) % 3
+    x = rng.normal(size=(40, 4)) + y[:, None]
+    return learn(x, y, LearnSettings(MLP(3), ridge=1e-2), classes=np.array(["a", "b", "é"])).model
+
+
+def test_a_saved_model_predicts_the_same_bits(model, rng, tmp_path):
+    model.save(tmp_path)
+    again = load_model(tmp_path)
+    x = rng.normal(size=(9, 4))
+    np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
+    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+    assert again.mlp == model.mlp
+
+
+def test_uint8_inputs_stay_uint8_in_the_file(rng, tmp_path):
+    x = rng.integers(0, 256, size=(20, 4)).astype(np.uint8)
+    learn(x, np.arange(20) % 2, LearnSettings(MLP(2)), classes=np.arange(2)).model.save(tmp_path)
+    assert load_model(tmp_path).x_train.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4,), (2, 4, 1)])
+def test_inputs_of_another_shape_are_refused(model, shape):
+    with pytest.raises(ValueError, match=r"must have shape \(n, 4\)"):
+        model.predict(np.zeros(shape))
+
+
+def test_inputs_that_are_not_finite_are_refused(model):
+    with pytest.raises(ValueError, match="must be finite"):
+        model.predict(np.full((1, 4), np.nan))
+
+
+def test_prediction_in_tiles_equals_prediction_at_once(rng, monkeypatch):
+    a, omega = rng.normal(size=(23, 5)), np.array([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]])
+    dual = rng.normal(size=(7, 3))
+    z = rng.normal(size=(7, 5))
+    kernel = lambda rows, w: np.einsum("gl,lbn->gbn", w, np.stack([rows @ z.T, np.tanh(rows @ z.T)]))  # noqa: E731
+    whole = predict_scores(kernel, a, omega, dual)
+    monkeypatch.setattr("nftk_jax.model._TILE_BYTES", 8 * 7 * 2 * 5)  # tiles of five rows
+    np.testing.assert_allclose(predict_scores(kernel, a, omega, dual), whole, rtol=1e-5)
+    np.testing.assert_allclose(whole[:, 1], np.einsum("lbn,n->b", kernel(a, omega[1:2]), dual[:, 1]), rtol=1e-5)
+
+
+def damage_json(directory, change):
+    header = json.loads((directory / "model.json").read_text())
+    change(header)
+    (directory / "model.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.json").unlink(), "no model in"),
+        (lambda d: (d / "model.safetensors").unlink(), "no model in"),
+        (lambda d: (d / "model.json").write_text("{"), "damaged"),
+        (lambda d: (d / "model.json").write_text("[]"), "schema 'list'"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\x07" * 100), "damaged"),
+        (lambda d: damage_json(d, lambda h: h.update(schema="nftk_jax.model/0")), "expected 'nftk_jax.model/1'"),
+        (lambda d: damage_json(d, lambda h: h["architecture"].update(depth=4)), "does not fit together"),
+        (lambda d: damage_json(d, lambda h: h["architecture"].update(depth="4")), "does not fit together"),
+        (lambda d: damage_json(d, lambda h: h.update(architecture=3)), "does not fit together"),
+        (lambda d: damage_json(d, lambda h: h["classes"]["labels"].pop()), "does not fit together"),
+        (lambda d: damage_json(d, lambda h: h["classes"].update(kind="O")), "does not fit together"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_line(model, tmp_path, damage, message):
+    model.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
