@@ -42,7 +42,8 @@ def clock(call, repeats: int) -> tuple[float, float]:
 @functools.partial(jax.jit, static_argnums=0)
 def by_neural_tangents(mlp: MLP, omega: jax.Array, x: jax.Array, z: jax.Array) -> jax.Array:
     """The sweep contracted with omega by a running sum: XLA then keeps no array of every depth."""
-    return sum(omega[0, depth] * k for depth, k in enumerate(depth_ntks(mlp, x, z)))
+    kernels = depth_ntks(mlp, x, z)
+    return sum((omega[0, depth] * kernels[depth] for depth in range(1, mlp.depth)), omega[0, 0] * kernels[0])
 
 
 all_depths = jax.jit(depth_ntks, static_argnums=0)
@@ -94,8 +95,9 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     largest = max(row["n"] for row in rows)
+    axes = figure.subplots(1, 2)
     for axis, key, chosen in zip(
-        figure.subplots(1, 2),
+        axes,
         ("depth", "n"),
         ([r for r in rows if r["n"] == largest], [r for r in rows if r["depth"] == 10]),
         strict=True,
@@ -105,12 +107,12 @@ def draw(rows: list[dict], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", label=method)
         axis.set(xscale="log", yscale="log", xlabel=key, ylabel="seconds", title=f"time against {key}")
         axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axes[1].legend(fontsize=7)
     figure.savefig(path, dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time kernels side by side.")
     parser.add_argument("--fast", action="store_true", help="small sizes: a check that the benchmark runs")
     parser.add_argument("--json", metavar="FILE", help="write every measurement there; - for the standard output")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="draw time against depth and n (needs matplotlib)")

@@ -34,11 +34,24 @@ PHI = {
     "hermite": lambda u, d: np.polynomial.HermiteE([0] * int(d) + [1])(u) / math.sqrt(math.factorial(int(d))),
     "polynomial": lambda u, *c: np.polynomial.Polynomial(c)(u),
 }
-SMOOTH = (
-    "identity erf erf(1,2,.5) sigmoid_like gelu sin(1,1,.3) cos rbf(.5) gabor exp(.5,.5) gaussian monomial(2) "
-    "hermite(2) hermite(3) polynomial(.1,.5,.2)"
-).split()
-KINKED = "relu leaky_relu(0.2) abrelu(-1,2) abs sign rectified_monomial(0) rectified_monomial(1)".split()
+SMOOTH = [
+    "identity",
+    "erf",
+    "erf(1,2,.5)",
+    "sigmoid_like",
+    "gelu",
+    "sin(1,1,.3)",
+    "cos",
+    "rbf(.5)",
+    "gabor",
+    "exp(.5,.5)",
+    "gaussian",
+    "monomial(2)",
+    "hermite(2)",
+    "hermite(3)",
+    "polynomial(.1,.5,.2)",
+]
+KINKED = ["relu", "leaky_relu(0.2)", "abrelu(-1,2)", "abs", "sign", "rectified_monomial(0)", "rectified_monomial(1)"]
 OTHER = ["exp_normalized", "rectified_monomial(2)", "rectified_monomial(3)"]
 
 

@@ -69,8 +69,8 @@ def test_gradients_are_finite_at_identical_opposite_and_zero_rows(mlp, dtype):
     x[1], x[2], x[3], x[4] = x[0], -x[0], 0, x[5] * (1 + 1e-6)
     with enable_x64(dtype == np.float64):
         for z in (None, jnp.asarray(x)):
-            gradient = jax.grad(lambda a: jnp.sum(combined_ntk(mlp, np.ones((1, mlp.depth)), a, z)))(jnp.asarray(x))  # noqa: B023
-            assert np.isfinite(gradient).all()
+            total = lambda a, z=z: jnp.sum(combined_ntk(mlp, np.ones((1, mlp.depth)), a, z))  # noqa: E731
+            assert np.isfinite(jax.grad(total)(jnp.asarray(x))).all()
 
 
 def test_lengths_neither_overflow_nor_underflow():
