@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
@@ -36,9 +37,9 @@ _SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
     """Theta^(l)(x_i, x_i) for every depth and row, in float64, whatever the dtype of `x`: no kernel is evaluated.
 
-    For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 / p
-    + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel for every
-    distinct |x|.
+    For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 /
+    p + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel
+    for every distinct |x|.
 
     Args:
       mlp: the architecture.
@@ -51,7 +52,7 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
     x = np.asarray(x)
     q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-        return piecewise_linear_diagonals(mlp, q, kernel)
+        return np.asarray(piecewise_linear_diagonals(mlp, q, kernel))
     radius, inverse = np.unique(np.sqrt(q), return_inverse=True)
     # a power of two of them, so that few shapes are compiled
     size = 1 << max(0, len(radius) - 1).bit_length()
@@ -75,8 +76,8 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
         raise ValueError(
-            f"the {kernel.upper()} of depth {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
-            f"scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
+            f"the {kernel.upper()} of depth {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and "
+            f"cannot be scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
         )
     return scale
 
@@ -91,7 +92,7 @@ def _without_readout_bias(mlp: MLP) -> MLP:
 
 
 def _is_traced(*arrays) -> bool:
-    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+    return any(isinstance(array, Tracer) for array in arrays)
 
 
 @jax.jit
@@ -107,8 +108,9 @@ def kernel_route(
     """Which way the kernels of these inputs are evaluated.
 
     - "angle": a homogeneous activation and no hidden biases. The series in the angle, any inputs, traced or not.
-    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete arrays
-      are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that length.
+    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete
+      arrays are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that
+      length.
     - "recursion": everything else, traced arrays under `inputs="auto"` included.
 
     Returns:
@@ -136,8 +138,8 @@ def kernel_route(
     if inputs == "sphere":
         raise ValueError(
             f"inputs='sphere' needs rows of one length to a relative {tolerance / 2:g}; |x| ranges from "
-            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, or "
-            "use inputs='general'"
+            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, "
+            "or use inputs='general'"
         )
     return "recursion", 1.0
 
@@ -154,9 +156,10 @@ def combined_ntk(
 ) -> jax.Array:
     """Evaluate K_c = sum_l omega[c, l] Theta^(l) for every class c (paper eq. 15), unscaled.
 
-    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient is
-    finite: at identical and opposite rows, where the kernel has a kink, the angle's part is taken as 0. A homogeneous
-    activation without hidden biases, and inputs on one sphere, go through a series in the angle (`kernel_route`).
+    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient
+    is finite: at identical and opposite rows, where the kernel has a kink, the angle's part is taken as 0. A
+    homogeneous activation without hidden biases, and inputs on one sphere, go through a series in the angle
+    (`kernel_route`).
 
     Args:
       mlp: the architecture.
@@ -173,24 +176,24 @@ def combined_ntk(
     Raises:
       ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
     """
-    omega, x1, x2 = _checked(mlp, omega, x1, x2)
-    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
-    if route == "recursion":
-        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
-    series = _series(mlp, kernel, route, q, x1)
+    weights, a, b = _checked(mlp, omega, x1, x2)
+    route, q = kernel_route(mlp, a, b, inputs=inputs)
+    series = None if route == "recursion" else _series(mlp, kernel, route, q, a)
     if series is None:
-        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
+        return _recursion(mlp, weights, a, b, kernel, memory_budget)
     form, table, at_zero = series
     plan = tiles.Plan(form, route == "angle", int(memory_budget))
     extra = mlp.readout_bias**2 if route == "angle" else 0.0
-    if x2 is not None:
-        return _combined_rectangle(plan, extra, omega, table, x1, x2)
-    if route == "sphere" and not _is_traced(x1):
-        at_zero = depth_diagonals(mlp, x1, kernel=kernel).astype(x1.dtype)
-    return _combined_gram(plan, extra, omega, table, at_zero, x1)
+    if b is not None:
+        return _combined_rectangle(plan, extra, weights, table, a, b)
+    if route == "sphere" and not _is_traced(a):
+        at_zero = depth_diagonals(mlp, a, kernel=kernel).astype(a.dtype)
+    return _combined_gram(plan, extra, weights, table, at_zero, a)
 
 
-def _checked(mlp, omega, x1, x2):
+def _checked(
+    mlp: MLP, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x1 = jnp.asarray(x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
@@ -209,7 +212,7 @@ def _checked(mlp, omega, x1, x2):
 
 def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     """Form, coefficients (L, size) and diagonal (L,) in the dtype of `x`, or None where no series converges."""
-    if _is_traced(q):
+    if not isinstance(q, float):
         return traced_series(mlp, kernel, q)
     if route == "angle":
         mlp = _without_readout_bias(mlp)
@@ -286,23 +289,26 @@ def combined_ntk_matvec(
     Raises:
       ValueError: as `combined_ntk`; `v` does not have one row for every row of `x2` and one column for every class.
     """
-    omega, x1, x2 = _checked(mlp, omega, x1, x2)
-    v = jnp.asarray(v).astype(x1.dtype)
-    if v.shape != (x2.shape[0], omega.shape[0]):
-        raise ValueError(f"v must have shape {(x2.shape[0], omega.shape[0])}, (rows of x2, classes); got {v.shape}")
-    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
+    weights, a, b = _checked(mlp, omega, x1, x2)
+    assert b is not None  # x2 was given
+    vectors = jnp.asarray(v).astype(a.dtype)
+    if vectors.shape != (b.shape[0], weights.shape[0]):
+        raise ValueError(
+            f"v must have shape {(b.shape[0], weights.shape[0])}, (rows of x2, classes); got {vectors.shape}"
+        )
+    route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None
-    if route != "recursion" and not _is_traced(q):
+    if route != "recursion" and isinstance(q, float):
         core = _without_readout_bias(mlp) if route == "angle" else mlp
-        series = angle_series(core, kernel, q, x1.dtype.name)
+        series = angle_series(core, kernel, q, a.dtype.name)
     if series is None:
-        return _recursion_matvec(mlp, omega, x1, x2, v, kernel, int(memory_budget))
+        return _recursion_matvec(mlp, weights, a, b, vectors, kernel, int(memory_budget))
     plan = tiles.Plan(series.form, route == "angle", int(memory_budget))
-    scale = 1 / max(1, x1.shape[1]) if route == "angle" else 1.0
-    mixed = jnp.matmul(omega, (scale * series.mixing).astype(x1.dtype), precision=tiles.HIGHEST)
-    out = tiles.matvec(plan, series.basis.astype(x1.dtype), mixed, x1, x2, v)
+    scale = 1 / max(1, a.shape[1]) if route == "angle" else 1.0
+    mixed = jnp.matmul(weights, (scale * series.mixing).astype(a.dtype), precision=tiles.HIGHEST)
+    out = tiles.matvec(plan, series.basis.astype(a.dtype), mixed, a, b, vectors)
     if route == "angle" and mlp.readout_bias:
-        out = out + mlp.readout_bias**2 * jnp.sum(omega, axis=1) * jnp.sum(v, axis=0)
+        out = out + mlp.readout_bias**2 * jnp.sum(weights, axis=1) * jnp.sum(vectors, axis=0)
     return out
 
 

@@ -1,8 +1,8 @@
 r"""Combined kernels by the recursion over depths, for inputs that no series in the angle covers.
 
-Piecewise linear activations have an own recursion. It carries the complement delta = 1 - cos of every pair instead of the
-cosine, so that nothing cancels near the diagonal, and takes its arccos from multiply-adds. With the slopes (alpha, beta)
-below and above 0, r = ((alpha + beta)/2)^2, s = ((beta - alpha)/2)^2, m = r + s (derivation eqs. 18-27):
+Piecewise linear activations have an own recursion. It carries the complement delta = 1 - cos of every pair instead of
+the cosine, so that nothing cancels near the diagonal, and takes its arccos from multiply-adds. With the slopes (alpha,
+beta) below and above 0, r = ((alpha + beta)/2)^2, s = ((beta - alpha)/2)^2, m = r + s (derivation eqs. 18-27):
 
 .. math::
     E[\phi(u)\phi(v)] = \sigma\sigma' (m - D), \quad

@@ -10,8 +10,8 @@ The f_l are a property of the architecture (and of q): neural_tangents gives the
 in float64. A combined kernel sum_l omega_l f_l is then again one series, whatever the depth.
 
 The variable is :math:`v = s\,t/(t + a) - 1` in [-1, 1] with :math:`s = 2 (\pi + a)/\pi`, or v = 2t/pi - 1 (a infinite).
-Near t = 0 a ReLU layer maps the angle to t - t^2/(3 pi) + ..., so that after l layers 1/t has grown by about l/(3 pi): deep
-kernels are smooth in t/(t + a), and a finite `a` halves the degree at depth 50.
+Near t = 0 a ReLU layer maps the angle to t - t^2/(3 pi) + ..., so that after l layers 1/t has grown by about l/(3 pi):
+deep kernels are smooth in t/(t + a), and a finite `a` halves the degree at depth 50.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def _sample(mlp: MLP, kernel: KernelName, q, angles, dtype) -> jax.Array:
 
 
 def scalar_diagonals(mlp: MLP, kernel: KernelName, radius: jax.Array) -> jax.Array:
-    """Theta^(l)(x, x) for rows with |x|/sqrt(p) = radius, shape (n,): each row stands in as one number. Shape (L, n)."""
+    """Theta^(l)(x, x) for rows with |x|/sqrt(p) = radius, shape (n,): each row stands in as one number. Shape (L,
+    n).
+    """
     one = lambda r: SWEEPS[kernel](mlp, r.reshape(1, 1))[:, 0, 0]  # noqa: E731
     return jax.vmap(one, out_axes=1)(radius)
 
@@ -110,7 +112,8 @@ def slopes(mlp: MLP) -> tuple[float, float]:
 
 
 def piecewise_linear_diagonals(mlp: MLP, q, kernel: KernelName):
-    """Theta^(l)(x, x) at |x|^2 / p = q in closed form: E[phi(u)^2] = m Var(u) and E[phi'(u)^2] = m, m the slopes' mean square.
+    """Theta^(l)(x, x) at |x|^2 / p = q in closed form: E[phi(u)^2] = m Var(u) and E[phi'(u)^2] = m, m the slopes' mean
+    square.
 
     `q` is a NumPy or JAX array of shape (n,); the result is one of shape (L, n).
     """
@@ -143,7 +146,7 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
     with jax.ensure_compile_time_eval(), enable_x64():
         values = np.asarray(_sample(mlp, kernel, q, angles, jnp.float64))
         if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-            at_zero = piecewise_linear_diagonals(mlp, np.asarray([q]), kernel)[:, 0]
+            at_zero = np.asarray(piecewise_linear_diagonals(mlp, np.asarray([q]), kernel)[:, 0])
         else:
             at_zero = np.asarray(scalar_diagonals(mlp, kernel, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
     if not (np.isfinite(values).all() and np.isfinite(at_zero).all()):
@@ -193,7 +196,11 @@ def traced_series(mlp: MLP, kernel: KernelName, q: jax.Array, size: int = 32) ->
     to_coefficients = 2 / size * chebyshev.chebvander(nodes, size - 1)
     to_coefficients[:, 0] /= 2
     coefficients = jnp.matmul(values, jnp.asarray(to_coefficients, q.dtype), precision=jax.lax.Precision.HIGHEST)
-    return Form("chebyshev", math.inf), coefficients, scalar_diagonals(mlp, kernel, jnp.sqrt(q)[None])[:, 0]
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+        at_zero = jnp.asarray(piecewise_linear_diagonals(mlp, q[None], kernel)[:, 0])
+    else:
+        at_zero = scalar_diagonals(mlp, kernel, jnp.sqrt(q)[None])[:, 0]
+    return Form("chebyshev", math.inf), coefficients, at_zero
 
 
 @functools.lru_cache(maxsize=2)
@@ -203,15 +210,15 @@ def _arccos_polynomial(dtype: str) -> tuple[float, ...]:
     nodes = np.cos((np.arange(64) + 0.5) * (math.pi / 64))
     a = (nodes + 1) / 2
     values = 2 * np.arcsin(np.sqrt((1 - a) / 2)) / np.sqrt(1 - a)
-    return tuple(chebyshev.cheb2poly(chebyshev.chebfit(nodes, values, size - 1)))
+    return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebfit(nodes, values, size - 1)))
 
 
 @jax.custom_jvp
 def angle(cos: jax.Array) -> jax.Array:
     """arccos from multiply-adds and one square root, clipped to [-1, 1]: 20 times the speed of XLA's on a CPU.
 
-    Its derivative is taken as 0 where sin t vanishes to rounding, at identical and opposite inputs, where the kernel has a
-    kink: every gradient is then finite.
+    Its derivative is taken as 0 where sin t vanishes to rounding, at identical and opposite inputs, where the kernel
+    has a kink: every gradient is then finite.
     """
     magnitude = jnp.minimum(jnp.abs(cos), 1)
     v = 2 * magnitude - 1
@@ -248,7 +255,9 @@ def _angle_jvp(primals, tangents):
 
 
 def _horner(coefficients, v):
-    """A polynomial from its coefficients, constant first: even and odd parts side by side, as Horner alone waits on itself."""
+    """A polynomial from its coefficients, constant first: even and odd parts side by side, as Horner alone waits on
+    itself.
+    """
     square = v * v
     even, odd = coefficients[0::2], coefficients[1::2]
     parts = []
@@ -262,7 +271,9 @@ def _horner(coefficients, v):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def evaluate(form: Form, coefficients: jax.Array, t: jax.Array) -> jax.Array:
-    """Evaluate series at the angles `t`: coefficients (C, size) give (C, *t.shape), one series (size,) gives t.shape."""
+    """Evaluate series at the angles `t`: coefficients (C, size) give (C, *t.shape), one series (size,) gives
+    t.shape.
+    """
     classes, size = coefficients.shape[:-1], coefficients.shape[-1]
     v = _variable(form, t)
     column = lambda k: coefficients[..., k].reshape(*classes, *(1,) * (t.ndim if classes else 0))  # noqa: E731

@@ -1,9 +1,9 @@
 """Combined kernels from the series in the angle: one matrix product and one polynomial per entry, in tiles.
 
 The fast pass computes all cosines of a block by a matrix product and evaluates the series on them in place. In finite
-precision the cosine of nearly parallel rows has lost their angle, and the kernel has a kink there: the pass also takes the
-largest |cos| of every row, and the few rows above a threshold are visited again, with t = 2 arcsin(|u - v|/2) from the
-difference of the unit vectors. Where no rows are nearly parallel that second visit runs zero iterations of a loop.
+precision the cosine of nearly parallel rows has lost their angle, and the kernel has a kink there: the pass also takes
+the largest |cos| of every row, and the few rows above a threshold are visited again, with t = 2 arcsin(|u - v|/2) from
+the difference of the unit vectors. Where no rows are nearly parallel that second visit runs zero iterations of a loop.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def _largest(cos: jax.Array) -> jax.Array:
 
 
 def _after(largest: jax.Array, cos: jax.Array) -> jax.Array:
-    """`cos` itself, available after `largest`: the kernel can then overwrite its cosines instead of taking new memory."""
+    """`cos` itself, available after `largest`: the kernel can then overwrite its cosines instead of taking new
+    memory.
+    """
     return jnp.where((largest > 2)[:, None], 0, cos)
 
 
@@ -226,7 +228,9 @@ def _blocks(start: int, n: int, leaf: int) -> list[tuple[int, int, int, int]]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array) -> jax.Array:
-    """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n): one triangle is computed."""
+    """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n): one triangle is
+    computed.
+    """
     c, n, itemsize = len(coefficients), len(x), x.dtype.itemsize
     if n == 0:
         return jnp.zeros((c, 0, 0), x.dtype)
@@ -323,12 +327,12 @@ def _rectangle_jvp(plan, primals, tangents):
 
 
 def _gram_jvp(plan, primals, tangents):
-    coefficients, diagonal, x = primals
+    coefficients, _, x = primals
     _check_sphere(plan, tangents[2])
     dcoefficients, ddiagonal, dx = (_instantiate(p, t) for p, t in zip(primals, tangents, strict=True))
     _, tangent = jax.jvp(lambda c, a: _plain(plan, c, a, a, same=True), (coefficients, x), (dcoefficients, dx))
-    index = jnp.arange(len(x))
-    return gram(plan, *primals), tangent.at[:, index, index].set(ddiagonal)
+    # not a scatter: its transpose asks for more than a diagonal needs
+    return gram(plan, *primals), jnp.where(jnp.eye(len(x), dtype=bool), ddiagonal[:, :, None], tangent)
 
 
 rectangle.defjvp(_rectangle_jvp, symbolic_zeros=True)
