@@ -20,8 +20,7 @@ from nftk_jax.mkl.search import (
     SearchProblem,
     SearchSettings,
     choose_ridge,
-    learn_omega,
-    uniform_omega,
+    learn_weights,
 )
 from nftk_jax.model import NFTKModel, ScalingName, fit_input_scaling
 from nftk_jax.sampling import draw_rows
@@ -34,6 +33,8 @@ Report = Callable[[str, int, int], None]
 SEARCH_ROWS = 3000
 #: Share of the search rows that are held out to judge Omega and the ridge.
 HELD_OUT_SHARE = 1 / 3
+#: Folds of the objective `kfold`.
+FOLDS = 5
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -47,7 +48,8 @@ class LearnSettings:
     Attributes:
       mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
       search: how Omega is learned.
-      ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows.
+      ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
+        search learns the ridge, this is its start.
       n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
       precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
       scaling: of the inputs, see `fit_input_scaling`.
@@ -110,6 +112,7 @@ class Learned:
       targets: encoded targets of the training rows.
       problem: kernels and targets of the search rows.
       search_rows: their positions among the training rows.
+      start_ridge: the ridges that the search was given, shape (C,); the model's own unless the search learned them.
       descent: the search's result, None for uniform weights.
       solution: dual coefficients with jitter and condition estimate.
       seconds: of the stages kernels, search and solve.
@@ -119,6 +122,7 @@ class Learned:
     targets: Targets
     problem: SearchProblem
     search_rows: np.ndarray
+    start_ridge: np.ndarray
     descent: DescentResult | None
     solution: RidgeSolution
     seconds: dict[str, float]
@@ -164,20 +168,18 @@ def _learn(
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
     report("search", 0, problem.n_classes)
-    ridge = find_ridge(problem, settings, shared=classes is not None)
-    descent = learn_omega(problem, ridge, settings.search, report=lambda *state: report("search", *state))
-    omega = uniform_omega(problem.n_classes, problem.depth) if descent is None else descent.omega
-    omega = np.broadcast_to(omega, (problem.n_classes, problem.depth)).copy()
+    start = find_ridge(problem, settings, shared=classes is not None)
+    found = learn_weights(problem, start, settings.search, report=lambda *state: report("search", *state))
     clock.lap("search")
     solution = solve_scaled(
-        settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), condition=True, report=report
+        settings.mlp, z, found.omega / scale, found.ridge, targets.y.astype(dtype), condition=True, report=report
     )
     clock.lap("solve")
     model = NFTKModel(
-        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
+        mlp=settings.mlp, omega=found.omega, scale=scale, ridge=found.ridge, x_train=x, dual_coef=solution.dual_coef,
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
     )  # fmt: skip
-    return Learned(model, targets, problem, rows, descent, solution, clock.seconds)
+    return Learned(model, targets, problem, rows, start, found.descent, solution, clock.seconds)
 
 
 def build_problem(
@@ -188,17 +190,37 @@ def build_problem(
     rng = np.random.default_rng(settings.seed)
     labels = y if classification else None
     rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
-    splits = draw_splits(None if labels is None else y[rows], n, rng)
+    splits = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search))
     k = combined_ntk(settings.mlp, np.diag(1 / scale), z[rows])
     return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), splits)
 
 
+def count_folds(search: SearchSettings) -> int:
+    """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
+    return FOLDS if search.objective == "kfold" else 1
+
+
 def draw_splits(
-    labels: np.ndarray | None, n_search: int, rng: np.random.Generator
+    labels: np.ndarray | None, n_search: int, rng: np.random.Generator, *, folds: int = 1
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """One split of the search rows into rows to solve on and held-out rows, stratified by `labels` where given."""
-    held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
-    return ((np.sort(train), np.sort(held)),)
+    """Splits of the search rows into rows to solve on and held-out rows, stratified by `labels` where given.
+
+    Args:
+      labels: class indices, shape (n_search,), or None.
+      n_search: number of rows.
+      rng: makes the draw.
+      folds: 1 holds `HELD_OUT_SHARE` of the rows out once; k > 1 cuts the rows into k folds (at most n_search), each of
+        which is held out once.
+    """
+    if folds == 1:
+        held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
+        return ((np.sort(train), np.sort(held)),)
+    order = rng.permutation(n_search)
+    if labels is not None:  # a random order within every class, dealt out like cards
+        order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(n_search, int)
+    fold[order] = np.arange(n_search) % min(folds, n_search)
+    return tuple((np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(min(folds, n_search)))
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:

@@ -24,19 +24,33 @@ def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
     Args:
       k: kernels, shape (L, n, n), symmetric. Inner products are summed in float64.
     """
-    depth, n, _ = k.shape
-    inner = np.zeros((depth, depth))
-    row_means = np.asarray(k.mean(axis=2), np.float64)
-    means = row_means.mean(axis=1)
-    rows = max(1, _CHUNK // (depth * n))
-    for start in range(0, n, rows):
-        block = np.asarray(k[:, start : start + rows], np.float64)
-        block = block - row_means[:, start : start + rows, None] - row_means[:, None, :] + means[:, None, None]
-        flat = block.reshape(depth, -1)
-        inner += flat @ flat.T
+    inner = centred_inner_products(k)
     norm = np.sqrt(np.diagonal(inner))
     norm = np.where(norm > 0, norm, 1.0)
     return inner / np.outer(norm, norm)
+
+
+def centred_inner_products(k: jax.Array | np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    r"""Inner products :math:`\langle H K_l H, H K_m H\rangle_F` of centred kernels, shape (L, L), summed in float64.
+
+    Args:
+      k: kernels, shape (L, n, n), symmetric.
+      weight: sample weights, shape (n,); None is 1 everywhere. A row of weight 2 counts as two rows.
+    """
+    depth, n, _ = k.shape
+    mass = np.ones(n) if weight is None else np.asarray(weight, np.float64)
+    inner = np.zeros((depth, depth))
+    rows = max(1, _CHUNK // (depth * n))
+    blocks = [slice(start, start + rows) for start in range(0, n, rows)]
+    row_means = np.concatenate([np.asarray(k[:, block], np.float64) @ mass for block in blocks], axis=1) / mass.sum()
+    means = row_means @ mass / mass.sum()
+    root = np.sqrt(mass)
+    for block in blocks:
+        centred = np.asarray(k[:, block], np.float64)
+        centred = centred - row_means[:, block, None] - row_means[:, None, :] + means[:, None, None]
+        flat = (centred * root[block, None] * root).reshape(depth, -1)
+        inner += flat @ flat.T
+    return inner
 
 
 def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, float]:
