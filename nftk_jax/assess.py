@@ -17,6 +17,7 @@ from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, draw_splits, solve_scaled
 from nftk_jax.mkl import baselines, identifiability
 from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.model import predict_scores
 from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
@@ -67,6 +68,9 @@ def _assess(
     start = time.perf_counter()
     omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
     seconds["resamples"] = time.perf_counter() - start
+    start = time.perf_counter()
+    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.depth > 1 else None
+    seconds["intervals"] = time.perf_counter() - start
     alignment = identifiability.centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = identifiability.gram_spectrum(
         alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
@@ -91,10 +95,16 @@ def _assess(
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
                 difference_to_uniform=table["uniform"]["difference_interval"],
                 difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
+                difference_to_shared=None if settings.search.weights == "shared" else _interval_to(table, "shared"),
+                difference_to_single=_interval_to(table, "best_single_depth"),
+                single=table["best_single_depth"]["depth"],
+                greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
+                uniform_as_good=None if intervals is None else intervals.uniform_as_good,
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -128,6 +138,7 @@ class _Comparison:
         )  # fmt: skip
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
         self._y = learned.targets.y[rows].astype(self._z.dtype)
+        self.shuffled_omega = np.empty(0)  # of the baseline, once it has run
         self._scores = scores if self._on_all else self._ntk_scores(model.omega, model.ridge)
 
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
@@ -224,6 +235,32 @@ def _resample(
         found.append(learn_weights(again, learned.start_ridge, settings.search).omega)
     report("resamples", resamples, resamples)
     return np.std(found, axis=0, ddof=1)
+
+
+def _find_intervals(learned: Learned, settings: LearnSettings, report: Report) -> OmegaIntervals:
+    """How wide every weight can be within one standard error of the held-out error."""
+    return find_intervals(
+        learned.problem, learned.model.omega, learned.model.ridge, constraint=settings.search.constraint,
+        shared=settings.search.weights == "shared", report=lambda *state: report("intervals", *state),
+    )  # fmt: skip
+
+
+def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:
+    """The part of identifiability{} that says how wide every weight can be; None where nothing was learned."""
+    if intervals is None:
+        names = ("omega_interval", "indistinguishable", "held_out_error", "held_out_standard_error", "uniform_as_good")
+        return dict.fromkeys(names)
+    return {
+        "omega_interval": intervals.interval.tolist(),
+        "indistinguishable": intervals.indistinguishable(shuffled).tolist(),
+        "held_out_error": intervals.error.tolist(),
+        "held_out_standard_error": intervals.standard_error.tolist(),
+        "uniform_as_good": intervals.uniform_as_good.tolist(),
+    }
+
+
+def _interval_to(table: dict[str, dict[str, Any]], name: str) -> list[float | None]:
+    return table[name]["difference_interval"]
 
 
 def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, Any]:

@@ -77,6 +77,13 @@ def test_metrics_hold_what_the_contract_lists(finished):
     identifiability = metrics["identifiability"]
     assert np.shape(identifiability["alignment"]) == (3, 3)
     assert np.shape(identifiability["omega_std"]) == (3, 3)
+    interval = np.array(identifiability["omega_interval"])
+    assert interval.shape == (3, 3, 2)
+    assert (interval[..., 0] <= np.array(metrics["omega"])).all()
+    assert (np.array(metrics["omega"]) <= interval[..., 1]).all()
+    assert np.shape(identifiability["indistinguishable"]) == (3, 3)
+    assert len(identifiability["held_out_standard_error"]) == len(identifiability["uniform_as_good"]) == 3
+    assert len(metrics["search"]["kkt_residual"]) == 3
     assert identifiability["gram_condition"] <= 1 / np.finfo(np.float32).eps
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert metrics["certificate"]["jitter"] == 0

@@ -78,6 +78,11 @@ def verdict(
     difference_to_uniform: Sequence[float | None],
     difference_to_shuffled: Sequence[float | None],
     omega_std: np.ndarray | None,
+    difference_to_shared: Sequence[float | None] | None = None,
+    difference_to_single: Sequence[float | None] | None = None,
+    single: int | None = None,
+    greyed: np.ndarray | None = None,
+    uniform_as_good: np.ndarray | None = None,
 ) -> str:
     """Say in words what Omega allows one to conclude.
 
@@ -86,6 +91,10 @@ def verdict(
       learned: whether Omega was learned at all.
       difference_to_uniform, difference_to_shuffled: paired 95 % intervals of ours minus these baselines.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
+      difference_to_shared, difference_to_single, single: the same of one Omega for all classes and of the best single
+        depth, and that depth; None where there is no such comparison.
+      greyed: weights that cannot be told from 1 / L or from those of shuffled labels, shape (C, L), or None.
+      uniform_as_good: classes whose held-out error under uniform weights is within one standard error, shape (C,).
     """
     if depth == 1:
         return "There is one depth, so there is nothing to weigh."
@@ -97,12 +106,19 @@ def verdict(
             f"among many."
         )
     if learned:
-        sentences.append(_compare("uniform weights", difference_to_uniform, "no sign that depth matters here"))
+        sentences.append(_compare("uniform weights", difference_to_uniform, "depth does not matter here"))
         sentences.append(
             _compare(
                 "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
             )
         )
+        sentences += _simpler(difference_to_single, single, difference_to_shared)
+        if greyed is not None and uniform_as_good is not None:
+            sentences.append(
+                f"{_count(greyed).capitalize()} weights cannot be told from equal weights or from those of shuffled "
+                "labels within one standard error of the held-out error (hatched), and uniform weights are within it "
+                f"for {_count(uniform_as_good)} rows of Omega."
+            )
         if omega_std is None:
             sentences.append("Its spread over resamples was not measured; --resamples 10 does.")
         else:
@@ -110,6 +126,24 @@ def verdict(
     else:
         sentences.append("Omega is uniform by choice; nothing was learned.")
     return " ".join(sentences)
+
+
+def _simpler(
+    single: Sequence[float | None] | None, depth: int | None, shared: Sequence[float | None] | None
+) -> list[str]:
+    """Say so where a simpler model is as good: one depth, or one row of weights."""
+    found = []
+    if single is not None and single[0] is not None and single[0] <= 0:
+        found.append(f"One depth for all, {depth}, does as well.")
+    if shared is not None and shared[0] is not None and shared[0] <= 0:
+        found.append("One row of weights for all does as well.")
+    return found
+
+
+def _count(flags: np.ndarray) -> str:
+    """How many are set: "all 100", "none of the 100", "12 of 100"."""
+    n, total = int(flags.sum()), flags.size
+    return f"all {total}" if n == total else f"none of the {total}" if n == 0 else f"{n} of {total}"
 
 
 def _compare(what: str, interval: Sequence[float | None], meaning: str) -> str:
