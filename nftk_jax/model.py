@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+import scipy.special
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.padding import pad_rows, padded_size
 
 SCHEMA = "nftk_jax.model/1"
 ScalingName = Literal["auto", "none", "images", "standardise"]
@@ -45,7 +47,9 @@ class InputScaling:
         return ((x - self.shift) / self.scale).astype(dtype, copy=False)
 
 
-def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> InputScaling:
+def fit_input_scaling(
+    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None
+) -> InputScaling:
     """Learn the scaling of the inputs from the training rows.
 
     Args:
@@ -54,6 +58,7 @@ def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> I
         "standardise" gives every feature mean 0 and standard deviation 1 (a constant one becomes 0); "auto" is "images"
         for uint8 or where a sample had more than one axis, else "standardise"; "none" changes nothing.
       images: whether a sample had more than one axis.
+      weight: positive sample weights of the rows, shape (n,); None is 1 everywhere.
     """
     features = x.shape[1]
     if scaling == "auto":
@@ -63,12 +68,21 @@ def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> I
         largest = 255.0 if x.dtype == np.uint8 else float(np.abs(x).max())
         scale = np.full(features, largest if largest > 0 else 1.0)
     elif scaling == "standardise":
-        shift, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        shift, spread = mean_and_deviation(x, weight)
         varies = spread > 1e-12 * np.maximum(np.abs(shift), np.finfo(np.float64).tiny)
         scale = np.where(varies, spread, 1.0)
         # A constant feature carries nothing: its float noise must not be blown up to unit size.
         shift = np.where(varies, shift, x[0])
     return InputScaling(shift, scale)
+
+
+def mean_and_deviation(x: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column in float64, with optional sample weights; shapes (p,)."""
+    if weight is None:
+        return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    share = weight / weight.sum()
+    mean = share @ x
+    return mean, np.sqrt(share @ (x - mean) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +99,7 @@ class NFTKModel:
       target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
       input_scaling: what is done to inputs before the kernel.
       classes: labels in the order of the classes, or None for regression.
+      inverse_temperature: beta of p = softmax(beta * scores), fitted on held-out rows; None for regression.
     """
 
     mlp: MLP
@@ -97,6 +112,7 @@ class NFTKModel:
     target_scale: np.ndarray
     input_scaling: InputScaling
     classes: np.ndarray | None
+    inverse_temperature: float | None = None
 
     @property
     def kernel_omega(self) -> np.ndarray:
@@ -134,10 +150,11 @@ class NFTKModel:
         """
         z = self.scaled(x)
         with enable_x64(self.dual_coef.dtype == np.float64):
-            z_train = jnp.asarray(self.scaled(self.x_train))
+            size = padded_size(len(self.x_train))  # rows of zeros with dual coefficients of zero
+            z_train = jnp.asarray(pad_rows(self.scaled(self.x_train), size))
             scores = predict_scores(
                 lambda rows, omega: combined_ntk(self.mlp, omega, rows, z_train),
-                z, self.kernel_omega, self.dual_coef, report=report,
+                z, self.kernel_omega, pad_rows(self.dual_coef, size), report=report,
             )  # fmt: skip
         return scores * self.target_scale + self.target_mean
 
@@ -149,6 +166,16 @@ class NFTKModel:
         """The labels of the largest scores, shape (m,), for classes; the scores themselves for regression."""
         return scores if self.classes is None else self.classes[np.argmax(scores, axis=1)]
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, softmax(beta * scores), shape (m, C); their order is that of the scores.
+
+        Raises:
+          ValueError: the model is one for regression.
+        """
+        if self.inverse_temperature is None:
+            raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
+        return scipy.special.softmax(self.inverse_temperature * scores, axis=1)
+
     def save(self, directory: pathlib.Path) -> None:
         """Write model.safetensors and model.json into an existing directory.
 
@@ -157,7 +184,10 @@ class NFTKModel:
         """
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
         classes = None if self.classes is None else _describe_labels(self.classes)
-        header = {"schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes}
+        header = {
+            "schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes,
+            "inverse_temperature": self.inverse_temperature,
+        }  # fmt: skip
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
         (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
 
@@ -189,7 +219,7 @@ def predict_scores(
     distinct, group = np.unique(omega, axis=0, return_inverse=True)
     members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
     columns = [jnp.asarray(dual_coef[:, classes]) for classes in members]
-    rows = max(1, min(len(x), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
+    rows = max(1, min(padded_size(len(x)), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
     scores = np.empty((len(x), dual_coef.shape[1]))
     for start in range(0, len(x), rows):
         tile = x[start : start + rows]
@@ -255,6 +285,9 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
         classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
         if classes.shape != (n_classes,):
             raise ValueError(f"{len(classes)} labels for {n_classes} classes")
+    beta = header.get("inverse_temperature")
+    if beta is not None and not (np.isfinite(beta) and beta > 0):
+        raise ValueError(f"inverse_temperature must be a finite number > 0; got {beta!r}")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
     scaling = InputScaling(tensors["input_shift"], tensors["input_scale"])
-    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, **fields)
+    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, inverse_temperature=beta, **fields)
