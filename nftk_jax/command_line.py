@@ -36,7 +36,9 @@ class CommandError(Exception):
 def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str) -> int:
     """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error."""
     try:
-        main(_parse(config_type, prog, description))
+        config = _parse(config_type, prog, description)
+        use_compilation_cache()
+        main(config)
     except (CommandError, ValueError, ArithmeticError, MemoryError, OSError) as error:
         status = getattr(
             error, "status", EXIT_BAD_INPUT if isinstance(error, (ValueError, MemoryError)) else EXIT_FAILURE
@@ -66,6 +68,21 @@ def _one_line(text: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     plain = re.sub(r"[\u2500-\u257f]+", " ", plain)
     return re.sub(r"\s+", " ", plain).strip()
+
+
+def use_compilation_cache() -> None:
+    """Let JAX keep what it compiles in ~/.cache/nftk_jax/compiled, so that only the first run of a shape compiles.
+
+    JAX reads these variables when it is first imported; those that are set already are kept.
+    """
+    directory = pathlib.Path.home() / ".cache" / "nftk_jax" / "compiled"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(directory, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def make_progress(console: Console) -> rich.progress.Progress:

@@ -196,7 +196,7 @@ def _learn(
         solution = solve_problem(problem, omega, ridge)
     else:
         solution = solve_scaled(
-            settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), weight=weight, report=report
+            settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), weight=weight, condition=True, report=report
         )
     clock.lap("solve")
     model = NFTKModel(
@@ -269,6 +269,7 @@ def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) 
         ridge,
         pad_rows(np.asarray(problem.y), size),
         weight=pad_rows(np.ones(n) if problem.weight is None else problem.weight, size, 1.0),
+        condition=True,
     )
     return dataclasses.replace(solution, dual_coef=solution.dual_coef[:n])
 
@@ -281,12 +282,12 @@ def solve_scaled(
     y: np.ndarray,
     *,
     weight: np.ndarray | None = None,
+    condition: bool = False,
     report: Report = _silent,
-    stage: str = "solve",
 ) -> RidgeSolution:
     """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels."""
     device_z = jnp.asarray(z)
-    report(stage, 0, len(kernel_omega))
+    report("solve", 0, len(kernel_omega))
     return solve_classes(
         lambda weights: combined_ntk(mlp, weights, device_z),
         kernel_omega,
@@ -294,6 +295,8 @@ def solve_scaled(
         y,
         weight=weight,
         report=lambda done, total: report(stage, done, total),
+        condition=condition,
+        report=lambda done, total: report("solve", done, total),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -41,9 +42,12 @@ def run(command, monkeypatch, capsys, *arguments):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """One whole run, in a process of its own, that the tests below look at."""
-    output = tmp_path_factory.mktemp("runs") / "insects"
+    output = tmp_path_factory.mktemp("home") / "runs" / "insects"
     command = [sys.executable, "-m", "nftk_jax.fit", "--dataset", data, "--depth", "3", "--resamples", "2"]
-    result = subprocess.run([*map(str, command), "--output", str(output)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*map(str, command), "--output", str(output)],
+        capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(output.parent.parent)},
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return output, result.stdout
 
@@ -87,6 +91,11 @@ def test_omega_csv_agrees_with_the_model(finished):
     assert [row["class"] for row in rows[::3]] == ["ant", "bee", "cat"]
     np.testing.assert_array_equal([float(row["weight"]) for row in rows], model.omega.ravel())
     np.testing.assert_array_equal([float(row["kernel_weight"]) for row in rows], model.kernel_omega.ravel())
+
+
+def test_compiled_code_is_kept_for_the_next_run(finished):
+    output, _ = finished
+    assert list((output.parent.parent / ".cache" / "nftk_jax" / "compiled").iterdir())
 
 
 def test_the_summary_names_the_result_in_eighty_columns(finished):

@@ -23,7 +23,7 @@ def test_a_linear_network_is_the_gaussian_process_of_the_dot_product(data):
     x, y, x_new = data
     model = NFTKRegressor(depth=1, activation="identity", scaling="none", ridge=0.1).fit(x, y)
     mean, std = model.predict(x_new, return_std=True)
-    unit = ConstantKernel(1 / (x**2).sum(axis=1).mean()) * DotProduct(sigma_0=0)
+    unit = ConstantKernel(1 / (x**2).sum(axis=1).mean(), "fixed") * DotProduct(0.0, "fixed")
     centred, scale = y - y.mean(), y.std()
     theirs = GaussianProcessRegressor(unit, alpha=0.1, optimizer=None).fit(x, centred / scale)
     expected_mean, expected_std = theirs.predict(x_new, return_std=True)

@@ -7,8 +7,8 @@ import dataclasses
 import math
 import re
 
-#: Every activation with a closed-form kernel in neural_tangents, by name, with the default of each parameter that may be
-#: given in brackets: ``"leaky_relu(0.1)"``. A parameter without a default (None) must be given.
+#: Every activation with a closed-form kernel in neural_tangents, by name, with the default of each parameter that may
+#: be given in brackets: ``"leaky_relu(0.1)"``. A parameter without a default (None) must be given.
 ACTIVATIONS: dict[str, tuple[float | None, ...]] = {
     "relu": (),
     "leaky_relu": (0.01,),
@@ -85,8 +85,8 @@ class MLP:
 
     .. math:: g^{(l+1)} = \frac{w_{std}}{\sqrt{n_l}} W h^{(l)} + b_{std}\, b, \qquad h^{(l)} = \phi(g^{(l)})
 
-    Every dense layer, the readout included, has the weight scale `w_std`; the readout's bias has its own scale, and none
-    by default (the paper's eq. 4).
+    Every dense layer, the readout included, has the weight scale `w_std`; the readout's bias has its own scale, and
+    none by default (the paper's eq. 4).
 
     Args:
       depth: number of hidden layers L >= 1; the family of kernels is Theta^(1), ..., Theta^(L).

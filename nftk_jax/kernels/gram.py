@@ -9,13 +9,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import (
-    SWEEPS,
     KernelName,
     angle_series,
     piecewise_linear_diagonals,
@@ -36,9 +37,9 @@ _SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
     """Theta^(l)(x_i, x_i) for every depth and row, in float64, whatever the dtype of `x`: no kernel is evaluated.
 
-    For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 / p
-    + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel for every
-    distinct |x|.
+    For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 /
+    p + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel
+    for every distinct |x|.
 
     Args:
       mlp: the architecture.
@@ -51,7 +52,7 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
     x = np.asarray(x)
     q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-        return piecewise_linear_diagonals(mlp, q, kernel)
+        return np.asarray(piecewise_linear_diagonals(mlp, q, kernel))
     radius, inverse = np.unique(np.sqrt(q), return_inverse=True)
     # a power of two of them, so that few shapes are compiled
     size = 1 << max(0, len(radius) - 1).bit_length()
@@ -75,8 +76,8 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
         raise ValueError(
-            f"the {kernel.upper()} of depth {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
-            f"scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
+            f"the {kernel.upper()} of depth {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and "
+            f"cannot be scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
         )
     return scale
 
@@ -91,7 +92,7 @@ def _without_readout_bias(mlp: MLP) -> MLP:
 
 
 def _is_traced(*arrays) -> bool:
-    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+    return any(isinstance(array, Tracer) for array in arrays)
 
 
 @jax.jit
@@ -107,8 +108,9 @@ def kernel_route(
     """Which way the kernels of these inputs are evaluated.
 
     - "angle": a homogeneous activation and no hidden biases. The series in the angle, any inputs, traced or not.
-    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete arrays
-      are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that length.
+    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete
+      arrays are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that
+      length.
     - "recursion": everything else, traced arrays under `inputs="auto"` included.
 
     Returns:
@@ -136,8 +138,8 @@ def kernel_route(
     if inputs == "sphere":
         raise ValueError(
             f"inputs='sphere' needs rows of one length to a relative {tolerance / 2:g}; |x| ranges from "
-            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, or "
-            "use inputs='general'"
+            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, "
+            "or use inputs='general'"
         )
     return "recursion", 1.0
 
@@ -154,9 +156,10 @@ def combined_ntk(
 ) -> jax.Array:
     """Evaluate K_c = sum_l omega[c, l] Theta^(l) for every class c (paper eq. 15), unscaled.
 
-    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient is
-    finite: at identical and opposite rows, where the kernel has a kink, the angle's part is taken as 0. A homogeneous
-    activation without hidden biases, and inputs on one sphere, go through a series in the angle (`kernel_route`).
+    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient
+    is finite: at identical and opposite rows, where the kernel has a kink, the angle's part is taken as 0. A
+    homogeneous activation without hidden biases, and inputs on one sphere, go through a series in the angle
+    (`kernel_route`).
 
     Args:
       mlp: the architecture.
@@ -173,24 +176,24 @@ def combined_ntk(
     Raises:
       ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
     """
-    omega, x1, x2 = _checked(mlp, omega, x1, x2)
-    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
-    if route == "recursion":
-        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
-    series = _series(mlp, kernel, route, q, x1)
+    weights, a, b = _checked(mlp, omega, x1, x2)
+    route, q = kernel_route(mlp, a, b, inputs=inputs)
+    series = None if route == "recursion" else _series(mlp, kernel, route, q, a)
     if series is None:
-        return _recursion(mlp, omega, x1, x2, kernel, memory_budget)
+        return _recursion(mlp, weights, a, b, kernel, memory_budget)
     form, table, at_zero = series
     plan = tiles.Plan(form, route == "angle", int(memory_budget))
     extra = mlp.readout_bias**2 if route == "angle" else 0.0
-    if x2 is not None:
-        return _combined_rectangle(plan, extra, omega, table, x1, x2)
-    if route == "sphere" and not _is_traced(x1):
-        at_zero = depth_diagonals(mlp, x1, kernel=kernel).astype(x1.dtype)
-    return _combined_gram(plan, extra, omega, table, at_zero, x1)
+    if b is not None:
+        return _combined_rectangle(plan, extra, weights, table, a, b)
+    if route == "sphere" and not _is_traced(a):
+        at_zero = depth_diagonals(mlp, a, kernel=kernel).astype(a.dtype)
+    return _combined_gram(plan, extra, weights, table, at_zero, a)
 
 
-def _checked(mlp, omega, x1, x2):
+def _checked(
+    mlp: MLP, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x1 = jnp.asarray(x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
@@ -209,7 +212,7 @@ def _checked(mlp, omega, x1, x2):
 
 def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     """Form, coefficients (L, size) and diagonal (L,) in the dtype of `x`, or None where no series converges."""
-    if _is_traced(q):
+    if not isinstance(q, float):
         return traced_series(mlp, kernel, q)
     if route == "angle":
         mlp = _without_readout_bias(mlp)
@@ -238,28 +241,26 @@ def _combined_gram(plan, extra, omega, table, at_zero, x):
 
 def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int):
     if x2 is not None:
-        return _recursion_tiles(mlp, omega, x1, x2, kernel, int(budget))
-    k = _recursion_tiles(mlp, omega, x1, x1, kernel, int(budget))
-    k = (k + k.mT) / 2
+        return recursion(mlp, kernel, int(budget), omega, x1, x2)
     if _is_traced(x1):
-        # mean of squares as the one feature: differentiable in x, and finite where x = 0
+        # one number for every row, differentiable in x and finite where x = 0
         square = jnp.mean(x1 * x1, axis=1)
-        radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
             diagonals = piecewise_linear_diagonals(mlp, square, kernel)
         else:
+            radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
             diagonals = scalar_diagonals(mlp, kernel, radius).astype(x1.dtype)
     else:
         diagonals = jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
-    index = jnp.arange(len(x1))
+    return _recursion_gram(mlp, kernel, int(budget), omega, x1, diagonals)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _recursion_gram(mlp, kernel, budget, omega, x, diagonals):
+    k = recursion(mlp, kernel, budget, omega, x, x)
+    k = jnp.where(jnp.triu(jnp.ones(k.shape[1:], bool)), k, k.mT)
+    index = jnp.arange(len(x))
     return k.at[:, index, index].set(jnp.matmul(omega, diagonals, precision=tiles.HIGHEST))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _recursion_tiles(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array, kernel: KernelName, budget: int):
-    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
-    tile = lambda row: jnp.einsum("cl,lm->cm", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype))  # noqa: E731
-    return jnp.moveaxis(jax.lax.map(tile, x1, batch_size=rows), 0, 1)
 
 
 def combined_ntk_matvec(
@@ -288,30 +289,39 @@ def combined_ntk_matvec(
     Raises:
       ValueError: as `combined_ntk`; `v` does not have one row for every row of `x2` and one column for every class.
     """
-    omega, x1, x2 = _checked(mlp, omega, x1, x2)
-    v = jnp.asarray(v).astype(x1.dtype)
-    if v.shape != (x2.shape[0], omega.shape[0]):
-        raise ValueError(f"v must have shape {(x2.shape[0], omega.shape[0])}, (rows of x2, classes); got {v.shape}")
-    route, q = kernel_route(mlp, x1, x2, inputs=inputs)
+    weights, a, b = _checked(mlp, omega, x1, x2)
+    assert b is not None  # x2 was given
+    vectors = jnp.asarray(v).astype(a.dtype)
+    if vectors.shape != (b.shape[0], weights.shape[0]):
+        raise ValueError(
+            f"v must have shape {(b.shape[0], weights.shape[0])}, (rows of x2, classes); got {vectors.shape}"
+        )
+    route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None
-    if route != "recursion" and not _is_traced(q):
+    if route != "recursion" and isinstance(q, float):
         core = _without_readout_bias(mlp) if route == "angle" else mlp
-        series = angle_series(core, kernel, q, x1.dtype.name)
+        series = angle_series(core, kernel, q, a.dtype.name)
     if series is None:
-        return _recursion_matvec(mlp, omega, x1, x2, v, kernel, int(memory_budget))
+        return _recursion_matvec(mlp, weights, a, b, vectors, kernel, int(memory_budget))
     plan = tiles.Plan(series.form, route == "angle", int(memory_budget))
-    scale = 1 / max(1, x1.shape[1]) if route == "angle" else 1.0
-    mixed = jnp.matmul(omega, (scale * series.mixing).astype(x1.dtype), precision=tiles.HIGHEST)
-    out = tiles.matvec(plan, series.basis.astype(x1.dtype), mixed, x1, x2, v)
+    scale = 1 / max(1, a.shape[1]) if route == "angle" else 1.0
+    mixed = jnp.matmul(weights, (scale * series.mixing).astype(a.dtype), precision=tiles.HIGHEST)
+    out = tiles.matvec(plan, series.basis.astype(a.dtype), mixed, a, b, vectors)
     if route == "angle" and mlp.readout_bias:
-        out = out + mlp.readout_bias**2 * jnp.sum(omega, axis=1) * jnp.sum(v, axis=0)
+        out = out + mlp.readout_bias**2 * jnp.sum(weights, axis=1) * jnp.sum(vectors, axis=0)
     return out
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _recursion_matvec(mlp, omega, x1, x2, v, kernel, budget):
-    rows = max(1, min(64, budget // max(1, (mlp.depth + len(omega) + 8) * len(x2) * x1.dtype.itemsize)))
-    tile = lambda row: jnp.einsum(  # noqa: E731
-        "cl,lm,mc->c", omega, SWEEPS[kernel](mlp, row[None], x2)[:, 0].astype(x1.dtype), v
-    )
-    return jax.lax.map(tile, x1, batch_size=rows)
+    n1, n2 = len(x1), len(x2)
+    rows = int(min(n1, 512, max(1, budget // max(1, 2 * (mlp.depth + len(omega) + 12) * n2 * x1.dtype.itemsize))))
+    starts = jnp.asarray(tiles.tile_starts(n1, rows))
+
+    def fill(k, out):
+        x = jax.lax.dynamic_slice_in_dim(x1, starts[k], rows)
+        tile = recursion(mlp, kernel, budget // 2, omega, x, x2)
+        tile = jnp.einsum("cij,jc->ic", tile, v, precision=tiles.HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(out, tile, starts[k], 0)
+
+    return jax.lax.fori_loop(0, len(starts), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))

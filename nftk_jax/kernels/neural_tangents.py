@@ -36,7 +36,9 @@ def _hermite(degree: float):
 
 
 def _rectified_monomial(degree: float):
-    """u^d for u >= 0: the arc-cosine kernels of Cho & Saul (2009), finite at angle 0 where stax.RectifiedMonomial is NaN."""
+    """u^d for u >= 0: the arc-cosine kernels of Cho & Saul (2009), finite at angle 0 where stax.RectifiedMonomial is
+    NaN.
+    """
     order = int(degree)
 
     def moment(d: int, covariance, variance1, variance2):
@@ -96,8 +98,8 @@ def stax_layer(activation: str):
 def depth_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
     """Evaluate Theta^(1..L), the NTK of every depth, straight from neural_tangents (derivation eqs. 26-27).
 
-    The depths share the recursion: one neural_tangents Kernel passes through a hidden block at a time, and the readout is
-    applied at every depth.
+    The depths share the recursion: one neural_tangents Kernel passes through a hidden block at a time, and the readout
+    is applied at every depth.
 
     Args:
       mlp: the architecture; Theta^(l) has l hidden layers and one linear readout.

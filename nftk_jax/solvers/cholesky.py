@@ -126,7 +126,7 @@ class RidgeSolution:
 
     dual_coef: np.ndarray
     jitter: float
-    condition_estimate: float
+    condition_estimate: float | None
 
 
 def solve_classes(
@@ -136,6 +136,7 @@ def solve_classes(
     y: np.ndarray,
     *,
     weight: np.ndarray | None = None,
+    condition: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> RidgeSolution:
     """Solve alpha_c = (K_c + ridge_c W^(-1))^(-1) y_c for every class; those of one kernel and ridge share the factor.
@@ -146,6 +147,7 @@ def solve_classes(
       ridge: absolute ridge of every class, shape (C,).
       y: targets, shape (n, C).
       weight: positive sample weights W, shape (n,); None is 1 everywhere.
+      condition: estimate the condition numbers too, which costs about as much as a factorisation.
       report: called with the number of classes done and their total.
 
     Returns:
@@ -157,18 +159,19 @@ def solve_classes(
     n_classes = len(omega)
     dual_coef = np.empty(y.shape, y.dtype)
     distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
-    jitter, condition, done = 0.0, 0.0, 0
+    jitter, conditions, done = 0.0, [], 0
     for number, row in enumerate(distinct):
         members = np.flatnonzero(group.ravel() == number)
         k = gram(row[None, :-1])[0]
         factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
         dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
         jitter = max(jitter, factor.jitter)
-        diagonal = row[-1] * np.ones(len(y)) if weight is None else row[-1] / weight
-        condition = max(condition, float(estimate_condition(k, factor.lower, jnp.asarray(diagonal, k.dtype))))
+        if condition:
+            diagonal = row[-1] * np.ones(len(y)) if weight is None else row[-1] / weight
+            conditions.append(float(estimate_condition(k, factor.lower, jnp.asarray(diagonal, k.dtype))))
         done += len(members)
         report(done, n_classes)
-    return RidgeSolution(dual_coef, jitter, condition)
+    return RidgeSolution(dual_coef, jitter, max(conditions, default=None))
 
 
 @functools.partial(jax.jit, static_argnames="iterations")

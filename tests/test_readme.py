@@ -1,0 +1,47 @@
+"""What the README promises is true: its library example runs, and its commands and links exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+
+from nftk_jax.fit import FitConfig
+from nftk_jax.predict import PredictConfig
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["model"].score(names["x_test"], names["y_test"]) > 0.97
+    assert names["k"].shape == (10, len(names["x"]), len(names["x"]))
+    assert capsys.readouterr().out
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^make (\w+)", TEXT, re.MULTILINE)
+    assert {"fit", "test"} <= set(targets)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert f"\n{target}:" in makefile
+
+
+def test_flags_exist():
+    fields = {field.name for config in (FitConfig, PredictConfig) for field in dataclasses.fields(config)}
+    flags = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - {"help"}
+    assert flags
+    assert {flag.replace("-", "_") for flag in flags} <= fields
+
+
+def test_files_that_are_linked_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_ci_calls_the_test_command():
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
