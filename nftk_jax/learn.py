@@ -294,7 +294,6 @@ def solve_scaled(
         ridge,
         y,
         weight=weight,
-        report=lambda done, total: report(stage, done, total),
         condition=condition,
         report=lambda done, total: report("solve", done, total),
     )
