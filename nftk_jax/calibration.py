@@ -1,4 +1,4 @@
-"""What the held-out rows say about a learned model: its scores there, and the temperature that calibrates them."""
+"""What the held-out rows say about a learned model: its scores there, and the probabilities that they ask for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
+from sklearn.linear_model import LogisticRegression
 
 from nftk_jax.mkl.search import SearchProblem, take
+from nftk_jax.model import Calibration, DecisionName
 from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
-#: Inverse temperatures that `fit_temperature` chooses from.
+#: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
+#: Up to this many classes the logistic decision is fitted; it has C (C + 1) parameters.
+LOGISTIC_CLASSES = 20
+#: scikit-learn's C of that regression.
+LOGISTIC_STRENGTH = 10.0
 
 
 def pad_problem(problem: SearchProblem) -> SearchProblem:
@@ -93,31 +99,65 @@ def _held_out_scores(omega, k_train, k_held, y_train, ridge):
     return jax.lax.map(scores, (omega, ridge, y_train.T))
 
 
-def fit_temperature(
-    problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, labels: np.ndarray, mean: np.ndarray
-) -> float:
-    """The inverse temperature beta for which softmax(beta * scores) has the least log-loss on the held-out rows.
-
-    One number, so that probabilities keep the order of the scores. As in Platt (1999) the labels are smoothed, by one
-    row in all, so that held-out rows without an error do not ask for an infinite beta.
+def calibrate(
+    problem: SearchProblem,
+    omega: np.ndarray,
+    ridge: np.ndarray,
+    labels: np.ndarray,
+    mean: np.ndarray,
+    decision: DecisionName,
+) -> Calibration:
+    """Fit what turns scores into probabilities on the held-out rows.
 
     Args:
       problem, omega, ridge: as in `held_out_scores`.
       labels: class indices of the search rows, shape (n,).
       mean: added to the scores, shape (C,).
-
-    Returns:
-      beta, within `INVERSE_TEMPERATURES`; 1 where no score is finite.
+      decision: "scores" fits one temperature, which keeps the order of the scores; "logistic" a multinomial logistic
+        regression on all C scores, with a weak penalty: least squares on one-hot targets masks a class that lies
+        between others (Hastie, Tibshirani & Friedman 2009, section 4.2), and the other classes' scores show it. Above
+        `LOGISTIC_CLASSES` classes, or where some class has no held-out row, it is the temperature too.
     """
     positions, scores, weight = held_out_scores(problem, omega, ridge)
     good = np.isfinite(scores).all(axis=1)
+    n_classes = len(mean)
     if not good.any():
-        return 1.0
-    return minimise_log_loss(scores[good] + mean, labels[positions[good]], weight[good])
+        return Calibration(np.eye(n_classes), np.zeros(n_classes))
+    scores, labels, weight = scores[good] + mean, labels[positions[good]], weight[good]
+    if decision == "scores" or n_classes > LOGISTIC_CLASSES or len(np.unique(labels)) < n_classes:
+        return Calibration(minimise_log_loss(scores, labels, weight) * np.eye(n_classes), np.zeros(n_classes))
+    logistic = LogisticRegression(C=LOGISTIC_STRENGTH, solver="newton-cholesky", tol=1e-10, max_iter=200)
+    logistic.fit(scores, labels, sample_weight=weight)
+    matrix, offset = np.asarray(logistic.coef_).T, np.asarray(logistic.intercept_)
+    if n_classes == 2:  # the second class's logit less the first's
+        matrix, offset = np.concatenate([0 * matrix, matrix], axis=1), np.concatenate([0 * offset, offset])
+    return Calibration(matrix, offset)
+
+
+def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Classes whose gain over uniform weights on the held-out rows is within its standard error, shape (C,).
+
+    The one-standard-error rule: omega was chosen on these very rows, and on few of them the gain is mostly that choice.
+
+    Args:
+      problem, omega, ridge: as in `held_out_scores`.
+    """
+    positions, scores, weight = held_out_scores(problem, omega, ridge)
+    uniform = held_out_scores(problem, np.full(omega.shape, 1 / problem.depth), ridge)[1]
+    y = np.asarray(problem.y, np.float64)[positions]
+    gain = (uniform - y) ** 2 - (scores - y) ** 2
+    share = weight[:, None] / weight.sum()
+    mean = (share * gain).sum(axis=0)
+    error = np.sqrt((share * (gain - mean) ** 2).sum(axis=0) / weight.sum())
+    return ~(mean > error)
 
 
 def minimise_log_loss(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
-    """beta of the least smoothed log-loss of softmax(beta * scores); a convex problem, solved on its derivative."""
+    """The inverse temperature beta for which softmax(beta * scores) has the least log-loss.
+
+    As in Platt (1999) the labels are smoothed, by one row in all, so that rows without an error do not ask for an
+    infinite beta. The problem is convex and solved on its derivative, within `INVERSE_TEMPERATURES`.
+    """
     n_classes = scores.shape[1]
     mass = weight.sum()
     target = mass / (mass + 1) * np.eye(n_classes)[labels] + 1 / (n_classes * (mass + 1))

@@ -16,7 +16,7 @@ from nftk_jax.learn import LearnSettings, Splits, learn
 from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import ObjectiveName
 from nftk_jax.mkl.search import SearchSettings, WeightsName
-from nftk_jax.model import NFTKModel, ScalingName
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName
 from nftk_jax.sampling import draw_folds, restrict_splits
 from nftk_jax.uncertainty import posterior_std
 
@@ -44,6 +44,9 @@ class _NFTKEstimator(BaseEstimator):
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
         to 1000 rows, and above that holds out one third once.
       scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255.
+      decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
+        regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
+        temperature, so that the largest score wins.
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
       random_state: seed of the search rows and the held-out rows: an integer, a RandomState, or None for numpy's.
 
@@ -63,7 +66,7 @@ class _NFTKEstimator(BaseEstimator):
         *,
         activation: str = "relu",
         w_std: float = 2.0**0.5,
-        b_std: float = 0.0,
+        b_std: float = 1.0,
         readout_bias: float = 0.0,
         objective: ObjectiveName = "validation",
         constraint: ConstraintName = "simplex",
@@ -74,6 +77,7 @@ class _NFTKEstimator(BaseEstimator):
         n_search: int | None = None,
         cv: Any = None,
         scaling: ScalingName = "auto",
+        decision: DecisionName = "logistic",
         precision: Literal["auto", "float32", "float64"] = "auto",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
@@ -91,6 +95,7 @@ class _NFTKEstimator(BaseEstimator):
         self.n_search = n_search
         self.cv = cv
         self.scaling = scaling
+        self.decision = decision
         self.precision = precision
         self.random_state = random_state
 
@@ -111,6 +116,8 @@ class _NFTKEstimator(BaseEstimator):
             n_search=None if own.n_search is None else min(own.n_search, max(4, len(x))),
             precision=precision,
             scaling=own.scaling,
+            decision=own.decision,
+            one_standard_error=own.constraint == "simplex" and own.weights == "per-class",
             seed=int(seed),
         )
         if splits is None and len(x) <= min(FOLD_ROWS, own.n_search or FOLD_ROWS):
@@ -179,20 +186,24 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         return self
 
     def decision_function(self, x: Any) -> np.ndarray:
-        """Scores, shape (n_samples, n_classes); for two classes the second's less the first's, shape (n_samples,)."""
+        """Logits, whose softmax is `predict_proba`, shape (n_samples, n_classes).
+
+        For two classes the second's less the first's, shape (n_samples,). The scores f_c(x) of the paper's eq. 14 are
+        ``model_.decision_function(x)``.
+        """
         scores = self._scores(x)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        logits = self.model_.logits(scores)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict(self, x: Any) -> np.ndarray:
-        """Labels of the largest scores, and so of the largest probabilities, shape (n_samples,)."""
+        """Labels of the largest probabilities, shape (n_samples,)."""
         scores = self._scores(x)
-        return self.classes_[np.argmax(scores, axis=1)]
+        return self.model_.labels(scores)
 
     def predict_proba(self, x: Any) -> np.ndarray:
         """Probabilities of the classes, shape (n_samples, n_classes).
 
-        The softmax of the scores at the temperature of least log-loss on the rows that were held out while the model
-        was fitted.
+        A logistic regression, or one temperature (`decision`), fitted on the scores of rows that were held out.
         """
         scores = self._scores(x)
         return self.model_.probabilities(scores)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.calibration import fit_temperature, pad_kernels, pad_problem
+from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
@@ -25,7 +25,7 @@ from nftk_jax.mkl.search import (
     take,
     uniform_omega,
 )
-from nftk_jax.model import NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
 from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.sampling import draw_rows, restrict_splits
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
@@ -55,6 +55,8 @@ class LearnSettings:
       n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
       precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
       scaling: of the inputs, see `fit_input_scaling`.
+      decision: of classes: the largest score, or a logistic regression on the held-out scores, see `calibrate`.
+      one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
       seed: draws the search rows and the held-out rows.
 
     Raises:
@@ -67,6 +69,8 @@ class LearnSettings:
     n_search: int | None = None
     precision: PrecisionName = "float32"
     scaling: ScalingName = "auto"
+    decision: DecisionName = "scores"
+    one_standard_error: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class LearnSettings:
                 f"precision must be one of {', '.join(get_args(PrecisionName))} and scaling one of "
                 f"{', '.join(get_args(ScalingName))}; got {self.precision!r} and {self.scaling!r}"
             )
+        if self.decision not in get_args(DecisionName):
+            raise ValueError(f"decision must be one of {', '.join(get_args(DecisionName))}; got {self.decision!r}")
         if self.n_search is not None and self.n_search < 4:
             raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
 
@@ -190,7 +196,13 @@ def _learn(
     descent = learn_omega(padded, ridge, settings.search, report=lambda *state: report("search", *state))
     omega = uniform_omega(problem.n_classes, problem.depth) if descent is None else descent.omega
     omega = np.broadcast_to(omega, (problem.n_classes, problem.depth)).copy()
-    beta = None if classes is None else fit_temperature(pad_problem(problem), omega, ridge, y[rows], targets.mean)
+    if settings.one_standard_error and settings.search.objective != "train":
+        kept = keep_uniform(padded, omega, ridge)
+        omega[kept] = uniform_omega(1, problem.depth)
+    calibration = (
+        None if classes is None else
+        calibrate(pad_problem(problem), omega, ridge, y[rows], targets.mean, settings.decision)
+    )  # fmt: skip
     clock.lap("search")
     if len(rows) == len(z):
         solution = solve_problem(problem, omega, ridge)
@@ -202,7 +214,7 @@ def _learn(
     model = NFTKModel(
         mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
-        inverse_temperature=beta,
+        calibration=calibration,
     )  # fmt: skip
     return Learned(model, targets, problem, rows, descent, solution, clock.seconds)
 

@@ -21,6 +21,7 @@ from nftk_jax.padding import pad_rows, padded_size
 
 SCHEMA = "nftk_jax.model/1"
 ScalingName = Literal["auto", "none", "images", "standardise"]
+DecisionName = Literal["scores", "logistic"]
 
 _TENSORS = (
     "x_train", "dual_coef", "omega", "scale", "ridge", "input_shift", "input_scale", "target_mean", "target_scale"
@@ -76,6 +77,18 @@ def fit_input_scaling(
     return InputScaling(shift, scale)
 
 
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """p = softmax(scores @ matrix + offset); shapes (C, C) and (C,). One temperature is a multiple of the identity."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    def to_lists(self) -> dict[str, list]:
+        """For JSON, which keeps every bit of a float."""
+        return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
+
+
 def mean_and_deviation(x: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every column in float64, with optional sample weights; shapes (p,)."""
     if weight is None:
@@ -99,7 +112,7 @@ class NFTKModel:
       target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
       input_scaling: what is done to inputs before the kernel.
       classes: labels in the order of the classes, or None for regression.
-      inverse_temperature: beta of p = softmax(beta * scores), fitted on held-out rows; None for regression.
+      calibration: from scores to probabilities, fitted on held-out rows; None for regression.
     """
 
     mlp: MLP
@@ -112,7 +125,7 @@ class NFTKModel:
     target_scale: np.ndarray
     input_scaling: InputScaling
     classes: np.ndarray | None
-    inverse_temperature: float | None = None
+    calibration: Calibration | None = None
 
     @property
     def kernel_omega(self) -> np.ndarray:
@@ -163,18 +176,31 @@ class NFTKModel:
         return self.labels(self.decision_function(x))
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
-        """The labels of the largest scores, shape (m,), for classes; the scores themselves for regression."""
-        return scores if self.classes is None else self.classes[np.argmax(scores, axis=1)]
+        """The labels of the largest probabilities, shape (m,), for classes; the scores themselves for regression.
+
+        Under one temperature these are the labels of the largest scores.
+        """
+        if self.classes is None:
+            return scores
+        return self.classes[np.argmax(scores if self.calibration is None else self.logits(scores), axis=1)]
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities of the classes, softmax(beta * scores), shape (m, C); their order is that of the scores.
+        """Probabilities of the classes, the softmax of `logits`, shape (m, C).
 
         Raises:
           ValueError: the model is one for regression.
         """
-        if self.inverse_temperature is None:
+        return scipy.special.softmax(self.logits(scores), axis=1)
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Logarithms of the probabilities up to a constant of the row, shape (m, C).
+
+        Raises:
+          ValueError: the model is one for regression.
+        """
+        if self.calibration is None:
             raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
-        return scipy.special.softmax(self.inverse_temperature * scores, axis=1)
+        return scores @ self.calibration.matrix + self.calibration.offset
 
     def save(self, directory: pathlib.Path) -> None:
         """Write model.safetensors and model.json into an existing directory.
@@ -186,7 +212,7 @@ class NFTKModel:
         classes = None if self.classes is None else _describe_labels(self.classes)
         header = {
             "schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes,
-            "inverse_temperature": self.inverse_temperature,
+            "calibration": None if self.calibration is None else self.calibration.to_lists(),
         }  # fmt: skip
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
         (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
@@ -285,9 +311,13 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
         classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
         if classes.shape != (n_classes,):
             raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    beta = header.get("inverse_temperature")
-    if beta is not None and not (np.isfinite(beta) and beta > 0):
-        raise ValueError(f"inverse_temperature must be a finite number > 0; got {beta!r}")
+    calibration = None
+    if header.get("calibration") is not None:
+        calibration = Calibration(**{name: np.array(part, float) for name, part in header["calibration"].items()})
+        if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
+            raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
+        if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
+            raise ValueError("the calibration holds NaN or infinity")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
     scaling = InputScaling(tensors["input_shift"], tensors["input_scale"])
-    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, inverse_temperature=beta, **fields)
+    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, calibration=calibration, **fields)

@@ -22,7 +22,7 @@ ALLOWED = {
     "sampling": set(),
     "padding": set(),
     "model": {"kernels", "solvers", "mkl", "padding"},
-    "calibration": {"mkl", "solvers", "padding"},
+    "calibration": {"mkl", "solvers", "padding", "model"},
     "uncertainty": {"kernels", "solvers", "model"},
     "learn": {"kernels", "solvers", "mkl", "model", "sampling", "calibration", "padding"},
     "estimator": {"kernels", "solvers", "mkl", "model", "learn", "sampling", "uncertainty"},

@@ -155,12 +155,13 @@ def test_probabilities_are_calibrated_on_new_rows(rng):
         assert abs(p[rows, 1].mean() - y[500:][rows].mean()) < 0.1
 
 
-def test_the_temperature_is_saved_with_the_model(blobs, tmp_path):
+def test_the_calibration_is_saved_with_the_model(blobs, tmp_path):
     x, y = blobs
     fitted = NFTKClassifier(depth=1).fit(x, y)
     fitted.model_.save(tmp_path)
     again = load_model(tmp_path)
     np.testing.assert_array_equal(again.probabilities(again.decision_function(x)), fitted.predict_proba(x))
+    np.testing.assert_array_equal(again.predict(x), fitted.predict(x))
 
 
 def test_constant_and_linear_targets(rng):
@@ -171,3 +172,27 @@ def test_constant_and_linear_targets(rng):
     linear = NFTKRegressor(depth=1, activation="identity", scaling="none", ridge=1e-9).fit(x - x.mean(axis=0), y)
     expected = LinearRegression().fit(x, y).predict(x)
     np.testing.assert_allclose(linear.predict(x - x.mean(axis=0)), expected, atol=1e-6)
+
+
+def test_the_logistic_decision_sees_a_class_that_least_squares_masks(rng):
+    """Three shells in the plane: the middle one lies between the others, and its score is the least sharp."""
+    x = rng.normal(size=(600, 4))
+    y = np.digitize((x**2).sum(axis=1), [2.2, 4.4])
+    by = lambda name: NFTKClassifier(depth=2, decision=name).fit(x[:200], y[:200]).score(x[200:], y[200:])  # noqa: E731
+    assert by("logistic") > by("scores") + 0.03
+
+
+def test_a_temperature_keeps_the_order_of_the_scores(blobs):
+    x, y = blobs
+    model = NFTKClassifier(depth=1, decision="scores").fit(x, y)
+    scores = model.model_.decision_function(x)
+    np.testing.assert_array_equal(scores.argmax(axis=1), model.predict(x))
+    np.testing.assert_array_equal(model.predict_proba(x).argmax(axis=1), model.predict(x))
+    ratio = model.decision_function(x) / scores
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-9)
+
+
+def test_omega_stays_uniform_where_nothing_is_gained(rng):
+    """Labels that the inputs do not explain: the search finds weights, their gain is within its standard error."""
+    x, y = rng.normal(size=(80, 3)), rng.integers(0, 2, 80)
+    np.testing.assert_allclose(NFTKClassifier(depth=3).fit(x, y).omega_, 1 / 3)

@@ -21,7 +21,7 @@ def data(rng):
 def test_a_linear_network_is_the_gaussian_process_of_the_dot_product(data):
     """Identity activation, one layer: Theta is a multiple of <x, x'>, which scikit-learn has as a kernel."""
     x, y, x_new = data
-    model = NFTKRegressor(depth=1, activation="identity", scaling="none", ridge=0.1).fit(x, y)
+    model = NFTKRegressor(depth=1, activation="identity", b_std=0.0, scaling="none", ridge=0.1).fit(x, y)
     mean, std = model.predict(x_new, return_std=True)
     unit = ConstantKernel(1 / (x**2).sum(axis=1).mean(), "fixed") * DotProduct(0.0, "fixed")
     centred, scale = y - y.mean(), y.std()
