@@ -23,8 +23,10 @@ from nftk_jax.uncertainty import posterior_std
 #: Up to this many rows ``precision="auto"`` solves in float64.
 FLOAT64_ROWS = 2000
 #: Up to this many rows ``cv=None`` holds out every row once, in `FOLDS` folds.
-FOLD_ROWS = 1000
+FOLD_ROWS = 600
 FOLDS = 5
+#: Rows of the search unless told otherwise.
+SEARCH_ROWS = 1000
 
 
 class _NFTKEstimator(BaseEstimator):
@@ -33,16 +35,17 @@ class _NFTKEstimator(BaseEstimator):
     Args:
       depth: hidden layers L; the kernels of depths 1 to L are combined.
       activation: a name of `nftk_jax.kernels.architecture.ACTIVATIONS`.
-      w_std, b_std, readout_bias: scales of weights and biases, see `MLP`.
+      w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
+        the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
       objective: what Omega minimises, "validation" or "train".
       constraint: "simplex" or "orthant".
       penalty, penalty_norm: on Omega.
       weights: "per-class", "shared" or "uniform".
       ridge: absolute, in units of the kernel's unit mean diagonal, or "auto".
-      n_search: rows used to learn Omega; None takes all up to 3000.
+      n_search: rows used to learn Omega; None takes all up to 1000.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
-        to 1000 rows, and above that holds out one third once.
+        to 600 rows, and above that holds out one third once.
       scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255.
       decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
         regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
@@ -113,7 +116,7 @@ class _NFTKEstimator(BaseEstimator):
             mlp=MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias),
             search=SearchSettings(own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights),
             ridge=own.ridge,
-            n_search=None if own.n_search is None else min(own.n_search, max(4, len(x))),
+            n_search=min(own.n_search or SEARCH_ROWS, max(4, len(x))),
             precision=precision,
             scaling=own.scaling,
             decision=own.decision,
