@@ -14,10 +14,11 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2, r2_interval
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.learn import Learned, LearnSettings, Report, draw_splits, solve_scaled
+from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, draw_splits, solve_scaled
 from nftk_jax.mkl import baselines, identifiability
 from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.search import learn_omega
+from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
+from nftk_jax.mkl.search import learn_weights
 from nftk_jax.model import predict_scores
 from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
 from nftk_jax.solvers.cholesky import solve_classes
@@ -67,6 +68,9 @@ def _assess(
     start = time.perf_counter()
     omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
     seconds["resamples"] = time.perf_counter() - start
+    start = time.perf_counter()
+    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.depth > 1 else None
+    seconds["intervals"] = time.perf_counter() - start
     alignment = identifiability.centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = identifiability.gram_spectrum(
         alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
@@ -91,10 +95,16 @@ def _assess(
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
                 difference_to_uniform=table["uniform"]["difference_interval"],
                 difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
+                difference_to_shared=None if settings.search.weights == "shared" else _interval_to(table, "shared"),
+                difference_to_single=_interval_to(table, "best_single_depth"),
+                single=table["best_single_depth"]["depth"],
+                greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
+                uniform_as_good=None if intervals is None else intervals.uniform_as_good,
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -128,16 +138,17 @@ class _Comparison:
         )  # fmt: skip
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
         self._y = learned.targets.y[rows].astype(self._z.dtype)
-        self._scores = scores if self._on_all else self._ntk_scores(model.omega)
+        self.shuffled_omega = np.empty(0)  # of the baseline, once it has run
+        self._scores = scores if self._on_all else self._ntk_scores(model.omega, model.ridge)
 
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
-        problem, ridge, search = self._learned.problem, self._learned.model.ridge, self._settings.search
+        problem, ridge = self._learned.problem, self._learned.start_ridge
         single, depth = baselines.best_single_depth(problem, ridge)
         entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
             ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
             ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),
-            ("shared", lambda: (self._ntk_scores(baselines.shared(problem, ridge, search)), {})),
+            ("shared", lambda: (self._shared_scores(), {})),
             ("shuffled_labels", lambda: (self._shuffled_scores(rng), {})),
             ("rbf", lambda: self._distance_scores("rbf")),
             ("laplace", lambda: self._distance_scores("laplace")),
@@ -150,20 +161,29 @@ class _Comparison:
         report("baselines", len(entries), len(entries))
         return table
 
-    def _ntk_scores(self, omega: np.ndarray) -> np.ndarray:
+    def _ntk_scores(self, omega: np.ndarray, ridge: np.ndarray | None = None) -> np.ndarray:
+        """Test scores of a baseline's Omega, at the ridges chosen under uniform weights unless it has its own."""
         model, mlp = self._learned.model, self._settings.mlp
         kernel_omega = omega / model.scale
-        solution = solve_scaled(mlp, self._z, kernel_omega, model.ridge, self._y)
+        solution = solve_scaled(
+            mlp, self._z, kernel_omega, self._learned.start_ridge if ridge is None else ridge, self._y
+        )
         z = jnp.asarray(self._z)
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
         )
         return scores * model.target_scale + model.target_mean
 
+    def _shared_scores(self) -> np.ndarray:
+        shared = baselines.shared(self._learned.problem, self._learned.start_ridge, self._settings.search)
+        return self._ntk_scores(shared.omega, shared.ridge)
+
     def _shuffled_scores(self, rng: np.random.Generator) -> np.ndarray:
         learned = self._learned
-        omega = baselines.shuffled_labels(learned.problem, learned.model.ridge, self._settings.search, rng)
-        return self._ntk_scores(omega)
+        self.shuffled_omega = baselines.shuffled_labels(
+            learned.problem, learned.model.ridge, self._settings.search, rng
+        )
+        return self._ntk_scores(self.shuffled_omega, learned.model.ridge)
 
     def _distance_scores(self, name: baselines.DistanceKernelName) -> tuple[np.ndarray, dict[str, Any]]:
         model, dataset = self._learned.model, self._dataset
@@ -207,16 +227,48 @@ def _resample(
     found = []
     for number in range(resamples):
         report("resamples", number, resamples)
-        splits = draw_splits(labels, len(problem.y), rng)
-        if settings.search.objective == "train":  # it holds nothing out: the split becomes a subset of its rows
-            again = problem.rows(splits[0][0])
-        else:
+        splits = draw_splits(labels, len(problem.y), rng, folds=count_folds(settings.search))
+        if settings.search.objective in ("validation", "kfold"):
             again = dataclasses.replace(problem, splits=splits)
-        result = learn_omega(again, learned.model.ridge, settings.search)
-        assert result is not None
-        found.append(np.broadcast_to(result.omega, learned.model.omega.shape))
+        else:  # it holds nothing out: the split becomes a subset of its rows
+            again = problem.rows(splits[0][0])
+        found.append(learn_weights(again, learned.start_ridge, settings.search).omega)
     report("resamples", resamples, resamples)
     return np.std(found, axis=0, ddof=1)
+
+
+def _find_intervals(learned: Learned, settings: LearnSettings, report: Report) -> OmegaIntervals:
+    """How wide every weight can be within one standard error of the held-out error."""
+    return find_intervals(
+        learned.problem, learned.model.omega, learned.model.ridge, constraint=settings.search.constraint,
+        shared=settings.search.weights == "shared", report=lambda *state: report("intervals", *state),
+    )  # fmt: skip
+
+
+def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:
+    """The part of identifiability{} that says how wide every weight can be; None where nothing was learned."""
+    if intervals is None:
+        names = (
+            "omega_interval",
+            "indistinguishable",
+            "held_out_error",
+            "held_out_standard_error",
+            "uniform_as_good",
+            "interval_checked",
+        )
+        return dict.fromkeys(names)
+    return {
+        "omega_interval": intervals.interval.tolist(),
+        "indistinguishable": intervals.indistinguishable(shuffled).tolist(),
+        "held_out_error": intervals.error.tolist(),
+        "held_out_standard_error": intervals.standard_error.tolist(),
+        "uniform_as_good": intervals.uniform_as_good.tolist(),
+        "interval_checked": intervals.checked,
+    }
+
+
+def _interval_to(table: dict[str, dict[str, Any]], name: str) -> list[float | None]:
+    return table[name]["difference_interval"]
 
 
 def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, Any]:
@@ -224,9 +276,12 @@ def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, 
         "objective": settings.search.objective,
         "constraint": settings.search.constraint,
         "weights": settings.search.weights,
+        "method": settings.search.method,
         "converged": descent.converged.tolist(),
         "iterations": descent.iterations.tolist(),
         "projected_gradient": descent.projected_gradient.tolist(),
+        "kkt_residual": None if descent.kkt_residual is None else descent.kkt_residual.tolist(),
+        "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
         "message": descent.message,
         "history": {
             "seconds": descent.seconds.tolist(),

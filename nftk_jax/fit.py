@@ -45,22 +45,28 @@ class FitConfig:
     """Standard deviation of the weights (NTK parametrisation)."""
     b_std: float = 0.0
     """Standard deviation of the hidden layers' biases."""
-    objective: Literal["validation", "train"] = "validation"
-    """What Omega minimises: the error on held-out rows, or the regularised training loss of the paper's eq. 9."""
+    objective: Literal["validation", "kfold", "loo", "evidence", "train", "alignment"] = "validation"
+    """What Omega minimises: the error on held-out rows, of 5-fold cross-validation or leave-one-out; the negative log
+    marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
     constraint: Literal["simplex", "orthant"] = "simplex"
     """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
     penalty: float = 0.0
     """Weight of the penalty on Omega."""
     penalty_norm: Literal["l1", "l2"] = "l1"
     """Norm of the penalty: sum of Omega, or half its sum of squares."""
+    method: Literal["spectral", "projected-gradient"] = "spectral"
+    """How Omega descends: steps that fit themselves, or the paper's eq. 16 with a fixed step, which may diverge."""
+    step_size: float = 1.0
+    """Fixed step of projected-gradient, for errors in units of their value at the start."""
     n_search: int | None = None
     """Training rows used to learn Omega; default all up to 3000."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     weights: Literal["per-class", "shared", "uniform"] = "per-class"
     """Learn one row of Omega a class, one for all classes, or none."""
-    ridge: float | Literal["auto"] = "auto"
-    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows."""
+    ridge: float | Literal["auto", "learned"] = "auto"
+    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
+    every class together with Omega."""
     solver: Literal["auto", "cholesky"] = "auto"
     """How the ridge regression is solved."""
     precision: Literal["float32", "float64"] = "float32"
@@ -159,10 +165,14 @@ def _settings(config: FitConfig) -> LearnSettings:
     from nftk_jax.learn import LearnSettings
     from nftk_jax.mkl.search import SearchSettings
 
+    search = SearchSettings(
+        config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights,
+        method=config.method, step_size=config.step_size, learn_ridge=config.ridge == "learned",
+    )  # fmt: skip
     return LearnSettings(
         mlp=MLP(config.depth, config.activation, config.w_std, config.b_std),
-        search=SearchSettings(config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights),
-        ridge=config.ridge,
+        search=search,
+        ridge="auto" if config.ridge == "learned" else config.ridge,
         n_search=config.n_search,
         precision=config.precision,
         scaling=config.scaling,

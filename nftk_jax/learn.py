@@ -21,13 +21,13 @@ from nftk_jax.mkl.search import (
     SearchProblem,
     SearchSettings,
     choose_ridge,
-    learn_omega,
+    learn_weights,
     take,
     uniform_omega,
 )
 from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
 from nftk_jax.padding import pad_rows, padded_size
-from nftk_jax.sampling import draw_rows, restrict_splits
+from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 
 PrecisionName = Literal["float32", "float64"]
@@ -38,6 +38,8 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 SEARCH_ROWS = 3000
 #: Share of the search rows that are held out to judge Omega and the ridge.
 HELD_OUT_SHARE = 1 / 3
+#: Folds of the objective `kfold`.
+FOLDS = 5
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -51,7 +53,8 @@ class LearnSettings:
     Attributes:
       mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
       search: how Omega is learned.
-      ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows.
+      ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
+        search learns the ridge, this is its start.
       n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
       precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
       scaling: of the inputs, see `fit_input_scaling`.
@@ -124,6 +127,7 @@ class Learned:
       targets: encoded targets of the training rows.
       problem: kernels and targets of the search rows.
       search_rows: their positions among the training rows.
+      start_ridge: the ridges that the search was given, shape (C,); the model's own unless the search learned them.
       descent: the search's result, None for uniform weights.
       solution: dual coefficients with jitter and condition estimate.
       seconds: of the stages kernels, search and solve.
@@ -133,6 +137,7 @@ class Learned:
     targets: Targets
     problem: SearchProblem
     search_rows: np.ndarray
+    start_ridge: np.ndarray
     descent: DescentResult | None
     solution: RidgeSolution
     seconds: dict[str, float]
@@ -191,19 +196,21 @@ def _learn(
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
     report("search", 0, problem.n_classes)
-    padded = problem if settings.search.objective == "train" else pad_problem(problem)
-    ridge = find_ridge(padded, settings, shared=classes is not None)
-    descent = learn_omega(padded, ridge, settings.search, report=lambda *state: report("search", *state))
-    omega = uniform_omega(problem.n_classes, problem.depth) if descent is None else descent.omega
-    omega = np.broadcast_to(omega, (problem.n_classes, problem.depth)).copy()
-    if settings.one_standard_error and settings.search.objective != "train":
+    held_out = settings.search.objective in ("validation", "kfold")
+    padded = pad_problem(problem)
+    start = find_ridge(padded, settings, shared=classes is not None)
+    found = learn_weights(
+        padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
+    )
+    omega, ridge = found.omega, found.ridge
+    if settings.one_standard_error and held_out:
         kept = keep_uniform(padded, omega, ridge)
-        omega[kept] = uniform_omega(1, problem.depth)
-    calibration = (
-        None if classes is None else
-        calibrate(pad_problem(problem), omega, ridge, y[rows], targets.mean, settings.decision)
-    )  # fmt: skip
+        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
+        ridge = np.where(kept, start, ridge)
     clock.lap("search")
+    calibration = None
+    if classes is not None:
+        calibration = calibrate(padded, omega, ridge, y[rows], targets.mean, settings.decision)
     if len(rows) == len(z):
         solution = solve_problem(problem, omega, ridge)
     else:
@@ -216,7 +223,7 @@ def _learn(
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
         calibration=calibration,
     )  # fmt: skip
-    return Learned(model, targets, problem, rows, descent, solution, clock.seconds)
+    return Learned(model, targets, problem, rows, start, found.descent, solution, clock.seconds)
 
 
 def build_problem(
@@ -236,7 +243,7 @@ def build_problem(
     labels = y if classification else None
     rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
     if splits is None:
-        chosen = draw_splits(None if labels is None else y[rows], n, rng)
+        chosen = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search))
     else:
         chosen = restrict_splits(splits, rows, len(z))
         if not chosen:
@@ -254,12 +261,27 @@ def depth_grams(mlp: MLP, scale: np.ndarray, z: np.ndarray) -> jax.Array:
     return k if len(padded) == n else jnp.asarray(np.asarray(k)[:, :n, :n])
 
 
+def count_folds(search: SearchSettings) -> int:
+    """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
+    return FOLDS if search.objective == "kfold" else 1
+
+
 def draw_splits(
-    labels: np.ndarray | None, n_search: int, rng: np.random.Generator
+    labels: np.ndarray | None, n_search: int, rng: np.random.Generator, *, folds: int = 1
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """One split of the search rows into rows to solve on and held-out rows, stratified by `labels` where given."""
-    held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
-    return ((np.sort(train), np.sort(held)),)
+    """Splits of the search rows into rows to solve on and held-out rows, stratified by `labels` where given.
+
+    Args:
+      labels: class indices, shape (n_search,), or None.
+      n_search: number of rows.
+      rng: makes the draw.
+      folds: 1 holds `HELD_OUT_SHARE` of the rows out once; k > 1 cuts the rows into k folds (at most n_search), each of
+        which is held out once.
+    """
+    if folds == 1:
+        held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
+        return ((np.sort(train), np.sort(held)),)
+    return draw_folds(labels, min(folds, n_search), n_search, rng)
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:

@@ -77,6 +77,13 @@ def test_metrics_hold_what_the_contract_lists(finished):
     identifiability = metrics["identifiability"]
     assert np.shape(identifiability["alignment"]) == (3, 3)
     assert np.shape(identifiability["omega_std"]) == (3, 3)
+    interval = np.array(identifiability["omega_interval"])
+    assert interval.shape == (3, 3, 2)
+    assert (interval[..., 0] <= np.array(metrics["omega"])).all()
+    assert (np.array(metrics["omega"]) <= interval[..., 1]).all()
+    assert np.shape(identifiability["indistinguishable"]) == (3, 3)
+    assert len(identifiability["held_out_standard_error"]) == len(identifiability["uniform_as_good"]) == 3
+    assert len(metrics["search"]["kkt_residual"]) == 3
     assert identifiability["gram_condition"] <= 1 / np.finfo(np.float32).eps
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert metrics["certificate"]["jitter"] == 0
@@ -123,6 +130,10 @@ def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, 
         ("outputs", lambda x: x[:, :2] ** 2, ["--weights", "shared"]),
         ("booleans", lambda x: x[:, 0] > 0, ["--objective", "train", "--resamples", "2"]),
         ("orthant", lambda x: (x[:, 0] > 0).astype(int), ["--constraint", "orthant", "--penalty", "1e-3"]),
+        ("folds", lambda x: (x[:, 0] > 0).astype(int), ["--objective", "kfold", "--method", "projected-gradient"]),
+        ("learned-ridge", lambda x: x[:, :2] ** 2, ["--objective", "loo", "--ridge", "learned"]),
+        ("evidence", lambda x: x[:, 0] > 0, ["--objective", "evidence", "--constraint", "orthant"]),
+        ("alignment", lambda x: x[:, 0] > 0, ["--objective", "alignment", "--resamples", "2"]),
         ("uniform", lambda x: (x[:, 0] > 0).astype(int), ["--weights", "uniform", "--precision", "float64"]),
         (
             "one-depth",
@@ -152,6 +163,8 @@ BAD_FLAGS = {
     "b_std": (["--b-std", "-1"], "b_std must be"),
     "activation": (["--activation", "softmax"], "activation must be one of"),
     "diverges": (["--objective", "train", "--constraint", "orthant"], "diverges on the orthant"),
+    "scale": (["--objective", "alignment", "--constraint", "orthant"], "does not see the scale"),
+    "learned ridge": (["--objective", "train", "--ridge", "learned"], "learned ridge diverges"),
     "n_train": (["--n-train", "9999"], "n_train must be"),
     "n_search": (["--n-search", "9999"], "--n-search must be at most"),
     "penalty": (["--penalty", "-2"], "penalty must be"),

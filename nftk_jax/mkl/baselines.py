@@ -15,8 +15,9 @@ from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
     SearchSettings,
+    Weights,
     choose_ridge,
-    learn_omega,
+    learn_weights,
     uniform_omega,
 )
 
@@ -50,22 +51,21 @@ def best_single_depth(problem: SearchProblem, ridge: np.ndarray) -> tuple[np.nda
     return np.repeat(np.eye(problem.depth)[[depth - 1]], problem.n_classes, axis=0), depth
 
 
-def shared(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> np.ndarray:
-    """Omega learned as one row for all classes, shape (C, L)."""
-    result = learn_omega(problem, ridge, dataclasses.replace(settings, weights="shared"))
-    assert result is not None
-    return np.repeat(result.omega, problem.n_classes, axis=0)
+def shared(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> Weights:
+    """Omega learned as one row for all classes."""
+    return learn_weights(problem, ridge, dataclasses.replace(settings, weights="shared"))
 
 
 def shuffled_labels(
     problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """Omega learned after the targets' rows were permuted: what the search finds where there is nothing to find."""
+    """Omega learned after the targets' rows were permuted, shape (C, L): what the search finds where there is nothing.
+
+    The ridge stays as given: to learn it on targets without signal would only say that they have none.
+    """
     order = rng.permutation(len(problem.y))
-    result = learn_omega(dataclasses.replace(problem, y=problem.y[order]), ridge, settings)
-    if result is None:
-        return uniform(problem)
-    return np.broadcast_to(result.omega, (problem.n_classes, problem.depth)).copy()
+    settings = dataclasses.replace(settings, learn_ridge=False)
+    return learn_weights(dataclasses.replace(problem, y=problem.y[order]), ridge, settings).omega
 
 
 @functools.partial(jax.jit, static_argnums=0)

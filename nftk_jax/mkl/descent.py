@@ -1,10 +1,11 @@
-"""Projected gradient descent for Omega (paper eq. 16), every class with its own step, none of which can diverge."""
+"""Projected gradient descent for Omega (paper eq. 16): with a fixed step, or with steps that cannot diverge."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 import optax
 
 from nftk_jax.mkl.objectives import Objective
+
+MethodName = Literal["spectral", "projected-gradient"]
 
 _SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 _STEP_RANGE = (1e-6, 1e6)
@@ -25,20 +28,31 @@ class DescentResult:
     Attributes:
       omega: the minimiser, shape (C, L).
       value: objective there, shape (C,).
-      projected_gradient: max_l |P(omega - g) - omega| for g the gradient of J_c / J_c(start), shape (C,).
+      projected_gradient: max_l |P(omega - g) - omega| for g the gradient of J_c / unit, shape (C,).
+      unit: J_c at the start for objectives that are errors, 1 for the others, shape (C,).
       converged: whether that is at most the tolerance, or no descent is left within rounding, shape (C,).
       iterations: accepted steps, shape (C,).
+      gradient: of J at omega, shape (C, L).
+      kkt_residual: of the Karush-Kuhn-Tucker conditions, see `constraints.kkt_residual`, in units of J_c, shape (C,);
+        None where the caller's set has no formula for it.
+      log_ridge: log of the learned ridge over the one that the search was given, shape (C,), or None.
+      duality_gap: bound on J_c(omega) less the least J_c, for a convex objective on the simplex, shape (C,), or None.
       seconds, value_history, projected_gradient_history: one entry an iteration, shapes (T,), (T, C), (T, C).
     """
 
     omega: np.ndarray
     value: np.ndarray
     projected_gradient: np.ndarray
+    unit: np.ndarray
     converged: np.ndarray
     iterations: np.ndarray
+    gradient: np.ndarray
     seconds: np.ndarray
     value_history: np.ndarray
     projected_gradient_history: np.ndarray
+    kkt_residual: np.ndarray | None = None
+    duality_gap: np.ndarray | None = None
+    log_ridge: np.ndarray | None = None
 
     @property
     def message(self) -> str:
@@ -66,25 +80,30 @@ def minimise(
     omega: np.ndarray,
     *,
     project: Callable[[jax.Array], jax.Array],
+    method: MethodName = "spectral",
+    step_size: float = 1.0,
     dtype: np.dtype | type = np.float32,
     tolerance: float = 1e-3,
     max_iterations: int = 100,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DescentResult:
-    r"""Minimise sum_c J_c(omega_c) over a convex set by the spectral projected gradient method.
+    r"""Minimise sum_c J_c(omega_c) over a convex set by projected gradient steps.
 
-    One iteration is eq. 16 with a step :math:`\tau_c` a class and a line search along the projected arc's chord,
+    The method `projected-gradient` is the paper's eq. 16 with one fixed step. It may diverge, which is detected. The
+    method `spectral` gives every class its own step :math:`\tau_c` and a line search along the chord to the projection,
 
     .. math:: \omega_c \leftarrow \omega_c + t_c \left(P_S(\omega_c - \tau_c g_c) - \omega_c\right),
 
     where :math:`t_c` is halved or interpolated until Armijo's condition holds, so that no step increases any J_c, and
-    :math:`\tau_c` is Barzilai and Borwein's (Birgin, Martinez & Raydan 2000). Every class is measured in units of its
-    objective at the start, and leaves the iteration when it has converged.
+    :math:`\tau_c` is Barzilai and Borwein's (Birgin, Martinez & Raydan 2000). Under either, errors are measured in
+    units of their value at the start, and a class leaves the iteration when it has converged.
 
     Args:
       objective: what to minimise.
       omega: a feasible start, shape (C, L).
       project: Euclidean projection of the rows on the feasible set.
+      method: "spectral" or "projected-gradient".
+      step_size: of the projected gradient, for objectives in units of their start.
       dtype: of the arrays handed to the objective.
       tolerance: on the projected gradient; 1e-3 says that moving one unit of weight gains less than 0.1 %.
       max_iterations: bound on the iterations.
@@ -94,7 +113,7 @@ def minimise(
       The result, of float64 arrays.
 
     Raises:
-      ArithmeticError: the objective is not finite at the start.
+      ArithmeticError: the objective is not finite at the start, or fixed steps diverge.
     """
     start = time.perf_counter()
     evaluate = _relative(objective, np.asarray(omega, np.float64), dtype)
@@ -105,6 +124,8 @@ def minimise(
     state = _State(np.asarray(omega, np.float64), *evaluate.start, np.zeros(n_classes), np.ones(n_classes, bool))
     measure = np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1)
     state.step = np.clip(1 / np.maximum(measure, 1e-12), *_STEP_RANGE)
+    sgd = optax.sgd(step_size)
+    sgd_state = sgd.init(jnp.asarray(state.omega, dtype))
     rounding = 20 * float(jnp.finfo(dtype).eps)
     iterations = np.zeros(n_classes, int)
     trace = [(time.perf_counter() - start, state.value.copy(), measure.copy())]
@@ -113,8 +134,12 @@ def minimise(
         report(int((~state.active).sum()), n_classes)
         if not state.active.any():
             break
-        direction = moved(state.omega, -state.step[:, None] * state.gradient) - state.omega
-        accepted = _line_search(evaluate, state, direction, rounding)
+        if method == "spectral":
+            direction = moved(state.omega, -state.step[:, None] * state.gradient) - state.omega
+            accepted = _line_search(evaluate, state, direction, rounding)
+        else:
+            updates, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
+            accepted = _fixed_step(evaluate, state, moved(state.omega, updates), step_size)
         iterations += accepted
         state.active &= accepted  # a class with no descent left within rounding is done
         measure = np.where(accepted, np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1), measure)
@@ -124,8 +149,10 @@ def minimise(
         omega=state.omega,
         value=state.value * evaluate.unit,
         projected_gradient=measure,
+        unit=evaluate.unit,
         converged=~state.active | (measure <= tolerance),
         iterations=iterations,
+        gradient=state.gradient * evaluate.unit[:, None],
         seconds=seconds,
         value_history=values * evaluate.unit,
         projected_gradient_history=measures,
@@ -133,7 +160,7 @@ def minimise(
 
 
 class _relative:
-    """The objective in units of its value at the start, with values that are not finite read as infinity."""
+    """The objective in its unit (errors: their value at the start); values that are not finite read as infinity."""
 
     def __init__(self, objective: Objective, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
@@ -144,7 +171,7 @@ class _relative:
                 f"the objective of class {int(np.argmin(np.isfinite(value)))} is not finite at the start: the ridge "
                 f"is too small for {np.dtype(dtype).name}, or the kernel not positive definite; raise it or use float64"
             )
-        self.unit = np.where(value > 0, value, 1.0)
+        self.unit = np.where(value > 0, value, 1.0) if objective.relative else self.unit
         self.start = value / self.unit, gradient / self.unit[:, None]
 
     def __call__(self, omega: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,6 +202,25 @@ def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float
         shrink = np.clip(-length * slope / np.maximum(2 * excess, 1e-300), 0.1, 0.5)  # the parabola's minimum
         length = np.where(pending, length * shrink, length)
     return accepted
+
+
+def _fixed_step(evaluate, state: _State, trial: np.ndarray, step_size: float) -> np.ndarray:
+    """Move every active class to `trial` (eq. 16 as it stands); returns which classes moved.
+
+    Raises:
+      ArithmeticError: a class left the start's level by more than one unit upwards, or is not finite any more.
+    """
+    value, gradient = evaluate(trial, state.active)
+    risen = state.active & ~(value <= evaluate.start[0] + 1)
+    if risen.any():
+        worst = int(np.flatnonzero(risen)[0])
+        raise ArithmeticError(
+            f"projected gradient diverged: the objective of class {worst} rose from {evaluate.start[0][worst]:.3g} to "
+            f"{value[worst]:.3g} at a step size of {step_size:g}; use a smaller --step-size, or --method spectral"
+        )
+    moved = state.active.copy()
+    _accept(state, moved, trial, value, gradient)
+    return moved
 
 
 def _accept(state: _State, good: np.ndarray, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:

@@ -24,19 +24,33 @@ def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
     Args:
       k: kernels, shape (L, n, n), symmetric. Inner products are summed in float64.
     """
-    depth, n, _ = k.shape
-    inner = np.zeros((depth, depth))
-    row_means = np.asarray(k.mean(axis=2), np.float64)
-    means = row_means.mean(axis=1)
-    rows = max(1, _CHUNK // (depth * n))
-    for start in range(0, n, rows):
-        block = np.asarray(k[:, start : start + rows], np.float64)
-        block = block - row_means[:, start : start + rows, None] - row_means[:, None, :] + means[:, None, None]
-        flat = block.reshape(depth, -1)
-        inner += flat @ flat.T
+    inner = centred_inner_products(k)
     norm = np.sqrt(np.diagonal(inner))
     norm = np.where(norm > 0, norm, 1.0)
     return inner / np.outer(norm, norm)
+
+
+def centred_inner_products(k: jax.Array | np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    r"""Inner products :math:`\langle H K_l H, H K_m H\rangle_F` of centred kernels, shape (L, L), summed in float64.
+
+    Args:
+      k: kernels, shape (L, n, n), symmetric.
+      weight: sample weights, shape (n,); None is 1 everywhere. A row of weight 2 counts as two rows.
+    """
+    depth, n, _ = k.shape
+    mass = np.ones(n) if weight is None else np.asarray(weight, np.float64)
+    inner = np.zeros((depth, depth))
+    rows = max(1, _CHUNK // (depth * n))
+    blocks = [slice(start, start + rows) for start in range(0, n, rows)]
+    row_means = np.concatenate([np.asarray(k[:, block], np.float64) @ mass for block in blocks], axis=1) / mass.sum()
+    means = row_means @ mass / mass.sum()
+    root = np.sqrt(mass)
+    for block in blocks:
+        centred = np.asarray(k[:, block], np.float64)
+        centred = centred - row_means[:, block, None] - row_means[:, None, :] + means[:, None, None]
+        flat = (centred * root[block, None] * root).reshape(depth, -1)
+        inner += flat @ flat.T
+    return inner
 
 
 def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, float]:
@@ -64,6 +78,11 @@ def verdict(
     difference_to_uniform: Sequence[float | None],
     difference_to_shuffled: Sequence[float | None],
     omega_std: np.ndarray | None,
+    difference_to_shared: Sequence[float | None] | None = None,
+    difference_to_single: Sequence[float | None] | None = None,
+    single: int | None = None,
+    greyed: np.ndarray | None = None,
+    uniform_as_good: np.ndarray | None = None,
 ) -> str:
     """Say in words what Omega allows one to conclude.
 
@@ -72,6 +91,10 @@ def verdict(
       learned: whether Omega was learned at all.
       difference_to_uniform, difference_to_shuffled: paired 95 % intervals of ours minus these baselines.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
+      difference_to_shared, difference_to_single, single: the same of one Omega for all classes and of the best single
+        depth, and that depth; None where there is no such comparison.
+      greyed: weights that cannot be told from 1 / L or from those of shuffled labels, shape (C, L), or None.
+      uniform_as_good: classes whose held-out error under uniform weights is within one standard error, shape (C,).
     """
     if depth == 1:
         return "There is one depth, so there is nothing to weigh."
@@ -83,12 +106,19 @@ def verdict(
             f"among many."
         )
     if learned:
-        sentences.append(_compare("uniform weights", difference_to_uniform, "no sign that depth matters here"))
+        sentences.append(_compare("uniform weights", difference_to_uniform, "depth does not matter here"))
         sentences.append(
             _compare(
                 "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
             )
         )
+        sentences += _simpler(difference_to_single, single, difference_to_shared)
+        if greyed is not None and uniform_as_good is not None:
+            sentences.append(
+                f"{_count(greyed).capitalize()} weights cannot be told from equal weights or from those of shuffled "
+                "labels within one standard error of the held-out error (hatched), and uniform weights are within it "
+                f"for {_count(uniform_as_good)} rows of Omega."
+            )
         if omega_std is None:
             sentences.append("Its spread over resamples was not measured; --resamples 10 does.")
         else:
@@ -96,6 +126,24 @@ def verdict(
     else:
         sentences.append("Omega is uniform by choice; nothing was learned.")
     return " ".join(sentences)
+
+
+def _simpler(
+    single: Sequence[float | None] | None, depth: int | None, shared: Sequence[float | None] | None
+) -> list[str]:
+    """Say so where a simpler model is as good: one depth, or one row of weights."""
+    found = []
+    if single is not None and single[0] is not None and single[0] <= 0:
+        found.append(f"One depth for all, {depth}, does as well.")
+    if shared is not None and shared[0] is not None and shared[0] <= 0:
+        found.append("One row of weights for all does as well.")
+    return found
+
+
+def _count(flags: np.ndarray) -> str:
+    """How many are set: "all 100", "none of the 100", "12 of 100"."""
+    n, total = int(flags.sum()), flags.size
+    return f"all {total}" if n == total else f"none of the {total}" if n == 0 else f"{n} of {total}"
 
 
 def _compare(what: str, interval: Sequence[float | None], meaning: str) -> str:

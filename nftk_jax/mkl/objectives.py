@@ -2,6 +2,7 @@ r"""What Omega minimises: objectives J_c(omega_c) with exact gradients through t
 
 With K = sum_l omega_l Theta^(l), A = K + lambda I and a = A^{-1} y, one Cholesky factor a class gives value and
 gradient. The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no derivative passes through the factorisation itself.
+`leave_one_out.py` and `alignment.py` beside this file hold the objectives that need A^{-1} itself, or no solve at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
-ObjectiveName = Literal["validation", "train"]
+ObjectiveName = Literal["validation", "kfold", "loo", "evidence", "train", "alignment"]
 
 
 class Evaluation(NamedTuple):
@@ -26,7 +27,13 @@ class Evaluation(NamedTuple):
 
 
 class Objective(Protocol):
-    """A sum over classes of J_c(omega_c). Rows of `omega` that are not `active` are skipped and come back as NaN."""
+    """A sum over classes of J_c(omega_c). Rows of `omega` that are not `active` are skipped and come back as NaN.
+
+    `relative` says whether J_c is an error, which is read as a share of its value at the start, or has its own unit.
+    """
+
+    @property
+    def relative(self) -> bool: ...
 
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation: ...
 
@@ -58,23 +65,27 @@ class ValidationObjective:
     weight_held: np.ndarray | None = None
 
     @property
+    def relative(self) -> bool:
+        return True
+
+    @property
     def mass(self) -> float:
         """Sum of the held-out rows' weights."""
         return len(self.y_held) if self.weight_held is None else float(self.weight_held.sum())
 
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
-        ridge = _row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
-        weight = jnp.asarray(_share(self.weight_held, len(self.y_held)), omega.dtype)
+        ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
+        weight = jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
         return _evaluate_validation(omega, active, self.k_train, self.k_held, self.y_train, self.y_held, ridge, weight)
 
 
-def _row_ridge(ridge, weight: np.ndarray | None, n: int, dtype) -> jax.Array:
+def row_ridge(ridge, weight: np.ndarray | None, n: int, dtype) -> jax.Array:
     """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
     inverse = np.ones(n) if weight is None else 1 / weight
     return jnp.asarray(ridge, dtype)[:, None] * jnp.asarray(inverse, dtype)
 
 
-def _share(weight: np.ndarray | None, n: int) -> np.ndarray:
+def share(weight: np.ndarray | None, n: int) -> np.ndarray:
     """Weights that add up to one, shape (n,)."""
     return np.full(n, 1 / n) if weight is None else weight / weight.sum()
 
@@ -110,6 +121,10 @@ class MeanObjective:
 
     parts: tuple[ValidationObjective, ...]
 
+    @property
+    def relative(self) -> bool:
+        return True
+
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
         total = sum(part.mass for part in self.parts)
         value, gradient = jnp.zeros(len(omega), omega.dtype), jnp.zeros_like(omega)
@@ -140,8 +155,12 @@ class TrainObjective:
     ridge: jax.Array | np.ndarray
     weight: np.ndarray | None = None
 
+    @property
+    def relative(self) -> bool:
+        return True
+
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
-        ridge = _row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
+        ridge = row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
         mass = len(self.y) if self.weight is None else self.weight.sum()
         return _evaluate_train(omega, active, self.k, self.y, ridge, jnp.asarray(self.ridge / mass, omega.dtype))
 
@@ -172,6 +191,10 @@ class PenalisedObjective:
     penalty: float
     norm: Literal["l1", "l2"]
 
+    @property
+    def relative(self) -> bool:
+        return self.objective.relative
+
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
         value, gradient = self.objective.evaluate(omega, active)
         if self.norm == "l1":
@@ -186,7 +209,33 @@ class SharedObjective:
     objective: Objective
     n_classes: int
 
+    @property
+    def relative(self) -> bool:
+        return self.objective.relative
+
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
         everyone = jnp.broadcast_to(omega, (self.n_classes, omega.shape[1]))
         value, gradient = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool))
         return Evaluation(value.mean(keepdims=True), gradient.mean(axis=0, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedRidgeObjective:
+    r"""J_c as a function of omega_c and of :math:`t_c = \log(\lambda / \lambda_0)`, in one row of L + 1 numbers.
+
+    An objective that sees omega / lambda alone has :math:`J(\omega, \lambda_0 e^t) = J(\omega e^{-t}, \lambda_0)`, so
+    that :math:`\partial J/\partial t = -\omega' \partial J/\partial\omega` (Euler's theorem on homogeneous functions),
+    and no objective needs a derivative of its own.
+    """
+
+    objective: Objective
+
+    @property
+    def relative(self) -> bool:
+        return self.objective.relative
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        weights, scale = omega[:, :-1], jnp.exp(-omega[:, -1:])
+        value, gradient = self.objective.evaluate(weights * scale, active)
+        gradient = gradient * scale
+        return Evaluation(value, jnp.concatenate([gradient, -(weights * gradient).sum(1, keepdims=True)], axis=1))

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.mkl.constraints import PROJECTIONS, ConstraintName
-from nftk_jax.mkl.descent import DescentResult, minimise
+from nftk_jax.mkl.alignment import AlignmentObjective
+from nftk_jax.mkl.constraints import PROJECTIONS, ConstraintName, duality_gap, kkt_residual
+from nftk_jax.mkl.descent import DescentResult, MethodName, minimise
+from nftk_jax.mkl.leave_one_out import EvidenceObjective, LeaveOneOutObjective
 from nftk_jax.mkl.objectives import (
+    LearnedRidgeObjective,
     MeanObjective,
     Objective,
     ObjectiveName,
@@ -37,8 +40,8 @@ class SearchProblem:
     Attributes:
       k: kernels of every depth on the search rows, scaled to unit mean diagonal, shape (L, n, n).
       y: encoded targets of these rows, shape (n, C), dtype of `k`.
-      splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objective
-        `validation` averages over them, and so do the choices of ridge, depth and width.
+      splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objectives
+        `validation` and `kfold` average over them, and so do the choices of ridge, depth and width in every case.
       weight: sample weights of the rows, shape (n,), positive; None is 1 everywhere. A row of weight 2 counts as two.
     """
 
@@ -95,27 +98,57 @@ class SearchSettings:
     weights: WeightsName = "per-class"
     tolerance: float = 1e-3
     max_iterations: int = 100
+    method: MethodName = "spectral"
+    step_size: float = 1.0
+    learn_ridge: bool = False
 
     def __post_init__(self) -> None:
         choices = {
             "objective": ObjectiveName, "constraint": ConstraintName,
-            "penalty_norm": PenaltyNorm, "weights": WeightsName,
+            "penalty_norm": PenaltyNorm, "weights": WeightsName, "method": MethodName,
         }  # fmt: skip
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
         if not (np.isfinite(self.penalty) and self.penalty >= 0):
             raise ValueError(f"penalty must be a finite number >= 0; got {self.penalty!r}")
-        if (
-            self.objective == "train"
-            and self.constraint == "orthant"
-            and self.penalty == 0
-            and self.weights != "uniform"
-        ):
+        if not (np.isfinite(self.step_size) and self.step_size > 0):
+            raise ValueError(f"step_size must be a finite number > 0; got {self.step_size!r}")
+        if self.weights != "uniform":
+            self._check_scale()
+        if self.learn_ridge:
+            self._check_learned_ridge()
+
+    def _check_scale(self) -> None:
+        """Refuse the objectives to which the orthant gives no scale."""
+        if self.constraint == "orthant" and self.objective == "train" and self.penalty == 0:
             raise ValueError(
                 "objective train always decreases in the scale of Omega and diverges on the orthant; got no penalty: "
                 "use --constraint simplex, a --penalty > 0, or --objective validation"
             )
+        if self.constraint == "orthant" and self.objective == "alignment":
+            raise ValueError(
+                "objective alignment does not see the scale of Omega, which the orthant leaves free; "
+                "use --constraint simplex, or --objective validation"
+            )
+
+    def _check_learned_ridge(self) -> None:
+        """Refuse what leaves the ridge without a minimum, or without a meaning."""
+        refusal = None
+        if self.objective == "train":
+            refusal = (
+                "objective train is least at ridge 0, so that a learned ridge diverges; use --objective validation"
+            )
+        elif self.objective == "alignment":
+            refusal = "objective alignment has no ridge to learn; use --ridge auto, or --objective validation"
+        elif self.weights == "uniform":
+            refusal = "uniform weights leave the ridge alone to be chosen, which --ridge auto does"
+        elif self.constraint == "orthant":
+            refusal = "on the orthant the scale of Omega is the learned ridge already; use --ridge auto, or the simplex"
+        elif self.penalty > 0:
+            refusal = "a penalty on Omega and a learned ridge work against each other; use --penalty 0, or --ridge auto"
+        if refusal:
+            raise ValueError(refusal)
 
 
 def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
@@ -178,6 +211,30 @@ def choose_ridge(errors: np.ndarray, ridges: tuple[float, ...], *, shared: bool)
     return np.asarray(ridges)[len(ridges) - 1 - np.argmax(best[::-1], axis=0)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a search gives: Omega of every class, shape (C, L), its ridges, shape (C,), and how it was found."""
+
+    omega: np.ndarray
+    ridge: np.ndarray
+    descent: DescentResult | None
+
+
+def learn_weights(
+    problem: SearchProblem,
+    ridge: np.ndarray,
+    settings: SearchSettings,
+    *,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Weights:
+    """Learn Omega as `learn_omega` does, and with `learn_ridge` the ridge of every class, starting from `ridge`."""
+    descent = learn_omega(problem, ridge, settings, report=report)
+    if descent is None:
+        return Weights(uniform_omega(problem.n_classes, problem.depth), ridge, None)
+    omega = np.broadcast_to(descent.omega, (problem.n_classes, problem.depth)).copy()
+    return Weights(omega, ridge if descent.log_ridge is None else ridge * np.exp(descent.log_ridge), descent)
+
+
 def learn_omega(
     problem: SearchProblem,
     ridge: np.ndarray,
@@ -197,31 +254,66 @@ def learn_omega(
       The descent's result with `omega` of shape (C, L), or (1, L) for shared weights; None for uniform weights.
 
     Raises:
-      ArithmeticError: the objective is not finite at the start.
+      ArithmeticError: the objective is not finite at the start, or fixed steps diverge.
     """
     if settings.weights == "uniform":
         return None
     rows = 1 if settings.weights == "shared" else problem.n_classes
-    objective: Objective
-    if settings.objective == "train":
-        objective = TrainObjective(problem.k, problem.y, ridge, problem.weight)
-    else:
-        objective = MeanObjective(
-            tuple(validation_objective(problem, train, held, ridge) for train, held in problem.splits)
-        )
+    objective, start = make_objective(problem, ridge, settings), uniform_omega(rows, problem.depth)
+    if isinstance(objective, AlignmentObjective):
+        start = objective.maximiser(shared=settings.weights == "shared")
     if settings.weights == "shared":
         objective = SharedObjective(objective, problem.n_classes)
     if settings.penalty > 0:
         objective = PenalisedObjective(objective, settings.penalty, settings.penalty_norm)
-    return minimise(
+    project = PROJECTIONS[settings.constraint]
+    if settings.learn_ridge:
+        objective, start = LearnedRidgeObjective(objective), np.column_stack([start, np.zeros(rows)])
+        project = _project_with_log_ridge(project, ridge[:rows], problem.k.dtype)
+    result = minimise(
         objective,
-        uniform_omega(rows, problem.depth),
-        project=PROJECTIONS[settings.constraint],
+        start,
+        project=project,
+        method=settings.method,
+        step_size=settings.step_size,
         dtype=problem.k.dtype,
         tolerance=settings.tolerance,
         max_iterations=settings.max_iterations,
         report=report,
     )
+    log_ridge, slack = None, np.zeros(rows)
+    if settings.learn_ridge:
+        log_ridge, slack = result.omega[:, -1], result.projected_gradient
+        result = dataclasses.replace(result, omega=result.omega[:, :-1], gradient=result.gradient[:, :-1])
+    residual = kkt_residual(settings.constraint, result.omega, result.gradient / result.unit[:, None])
+    convex = settings.objective == "train" and settings.constraint == "simplex"
+    return dataclasses.replace(
+        result,
+        log_ridge=log_ridge,
+        kkt_residual=np.maximum(residual, slack),
+        duality_gap=duality_gap(result.omega, result.gradient) if convex else None,
+    )
+
+
+def _project_with_log_ridge(
+    project: Callable[[jax.Array], jax.Array], ridge: np.ndarray, dtype
+) -> Callable[[jax.Array], jax.Array]:
+    """Projection of rows (omega, log of ridge / start): the ridge stays within those that ``ridge="auto"`` tries."""
+    low, high = (jnp.asarray(np.log(bound / ridge), dtype) for bound in (RIDGE_GRID[0], RIDGE_GRID[-1]))
+    return lambda rows: jnp.column_stack([project(rows[:, :-1]), jnp.clip(rows[:, -1], low, high)])
+
+
+def make_objective(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> Objective:
+    """The objective of every class as the settings name it, without penalty; `ridge` has shape (C,)."""
+    if settings.objective == "train":
+        return TrainObjective(problem.k, problem.y, ridge, problem.weight)
+    if settings.objective == "loo":
+        return LeaveOneOutObjective(problem.k, problem.y, ridge, problem.weight)
+    if settings.objective == "evidence":
+        return EvidenceObjective(problem.k, problem.y, ridge, problem.weight, free_scale=settings.learn_ridge)
+    if settings.objective == "alignment":
+        return AlignmentObjective.of(problem.k, problem.y, problem.weight)
+    return MeanObjective(tuple(validation_objective(problem, train, held, ridge) for train, held in problem.splits))
 
 
 def validation_objective(

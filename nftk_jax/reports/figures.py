@@ -5,7 +5,6 @@ Every `draw_*` returns a matplotlib Figure that belongs to nobody else: no pyplo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,19 +15,24 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 
 from nftk_jax.mkl.identifiability import normalise_rows
 from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.formats import DASH, finite, fixed, percent, weight
 from nftk_jax.reports.reading import (
-    Comparison,
     Metrics,
     class_names,
     comparisons,
+    difference_text,
+    every,
+    floats,
+    indistinguishable_of,
     noun,
     nouns,
     omega_of,
@@ -50,7 +54,8 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 def draw_omega(metrics: Metrics) -> Figure:
     r"""Draw Fig. 2 of the paper: :math:`\Omega_n`, :math:`\Omega_n^T \Omega_n` and :math:`\Omega_n \Omega_n^T`.
 
-    The axes are labelled "omega_n", "layers" and "classes"; a cell that is exactly zero is masked and stays white.
+    The axes are labelled "omega_n", "layers" and "classes"; a cell that is exactly zero is masked and stays white. A
+    cell that cannot be told from equal weights or from those of shuffled labels is hatched.
     """
     unit = normalise_rows(omega_of(metrics))
     n_classes, depth = unit.shape
@@ -67,8 +72,15 @@ def draw_omega(metrics: Metrics) -> Figure:
     shared = f" (the same in all {nouns(metrics)})" if rows_are_equal(unit) and n_classes > 1 else ""
     ax = top.subplots()
     image = _heatmap(ax, unit, names, depths, vmax=1.0, colours=sequential, aspect="auto")
+    greyed = indistinguishable_of(metrics)
+    if greyed is not None:
+        _hatch(ax, greyed)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
-    _title(ax, rf"$\Omega_n$: weight of every depth in every {noun(metrics)}{shared}", f"white = exactly 0: {zeros}")
+    _title(
+        ax,
+        rf"$\Omega_n$: weight of every depth in every {noun(metrics)}{shared}",
+        f"white = exactly 0: {zeros}" + ("" if greyed is None else "; hatched = could as well be equal or chance"),
+    )
     _name_axes(ax, "omega_n", "depth", noun(metrics))
     _colour_bar(top, image, ax, 0.012)
     left, right = bottom.subplots(1, 2, width_ratios=[float(s) for s in sides])
@@ -103,7 +115,7 @@ def draw_baselines(metrics: Metrics) -> Figure:
         tick.set_fontweight("bold" if row.key == "ours" else "normal")
     right.axvline(0, color=_INK, linewidth=1, zorder=1)
     values = right.secondary_yaxis("right")
-    values.set_yticks(range(len(rows)), labels=[_difference_text(row, metrics) for row in rows])
+    values.set_yticks(range(len(rows)), labels=[difference_text(row, metrics) for row in rows])
     values.tick_params(length=0, labelsize=9)
     values.spines[:].set_visible(False)
     name, unit = ("accuracy (%)", " (percentage points)") if score.is_accuracy else ("R²", "")
@@ -135,7 +147,7 @@ def draw_search(metrics: Metrics) -> Figure | None:
     short = _labels(names)
     history = search["history"]
     seconds = np.asarray(history["seconds"], dtype=np.float64)
-    objective, gradient = (_floats(history[key]) for key in ("objective", "projected_gradient"))
+    objective, gradient = (floats(history[key]) for key in ("objective", "projected_gradient"))
     start = np.where(objective[0] == 0, 1.0, np.abs(objective[0]))
     change = 100 * (objective - objective[0]) / start
     figure = _new_figure(4.2)
@@ -147,12 +159,8 @@ def draw_search(metrics: Metrics) -> Figure | None:
     for i in sorted(range(len(names)), key=lambda j: j in told):
         rank = told.index(i) if i in told else -1
         colour = _GRID if rank < 0 else _COLOURS[rank % len(_COLOURS)]
-        style = {
-            "color": colour,
-            "linestyle": _DASHES[max(rank, 0) // len(_COLOURS)],
-            "linewidth": 1.6,
-            "markersize": 3,
-        }
+        dashes = _DASHES[max(rank, 0) // len(_COLOURS)]
+        style = {"color": colour, "linestyle": dashes, "linewidth": 1.6, "markersize": 3}
         marker = "o" if len(seconds) <= 40 else ""
         left.plot(seconds, change[:, i], marker=marker, **style)
         right.plot(seconds, np.where(gradient[:, i] > 0, gradient[:, i], np.nan), marker=marker, **style)
@@ -183,7 +191,7 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     "alignment" and "eigenvalues".
     """
     block = metrics["identifiability"]
-    alignment = _floats(block["alignment"])
+    alignment = floats(block["alignment"])
     depth = len(alignment)
     figure = _new_figure(float(np.clip(0.36 * depth, 2.2, 5.0)) + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
@@ -195,7 +203,7 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     _title(left, "alignment of two depths' kernels (1 = the same)", "")
     _name_axes(left, "alignment", "depth", "depth")
     _colour_bar(figure, image, left)
-    values = _floats(block["gram_eigenvalues"])
+    values = floats(block["gram_eigenvalues"])
     values = np.sort(np.where(np.isnan(values), 0, values))[::-1]
     floor = 1 / (finite(block.get("gram_condition")) or 1e16)  # what lies below is rounding
     relative = np.maximum(values / max(float(values[0]), np.finfo(np.float64).tiny), min(floor, 1e-6))
@@ -209,7 +217,7 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     right.set_yscale("log")
     right.set_ylim(min(float(relative.min()) / 3, 1e-4), 3)
     right.set_xlim(0.5, depth + 0.5)
-    right.set_xticks(_every(order, 12))
+    right.set_xticks(every(order, 12))
     _title(right, rank_words(metrics), "")
     _name_axes(right, "eigenvalues", "eigenvalue number", "eigenvalue / largest")
     right.spines[["right", "top"]].set_visible(False)
@@ -256,23 +264,12 @@ def _colour_map(name: str) -> Colormap:
     return matplotlib.colormaps[name].with_extremes(bad="white")
 
 
-def _floats(values: Sequence[object]) -> np.ndarray:
-    """An array of floats; null becomes NaN, which nothing draws."""
-    return np.asarray(values, dtype=object).astype(np.float64)
-
-
 def _labels(names: Sequence[str], longest: int = 18) -> list[str]:
     """Names as the figure can print them: shortened, and numbered where the font lacks a character."""
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     printable = [all(font.get_char_index(ord(c)) for c in name) for name in names]
     short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
     return [name if ok else f"no. {i + 1}" for i, (name, ok) in enumerate(zip(short, printable, strict=True))]
-
-
-def _every(items: Sequence[int] | np.ndarray, most: float) -> list[int]:
-    """At most `most` of the items, evenly spaced."""
-    step = max(1, math.ceil(len(items) / max(most, 1)))
-    return [int(i) for i in items[::step]]
 
 
 def _title(ax: Axes, text: str, note: str) -> None:
@@ -311,6 +308,13 @@ def _heatmap(
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_color(_GRID)
     return image
+
+
+def _hatch(ax: Axes, cells: np.ndarray) -> None:
+    """Hatch the cells of a heatmap that are set."""
+    patches = [Rectangle((float(j) - 0.5, float(i) - 0.5), 1, 1) for i, j in zip(*np.nonzero(cells), strict=True)]
+    look = {"facecolor": "none", "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0, "zorder": 1.5}
+    ax.add_collection(PatchCollection(patches, **look), autolim=False)
 
 
 def _colour_bar(figure: SubFigure | Figure, image: AxesImage, ax: Axes, width: float = 0.04) -> None:
@@ -352,7 +356,7 @@ def _thin(axis: Axis, room: float, *, turned: bool) -> None:
     """Shrink an axis's tick labels to `room` points each, and below six points label every second, third, ..."""
     size = float(np.clip(0.85 * room, 6, 9)) if turned else 9.0
     labels = [label.get_text() for label in axis.get_ticklabels()]
-    kept = _every(range(len(labels)), len(labels) * room / (1.1 * size)) if turned else range(len(labels))
+    kept = every(range(len(labels)), len(labels) * room / (1.1 * size)) if turned else range(len(labels))
     axis.set_ticks(list(kept), labels=[labels[i] for i in kept], parse_math=False, fontsize=size)
 
 
@@ -389,13 +393,6 @@ def _dot(
     ax.hlines(y, factor * low, factor * high, color=colour, linewidth=2, alpha=0.55)
     ax.plot(factor * value, y, "D" if ours else "o", color=colour, markersize=7, zorder=3)
     ax.annotate(text, (factor * value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5, color=_INK)
-
-
-def _difference_text(row: Comparison, metrics: Metrics) -> str:
-    score = score_of(metrics)
-    if row.difference is None:
-        return ""
-    return f"{score.difference(row.difference)}  [{score.difference_interval(row.difference_interval)}]"
 
 
 def _label_ends(figure: Figure, ax: Axes, x: float, labels: list[tuple[float, str, str]]) -> None:

@@ -23,6 +23,7 @@ from nftk_jax.reports.reading import (
     class_names,
     comparisons,
     headline,
+    indistinguishable_of,
     kernel_omega_of,
     noun,
     nouns,
@@ -213,6 +214,11 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
     if dropped:
         intro += f" No {one} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
     verdict = _paragraph(_text(metrics["identifiability"].get("verdict") or DASH))
+    if indistinguishable_of(metrics) is not None:
+        verdict += _paragraph(
+            "Hatched cells say nothing: within one standard error of the held-out error their weight could as well be "
+            "that of equal weights, or of weights learned on shuffled labels. Hover over a cell for its whole range."
+        )
     why = _paragraph('<a href="#alike">Why: how alike the depths are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
     views = "".join(
@@ -231,12 +237,15 @@ def _heat_table(metrics: Metrics) -> str:
     omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
     names, depth = class_names(metrics), omega.shape[1]
     spread = metrics["identifiability"].get("omega_std")
+    greyed, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))
     lines = []
     for i, name in enumerate(names[:shown]):
         cells = []
         for j in range(depth):
             deviation = f" ± {weight(spread[i][j])} over resamples" if spread is not None else ""
+            if ranges is not None:
+                deviation += f" (at no cost: {weight(ranges[i][j][0])} to {weight(ranges[i][j][1])})"
             hover = (
                 f"{noun(metrics)} {name}, depth {j + 1}: weight {significant(omega[i, j], 4)}{deviation}, "
                 f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
@@ -244,6 +253,7 @@ def _heat_table(metrics: Metrics) -> str:
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
             look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
             data = "".join(f' data-{key}="{_text(v)}"' for key, v in zip("nwk", values, strict=True))
+            data += ' data-unsure="1"' if greyed is not None and greyed[i, j] else ""
             cells.append(f'<td {look} title="{_text(hover)}"{data}>{_text(values[0])}</td>')
         lines.append(f'<tr><th scope="row" title="{_text(name)}">{_text(name)}</th>{"".join(cells)}</tr>')
     if shown < len(names):

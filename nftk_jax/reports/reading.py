@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -192,6 +193,12 @@ def kernel_omega_of(metrics: Metrics) -> np.ndarray:
     return omega_of(metrics) / np.asarray(metrics["scale"], dtype=np.float64)
 
 
+def indistinguishable_of(metrics: Metrics) -> np.ndarray | None:
+    """Cells of Omega that cannot be told from equal weights or shuffled labels, (C, L) bool; None if not measured."""
+    found = metrics["identifiability"].get("indistinguishable")
+    return None if found is None else np.asarray(found, dtype=bool)
+
+
 def rows_are_equal(omega: np.ndarray) -> bool:
     """Whether every class has the same weights (shared or uniform)."""
     return bool(np.all(omega == omega[:1]))
@@ -230,3 +237,22 @@ def rank_words(metrics: Metrics) -> str:
     rank, depth = finite(metrics["identifiability"].get("gram_rank")), omega_of(metrics).shape[1]
     depths = "1 depth spans" if depth == 1 else f"{depth} depths span"
     return f"{depths} {DASH if rank is None else int(rank)} dimension{'' if rank == 1 else 's'}"
+
+
+def floats(values: Sequence[object]) -> np.ndarray:
+    """An array of floats; null becomes NaN, which nothing draws."""
+    return np.asarray(values, dtype=object).astype(np.float64)
+
+
+def every(items: Sequence[int] | np.ndarray, most: float) -> list[int]:
+    """At most `most` of the items, evenly spaced."""
+    step = max(1, math.ceil(len(items) / max(most, 1)))
+    return [int(i) for i in items[::step]]
+
+
+def difference_text(row: Comparison, metrics: Metrics) -> str:
+    """The paired difference of a comparison with its interval; nothing for our own model."""
+    score = score_of(metrics)
+    if row.difference is None:
+        return ""
+    return f"{score.difference(row.difference)}  [{score.difference_interval(row.difference_interval)}]"

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from neural_tangents import stax
 
 from nftk_jax.kernels.architecture import ACTIVATIONS, MLP, parse_activation
-from nftk_jax.kernels.neural_tangents import depth_nngps, depth_ntks, stax_layer
+from nftk_jax.kernels.neural_tangents import depth_nngps, depth_ntks, stax, stax_layer
 from nftk_jax.kernels.precision import enable_x64
 
 SQRT_HALF_PI = 2.4020563531719796

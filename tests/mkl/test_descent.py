@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ class Quadratic:
 
     curvature: jax.Array
     centre: jax.Array
+    relative: ClassVar[bool] = True
 
     def evaluate(self, omega, active):
         offset = omega - self.centre

@@ -7,10 +7,15 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.mkl.alignment import AlignmentObjective
+from nftk_jax.mkl.leave_one_out import EvidenceObjective, LeaveOneOutObjective
 from nftk_jax.mkl.objectives import (
+    LearnedRidgeObjective,
     MeanObjective,
     PenalisedObjective,
     SharedObjective,
@@ -31,8 +36,20 @@ def make_objective(name, kernels):
     k, y = kernels
     ridge = np.array([0.01, 0.05, 0.2])
     validation = ValidationObjective(k[:, :24, :24], k[:, 24:, :24], y[:24], y[24:], ridge)
+    folds = [(np.setdiff1d(np.arange(36), fold), fold) for fold in np.array_split(np.arange(36), 5)]
+    weight = 0.5 + np.arange(36) % 3
+    weighted = SearchProblem(k, y, tuple(folds), weight)
     return {
         "validation": validation,
+        "kfold": MeanObjective(tuple(validation_objective(weighted, *fold, ridge) for fold in folds)),
+        "loo": LeaveOneOutObjective(k, y, ridge),
+        "loo, weighted": LeaveOneOutObjective(k, y, ridge, weight),
+        "evidence": EvidenceObjective(k, y, ridge),
+        "evidence, weighted": EvidenceObjective(k, y, ridge, weight),
+        "evidence, free scale": EvidenceObjective(k, y, ridge, weight, free_scale=True),
+        "alignment": AlignmentObjective.of(k, y),
+        "alignment, weighted": AlignmentObjective.of(k, y, weight),
+        "shared loo": SharedObjective(LeaveOneOutObjective(k, y, ridge), 3),
         "train": TrainObjective(k, y, ridge),
         "l1": PenalisedObjective(TrainObjective(k, y, ridge), 0.3, "l1"),
         "l2": PenalisedObjective(validation, 0.3, "l2"),
@@ -40,16 +57,131 @@ def make_objective(name, kernels):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["validation", "train", "l1", "l2", "shared"])
+GRADIENTS = [
+    "validation", "kfold", "loo", "loo, weighted", "evidence", "evidence, weighted", "evidence, free scale",
+    "alignment", "alignment, weighted", "train", "l1", "l2", "shared", "shared loo",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_equal_central_differences(name, kernels, rng):
     objective = make_objective(name, kernels)
-    rows = 1 if name == "shared" else 3
+    rows = 1 if name.startswith("shared") else 3
     omega, active, h = rng.dirichlet(np.ones(4), rows), jnp.ones(rows, bool), 1e-5
     gradient = np.asarray(objective.evaluate(jnp.asarray(omega), active).gradient)
     for depth in range(4):
         step = h * np.eye(4)[depth]
         up, down = (objective.evaluate(jnp.asarray(omega + sign * step), active).value for sign in (1, -1))
         np.testing.assert_allclose(gradient[:, depth], (up - down) / (2 * h), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["validation", "kfold", "loo, weighted", "evidence, free scale", "train"])
+def test_the_gradient_in_the_log_of_the_ridge_is_minus_omega_times_the_gradient(name, kernels, rng):
+    """Only omega / ridge matters (Euler's theorem): this is how the ridge is learned with Omega."""
+
+    def scaled(objective, factor):
+        if name == "kfold":
+            return MeanObjective(tuple(dataclasses.replace(p, ridge=p.ridge * factor) for p in objective.parts))
+        return dataclasses.replace(objective, ridge=objective.ridge * factor)
+
+    objective, omega, active, h = make_objective(name, kernels), rng.dirichlet(np.ones(4), 3), jnp.ones(3, bool), 1e-5
+    gradient = np.asarray(objective.evaluate(jnp.asarray(omega), active).gradient)
+    up, down = (scaled(objective, np.exp(s * h)).evaluate(jnp.asarray(omega), active).value for s in (1, -1))
+    np.testing.assert_allclose(-(omega * gradient).sum(axis=1), (up - down) / (2 * h), rtol=1e-6, atol=1e-9)
+    log_ridge = rng.normal(size=(3, 1))
+    wrapped = LearnedRidgeObjective(objective)
+    rows = jnp.asarray(np.column_stack([omega, log_ridge]))
+    gradient = np.asarray(wrapped.evaluate(rows, active).gradient)
+    for place in range(5):
+        up, down = (wrapped.evaluate(rows.at[:, place].add(s * h), active).value for s in (1, -1))
+        np.testing.assert_allclose(gradient[:, place], (up - down) / (2 * h), rtol=1e-6, atol=1e-9)
+    there = scaled(objective, np.exp(log_ridge[:, 0])).evaluate(jnp.asarray(omega), active)
+    np.testing.assert_allclose(wrapped.evaluate(rows, active).value, there.value, rtol=1e-9)
+    moved = scaled(objective, 7.0).evaluate(jnp.asarray(7 * omega), active)
+    np.testing.assert_allclose(moved.value, objective.evaluate(jnp.asarray(omega), active).value, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_leave_one_out_equals_n_refits(weighted, kernels, rng):
+    """Under weights every row is left out with all its copies: one row of weight w in place of w rows."""
+    k, y = kernels
+    weight = rng.integers(1, 4, 36).astype(float) if weighted else np.ones(36)
+    ridge, omega = np.array([0.01, 0.05, 0.2]), rng.dirichlet(np.ones(4), 3)
+    objective = LeaveOneOutObjective(k, y, ridge, weight if weighted else None)
+    value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    copies = np.repeat(np.arange(36), weight.astype(int))
+    for c in range(3):
+        k_c, total = np.einsum("l,lij->ij", omega[c], k), 0.0
+        for i in range(36):
+            rest = copies[copies != i]
+            a = np.linalg.solve(k_c[np.ix_(rest, rest)] + ridge[c] * np.eye(len(rest)), y[rest, c])
+            total += weight[i] * (y[i, c] - k_c[i, rest] @ a) ** 2
+        np.testing.assert_allclose(value[c], total / weight.sum(), rtol=1e-9)
+
+
+class Precomputed(Kernel):
+    """A fixed covariance over row numbers, for scikit-learn's Gaussian process."""
+
+    def __init__(self, k):
+        self.k = k
+
+    def __call__(self, x, y=None, eval_gradient=False):
+        rows = x[:, 0].astype(int)
+        k = self.k[np.ix_(rows, rows if y is None else y[:, 0].astype(int))]
+        return (k, np.empty((*k.shape, 0))) if eval_gradient else k
+
+    def diag(self, x):
+        return np.diagonal(self.k)[x[:, 0].astype(int)]
+
+    def is_stationary(self):
+        return False
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evidence_equals_that_of_scikit_learns_gaussian_process(weighted, kernels, rng):
+    k, y = kernels
+    weight = rng.uniform(0.5, 3, 36) if weighted else np.ones(36)
+    ridge, omega = np.array([0.01, 0.05, 0.2]), rng.dirichlet(np.ones(4), 3)
+    objective = EvidenceObjective(k, y, ridge, weight if weighted else None)
+    value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    free = dataclasses.replace(objective, free_scale=True).evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    for c in range(3):
+        k_c, y_c = np.einsum("l,lij->ij", omega[c], k), np.asarray(y[:, c])
+
+        def evidence(scale, k_c=k_c, y_c=y_c, noise=ridge[c] / weight):
+            process = GaussianProcessRegressor(Precomputed(scale * k_c), alpha=scale * noise, optimizer=None)
+            return process.fit(np.arange(36.0)[:, None], y_c).log_marginal_likelihood_value_
+
+        np.testing.assert_allclose(value[c], -evidence(1) / 36, rtol=1e-10)
+        best = float(y_c @ np.linalg.solve(k_c + np.diag(ridge[c] / weight), y_c)) / 36
+        np.testing.assert_allclose(free[c], -evidence(best) / 36, rtol=1e-9)
+        assert evidence(best) >= max(evidence(0.9 * best), evidence(1.1 * best))
+
+
+def test_alignment_is_its_definition(kernels, rng):
+    k, y = kernels
+    omega, h = rng.dirichlet(np.ones(4), 3), np.eye(36) - 1 / 36
+    value = make_objective("alignment", kernels).evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    for c in range(3):
+        centred = h @ np.einsum("l,lij->ij", omega[c], k) @ h
+        target = np.outer(h @ y[:, c], h @ y[:, c])
+        expected = (centred * target).sum() / np.linalg.norm(centred) / np.linalg.norm(target)
+        np.testing.assert_allclose(1 - value[c], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_closed_form_has_the_largest_alignment(shared, kernels, rng):
+    objective = make_objective("alignment", kernels)
+    best = objective.maximiser(shared=shared)
+    np.testing.assert_allclose(best.sum(axis=1), 1)
+    value = lambda omega: np.asarray(  # noqa: E731
+        objective.evaluate(jnp.broadcast_to(jnp.asarray(omega), (3, 4)), jnp.ones(3, bool)).value
+    )
+    for omega in np.r_[np.eye(4), rng.dirichlet(np.ones(4), 100)]:
+        if shared:
+            assert value(best).mean() <= value(omega[None]).mean() + 1e-12
+        else:
+            assert (value(best) <= value(omega[None]) + 1e-12).all()
 
 
 def test_validation_value_is_the_held_out_error_of_a_refit(kernels, rng):
@@ -82,8 +214,9 @@ def test_train_is_convex_and_falls_along_every_ray(kernels, rng):
     assert (value(2 * a) < value(a)).all()
 
 
-def test_classes_that_are_not_active_are_skipped(kernels):
-    objective = make_objective("validation", kernels)
+@pytest.mark.parametrize("name", ["validation", "loo", "evidence", "train", "alignment"])
+def test_classes_that_are_not_active_are_skipped(name, kernels):
+    objective = make_objective(name, kernels)
     omega = jnp.full((3, 4), 0.25)
     everyone = objective.evaluate(omega, jnp.ones(3, bool))
     some = objective.evaluate(omega, jnp.asarray([True, False, True]))
@@ -117,6 +250,15 @@ def test_a_row_of_weight_two_counts_as_two_rows(kernels, rng):
     repeated = TrainObjective(plain(twice)[:, :, twice], y[twice], ridge)
     for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_alignment_counts_a_row_of_weight_two_as_two_rows(kernels):
+    k, y = kernels
+    twice = np.r_[np.arange(36), np.arange(5)]
+    weighted = AlignmentObjective.of(k, y, np.r_[np.full(5, 2.0), np.ones(31)])
+    repeated = AlignmentObjective.of(k[:, twice][:, :, twice], y[twice])
+    np.testing.assert_allclose(weighted.inner, repeated.inner, rtol=1e-10)
+    np.testing.assert_allclose(weighted.target, repeated.target, rtol=1e-9, atol=1e-12)
 
 
 def test_the_mean_over_folds_is_cross_validation(kernels, rng):

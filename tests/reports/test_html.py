@@ -84,6 +84,17 @@ def test_cells_hold_weight_kernel_weight_and_unit_row(ten_classes):
         assert (cell.get("class") == "zero") == (row[j] == 0)
 
 
+def test_cells_that_say_nothing_are_marked_and_explained(ten_classes):
+    assert "Hatched" not in Page(render_report(ten_classes, {})).text
+    ten_classes["identifiability"]["indistinguishable"] = [[j == 3 for j in range(10)]] * 10
+    ten_classes["identifiability"]["omega_interval"] = [[[0.0, 0.125]] * 10] * 10
+    page = Page(render_report(ten_classes, {}))
+    cells = [a for a in page.all("td") if "data-n" in a]
+    assert [("data-unsure" in cell) for cell in cells] == [j == 3 for _ in range(10) for j in range(10)]
+    assert all("at no cost: 0 to 0.125" in cell["title"] for cell in cells)
+    assert "Hatched cells say nothing" in page.text
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

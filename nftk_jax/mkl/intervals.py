@@ -1,0 +1,282 @@
+r"""How wide each weight can be at no cost: the Omegas with a held-out error within one standard error of the learned.
+
+For a class with held-out residuals r(omega) the set is {omega in S : J(omega) <= J(learned) + SE}, J the mean of r^2
+and SE its standard error over the held-out rows, which are taken as independent. An end of the range of omega_l over
+that set is sought along two lines through the learned Omega: towards all weight (or none) on l, the others in
+proportion, and towards the end in the Gauss-Newton model, which is linear in the residuals,
+
+    r(omega) = r + D (omega - learned) ,   D_l = Theta_VT^(l) a - K_VT A^{-1} Theta_TT^(l) a ,
+
+one solve with L right-hand sides. There the least error with omega_l = t is a convex function of t, each value of which
+is a non-negative least-squares problem with L - 1 unknowns, and bisection finds where it crosses; the line then goes
+beyond that point, since true errors level off where the model's do not. Along either line the true error decides, first
+at the farthest feasible point and then by bisection. So every range reported is attained by Omegas whose error was
+computed; the true ranges may be wider, never narrower. (The number of solves is bounded: see `OmegaIntervals.checked`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from nftk_jax.mkl.constraints import ConstraintName
+from nftk_jax.mkl.objectives import row_ridge
+from nftk_jax.mkl.search import SearchProblem, sum_held_out_errors, take, uniform_omega
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+_BISECTIONS = 12
+_TRIALS = 4  # of the true error along a line, beyond its farthest point
+_OPERATIONS, _MOST_SOLVES = 3e11, 160  # spent on true errors; ends that are left are the model's, unchecked
+_ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
+
+
+@dataclasses.dataclass(frozen=True)
+class OmegaIntervals:
+    """What the held-out rows allow every weight to be.
+
+    Attributes:
+      interval: least and largest weight found within one standard error, shape (C, L, 2).
+      error, standard_error: held-out error of the learned Omega and its standard error, shape (C,). Where all classes
+        share one Omega, of the mean over classes.
+      uniform_as_good: whether uniform weights are within that standard error, shape (C,).
+      checked: share of the ends that were settled on true errors; the number of solves is bounded, and the others are
+        the model's.
+    """
+
+    interval: np.ndarray
+    error: np.ndarray
+    standard_error: np.ndarray
+    uniform_as_good: np.ndarray
+    checked: float
+
+    def indistinguishable(self, *others: np.ndarray) -> np.ndarray:
+        """Cells whose interval holds 1 / L or their weight in any of `others`, each of shape (C, L); shape (C, L)."""
+        low, high = self.interval[..., 0] - 1e-9, self.interval[..., 1] + 1e-9
+        found = np.zeros(low.shape, bool)
+        for other in (uniform_omega(*low.shape), *others):
+            found |= (low <= other) & (other <= high)
+        return found
+
+
+def find_intervals(
+    problem: SearchProblem,
+    omega: np.ndarray,
+    ridge: np.ndarray,
+    *,
+    constraint: ConstraintName,
+    shared: bool,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> OmegaIntervals:
+    """Find the range of every weight within one standard error of the held-out error.
+
+    Args:
+      problem: with the splits that judge.
+      omega: learned weights, shape (C, L).
+      ridge: absolute ridges, shape (C,), the same everywhere in the set.
+      constraint: the set that the weights may vary in.
+      shared: whether all classes have one Omega, which then varies for all of them together.
+      report: called with the number of classes done and their total.
+    """
+    n_classes, depth = omega.shape
+    residuals, slopes, mass = _linearise(problem, omega, ridge)
+    groups = [np.arange(n_classes)] if shared else [np.array([c]) for c in range(n_classes)]
+    judge = _Judge(problem, ridge)
+    error, spread, uniform = np.empty(n_classes), np.empty(n_classes), np.empty(n_classes, bool)
+    searches: list[_EndSearch] = []
+    for group in groups:
+        squares = (residuals[:, group] ** 2).mean(axis=1)
+        level = float(mass @ squares)
+        room = float(np.sqrt(mass**2 @ (squares - level) ** 2))
+        error[group], spread[group] = level, room
+        allowed, start = level + room, omega[group[0]]
+        uniform[group] = judge(uniform_omega(1, depth)[0], group) <= allowed
+        root = np.sqrt(mass / len(group))[:, None, None]
+        design = (root * slopes[:, group]).reshape(-1, depth)
+        target = design @ start - (root[..., 0] * residuals[:, group]).ravel()
+        model = _Model(design, target, start, allowed, constraint)
+        searches += [
+            _EndSearch(place, side, group, start, allowed, model.end(place, side), model.bound(side))
+            for place in range(depth)
+            for side in (0, 1)
+        ]
+    interval = np.repeat(omega[:, :, None], 2, axis=2)
+    for stage, step in enumerate((_EndSearch.try_farthest, _EndSearch.bisect)):  # first what most often settles it
+        for number, search in enumerate(searches):
+            report(stage * len(searches) + number, 2 * len(searches))
+            step(search, judge)
+            interval[search.group, search.place, search.side] = search.found
+    report(2 * len(searches), 2 * len(searches))
+    return OmegaIntervals(interval, error, spread, uniform, float(np.mean([search.checked for search in searches])))
+
+
+class _Judge:
+    """The true held-out error of one Omega, averaged over some classes; no (Omega, ridge) is solved twice."""
+
+    def __init__(self, problem: SearchProblem, ridge: np.ndarray) -> None:
+        self._problem, self._ridge = problem, ridge
+        self._known: dict[tuple[bytes, float], np.ndarray] = {}
+        affordable = int(_OPERATIONS / sum(len(train) ** 3 / 3 for train, _ in problem.splits))
+        self._solves = min(affordable, _MOST_SOLVES) + 4 * problem.depth
+        weight = np.ones(len(problem.y)) if problem.weight is None else problem.weight
+        self._mass = float(sum(weight[held].sum() for _, held in problem.splits))
+        self._blocks = [(k[:, t], k[:, v], t, v) for t, v in problem.splits for k in (problem.k[:, :, t],)]
+
+    @property
+    def spent(self) -> bool:
+        """Whether no more solves are allowed."""
+        return self._solves <= 0
+
+    def __call__(self, omega: np.ndarray, group: np.ndarray) -> float:
+        return float(np.mean([self._errors(omega, float(self._ridge[c]))[c] for c in group]))
+
+    def _errors(self, omega: np.ndarray, ridge: float) -> np.ndarray:
+        """Errors of all classes' targets, shape (C,): they share the factor."""
+        key = omega.tobytes(), ridge
+        if key not in self._known and self._solves <= 0:
+            return np.full(self._problem.n_classes, np.inf)
+        if key not in self._known:
+            self._solves -= 1
+            p, weights = self._problem, jnp.asarray(omega, self._problem.k.dtype)
+            parts = [
+                sum_held_out_errors(
+                    jnp.tensordot(weights, k_train, 1), jnp.tensordot(weights, k_held, 1), p.y[t], p.y[v], [ridge],
+                    take(p.weight, t), take(p.weight, v),
+                )[0]
+                for k_train, k_held, t, v in self._blocks
+            ]  # fmt: skip
+            self._known[key] = np.sum(parts, axis=0) / self._mass
+        return self._known[key]
+
+
+class _Model:
+    """|design omega - target|^2 as the error of one row of Omega, reduced to L + 1 equations."""
+
+    def __init__(
+        self, design: np.ndarray, target: np.ndarray, omega: np.ndarray, allowed: float, constraint: ConstraintName
+    ) -> None:
+        r = np.asarray(np.linalg.qr(np.column_stack([design, target]), mode="r"))
+        r = np.vstack([r, np.zeros((max(0, len(omega) + 1 - len(r)), r.shape[1]))])
+        self._matrix, self._right, self._omega, self._allowed = r[:, :-1], r[:, -1], omega, allowed
+        self._simplex = constraint == "simplex"
+        # One more, heavy equation says that the weights add up to one.
+        self._heavy = 1e4 * max(float(np.abs(r).max()), np.finfo(np.float64).tiny) if self._simplex else 0.0
+
+    def bound(self, side: int) -> float:
+        """The least (side 0) or largest (side 1) weight that is looked at."""
+        return 0.0 if side == 0 else 1.0 if self._simplex else _ORTHANT_RANGE * max(self._omega.sum(), 1.0)
+
+    def end(self, place: int, side: int) -> np.ndarray:
+        """The allowed Omega whose weight at `place` is least (side 0) or largest (side 1)."""
+        here, bound = self._omega[place], self.bound(side)
+        if here == bound or len(self._omega) == 1:
+            return self._omega
+        far = self._best(bound, place)
+        if self._error(far) <= self._allowed:
+            return far
+        best, near, away = self._omega, here, bound
+        for _ in range(_BISECTIONS):
+            middle = (near + away) / 2
+            trial = self._best(middle, place)
+            if self._error(trial) <= self._allowed:
+                best, near = trial, middle
+            else:
+                away = middle
+        return best
+
+    def _error(self, omega: np.ndarray) -> float:
+        return float(((self._matrix @ omega - self._right) ** 2).sum())
+
+    def _best(self, weight: float, place: int) -> np.ndarray:
+        """The Omega of least error with the given weight at `place`."""
+        others = np.delete(np.arange(len(self._omega)), place)
+        matrix, right = self._matrix[:, others], self._right - weight * self._matrix[:, place]
+        if self._simplex:
+            matrix = np.vstack([matrix, np.full(len(others), self._heavy)])
+            right = np.r_[right, self._heavy * (1 - weight)]
+        rest = scipy.optimize.nnls(matrix, right)[0]
+        if self._simplex:
+            total = rest.sum()
+            rest = rest * ((1 - weight) / total) if total > 0 else np.full(len(rest), (1 - weight) / len(rest))
+        return np.insert(rest, place, weight)
+
+
+class _EndSearch:
+    """One end of one weight's range: `found` is the farthest weight so far whose Omega has an allowed true error."""
+
+    def __init__(
+        self, place: int, side: int, group: np.ndarray, start: np.ndarray, allowed: float, end: np.ndarray, bound: float
+    ) -> None:
+        self.place, self.side, self.group, self.found = place, side, group, float(start[place])
+        self._start, self._allowed, self._bound = start, allowed, bound
+        alone = np.delete(start, place)
+        if start.sum() > 0 and bound <= 1 and alone.sum() > 0:  # the simplex: the others in proportion
+            alone = alone * ((start.sum() - bound) / alone.sum())
+        self._directions, self._model_end, self.checked = [], float(end[place]), True
+        for target in (end, np.insert(alone, place, bound)):
+            direction = target - start
+            if abs(direction[place]) > 1e-12:
+                self._directions.append(direction * self._farthest(direction))
+
+    def _farthest(self, direction: np.ndarray) -> float:
+        """The multiple of a direction at which the first weight reaches 0, or this one its bound."""
+        falling = direction < -1e-15
+        to_zero = float((self._start[falling] / -direction[falling]).min()) if falling.any() else np.inf
+        return max(min(to_zero, (self._bound - self._start[self.place]) / direction[self.place]), 0.0)
+
+    def _allows(self, judge: _Judge, direction: np.ndarray, length: float) -> bool:
+        trial = np.maximum(self._start + length * direction, 0)
+        if (trial[self.place] - self.found) * (1 if self.side else -1) <= 0:
+            return True  # no farther than what is known
+        good = judge(trial, self.group) <= self._allowed
+        if good:
+            self.found = float(trial[self.place])
+        return good
+
+    def try_farthest(self, judge: _Judge) -> None:
+        """Go to the end of every line; drop the lines that have nothing more to give."""
+        if judge.spent:
+            self.found, self.checked, self._directions = self._model_end, False, []
+        self._directions = [d for d in self._directions if not self._allows(judge, d, 1.0)]
+
+    def bisect(self, judge: _Judge) -> None:
+        """Halve the lines whose farthest point is not allowed."""
+        for direction in self._directions:
+            low, high = 0.0, 1.0
+            for _ in range(_TRIALS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._allows(judge, direction, middle) else (low, middle)
+
+
+def _linearise(
+    problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals (V, C), their slopes in Omega (V, C, L) and the rows' shares of the error (V,), over all splits."""
+    parts: Sequence[tuple[np.ndarray, ...]] = []
+    dtype = problem.k.dtype
+    for train, held in problem.splits:
+        columns = problem.k[:, :, train]
+        noise = row_ridge(ridge, take(problem.weight, train), len(train), dtype)
+        r, d = _linearise_split(
+            jnp.asarray(omega, dtype), columns[:, train], columns[:, held], problem.y[train], problem.y[held], noise
+        )
+        weight = np.ones(len(held)) if problem.weight is None else problem.weight[held]
+        parts = [*parts, (np.asarray(r, np.float64).T, np.asarray(d, np.float64).transpose(1, 0, 2), weight)]
+    residuals, slopes, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return residuals, slopes, mass / mass.sum()
+
+
+@jax.jit
+def _linearise_split(omega, k_train, k_held, y_train, y_held, ridge):
+    def one_class(operands):
+        omega_c, ridge_c, y_t, y_v = operands
+        lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
+        k_vt = jnp.tensordot(omega_c, k_held, 1)
+        a = solve_lower(lower, y_t)
+        return k_vt @ a - y_v, (k_held @ a).T - k_vt @ solve_lower(lower, (k_train @ a).T)
+
+    return jax.lax.map(one_class, (omega, ridge, y_train.T, y_held.T))

@@ -1,0 +1,124 @@
+r"""Objectives that hold nothing out and need A^{-1} itself: the leave-one-out error and the evidence.
+
+One Cholesky factor and one inverse a class, about 4 n^3 (`loo`) and 2 n^3 (`evidence`) operations beside the n^3/3 of
+the factor: exact, and meant for some thousands of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.mkl.objectives import Evaluation, row_ridge, share
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+# Leave-one-out. Let B = A^{-1} with columns b_i, a = B y and d_i = B_ii. By the inverse of a partitioned matrix the
+# solve without row i predicts y_i - a_i / d_i there, whatever stands on the diagonal of A, so that e_i = a_i / d_i.
+# With da = -B dA a and dd_i = -b_i' dA b_i, the weights s_i (which add up to one) and u_i = 2 s_i e_i / d_i,
+#     dJ = sum_i u_i (da_i - e_i dd_i) = -(B u)' dA a + sum_i u_i e_i b_i' dA b_i ,
+#     dJ/domega_l = <Theta^(l), B diag(u e) B - (B u) a'> .
+#
+# Evidence. J = 1/2 y'a + 1/2 logdet A + n/2 log 2 pi gives dJ/domega_l = 1/2 <Theta^(l), B - a a'>. If y has the
+# covariance s A with an unknown s, the best s is y'a / n; at it J = n/2 log s + n/2 + 1/2 logdet A + n/2 log 2 pi and
+# dJ/domega_l = 1/2 <Theta^(l), B - a a' / s>. That form sees omega / lambda alone.
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOutObjective:
+    r"""Mean squared leave-one-out error, :math:`J_c = \sum_i s_i e_i^2`, :math:`e_i = a_i / (A^{-1})_{ii}`.
+
+    Args:
+      k: scaled kernels of every depth, shape (L, n, n).
+      y: targets, shape (n, C).
+      ridge: absolute ridges, shape (C,).
+      weight: sample weights, shape (n,); None is 1 everywhere. A row of weight 2 is two rows, left out together.
+    """
+
+    k: jax.Array
+    y: jax.Array
+    ridge: jax.Array | np.ndarray
+    weight: np.ndarray | None = None
+
+    @property
+    def relative(self) -> bool:
+        return True
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        n, dtype = len(self.y), omega.dtype
+        ridge = row_ridge(self.ridge, self.weight, n, dtype)
+        return _evaluate_loo(omega, active, self.k, self.y, ridge, jnp.asarray(share(self.weight, n), dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceObjective:
+    r"""Negative log marginal likelihood a row of the Gaussian process with covariance A = K + lambda I.
+
+    .. math:: J_c = \frac1n \left(\tfrac12 y' A^{-1} y + \tfrac12 \log\det A + \tfrac n2 \log 2\pi\right)
+
+    Args:
+      k: scaled kernels of every depth, shape (L, n, n).
+      y: targets, shape (n, C).
+      ridge: variances of the noise, shape (C,).
+      weight: sample weights, shape (n,); None is 1 everywhere. The noise of row i is lambda / weight_i, as of the mean
+        of weight_i measurements; such a row has one likelihood, not several, so that weights are not repetitions here.
+      free_scale: the covariance is s A with the most likely s in place of 1; then only omega / lambda matters.
+    """
+
+    k: jax.Array
+    y: jax.Array
+    ridge: jax.Array | np.ndarray
+    weight: np.ndarray | None = None
+    free_scale: bool = False
+
+    @property
+    def relative(self) -> bool:
+        return False
+
+    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+        ridge = row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
+        return _evaluate_evidence(omega, active, self.k, self.y, ridge, jnp.asarray(self.free_scale))
+
+
+@jax.jit
+def _evaluate_loo(omega, active, k, y, ridge, shares) -> Evaluation:
+    def evaluate_class(omega_c, ridge_c, y_c):
+        lower = cholesky_lower(jnp.tensordot(omega_c, k, 1), ridge_c)
+        inverse = solve_lower(lower, jnp.eye(len(y_c), dtype=k.dtype))
+        a, d = solve_lower(lower, y_c), jnp.diagonal(inverse)
+        e = a / d
+        u = 2 * shares * e / d
+        weights = (inverse * (u * e)) @ inverse - jnp.outer(inverse @ u, a)
+        return shares @ e**2, jnp.einsum("lij,ij->l", k, weights)
+
+    return _by_class(evaluate_class, active, omega, ridge, y)
+
+
+@jax.jit
+def _evaluate_evidence(omega, active, k, y, ridge, free_scale) -> Evaluation:
+    def evaluate_class(omega_c, ridge_c, y_c):
+        n = len(y_c)
+        lower = cholesky_lower(jnp.tensordot(omega_c, k, 1), ridge_c)
+        inverse = solve_lower(lower, jnp.eye(n, dtype=k.dtype))
+        a = solve_lower(lower, y_c)
+        fit = y_c @ a / n
+        scale = jnp.where(free_scale, fit, 1.0)
+        half_logdet = jnp.log(jnp.diagonal(lower)).mean()
+        value = (jnp.log(scale) + fit / scale + jnp.log(2 * jnp.pi).astype(k.dtype)) / 2 + half_logdet
+        return value, jnp.einsum("lij,ij->l", k, inverse - jnp.outer(a, a) / scale) / (2 * n)
+
+    return _by_class(evaluate_class, active, omega, ridge, y)
+
+
+def _by_class(evaluate_class, active, omega, ridge, y) -> Evaluation:
+    """Evaluate the active classes one after the other; the others are NaN."""
+
+    def skip(omega_c, *_):
+        return jnp.full((), jnp.nan, omega.dtype), jnp.full(omega.shape[1], jnp.nan, omega.dtype)
+
+    value, gradient = jax.lax.map(
+        lambda operands: jax.lax.cond(operands[-1], evaluate_class, skip, *operands[:-1]), (omega, ridge, y.T, active)
+    )
+    return Evaluation(value, gradient)
