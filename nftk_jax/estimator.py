@@ -37,7 +37,8 @@ class _NFTKEstimator(BaseEstimator):
       activation: a name of `nftk_jax.kernels.architecture.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
-      objective: what Omega minimises, "validation" or "train".
+      objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
+        "evidence", "train" or "alignment".
       constraint: "simplex" or "orthant".
       penalty, penalty_norm: on Omega.
       weights: "per-class", "shared" or "uniform".

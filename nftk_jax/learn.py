@@ -27,7 +27,7 @@ from nftk_jax.mkl.search import (
 )
 from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
 from nftk_jax.padding import pad_rows, padded_size
-from nftk_jax.sampling import draw_rows, restrict_splits
+from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 
 PrecisionName = Literal["float32", "float64"]
@@ -38,8 +38,6 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 SEARCH_ROWS = 3000
 #: Share of the search rows that are held out to judge Omega and the ridge.
 HELD_OUT_SHARE = 1 / 3
-#: Objectives that see nothing but the splits.
-HELD_OUT_OBJECTIVES = ("validation", "kfold")
 #: Folds of the objective `kfold`.
 FOLDS = 5
 
@@ -198,20 +196,21 @@ def _learn(
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
     report("search", 0, problem.n_classes)
-    held_out = pad_problem(problem)  # for what looks at the splits alone
-    start = find_ridge(held_out, settings, shared=classes is not None)
+    held_out = settings.search.objective in ("validation", "kfold")
+    padded = pad_problem(problem)
+    start = find_ridge(padded, settings, shared=classes is not None)
     found = learn_weights(
-        held_out if settings.search.objective in HELD_OUT_OBJECTIVES else problem, start, settings.search,
-        report=lambda *state: report("search", *state),
-    )  # fmt: skip
+        padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
+    )
     omega, ridge = found.omega, found.ridge
-    if settings.one_standard_error and settings.search.objective in HELD_OUT_OBJECTIVES:
-        omega[keep_uniform(held_out, omega, ridge)] = uniform_omega(1, problem.depth)
-    calibration = (
-        None if classes is None else
-        calibrate(held_out, omega, ridge, y[rows], targets.mean, settings.decision)
-    )  # fmt: skip
+    if settings.one_standard_error and held_out:
+        kept = keep_uniform(padded, omega, ridge)
+        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
+        ridge = np.where(kept, start, ridge)
     clock.lap("search")
+    calibration = None
+    if classes is not None:
+        calibration = calibrate(padded, omega, ridge, y[rows], targets.mean, settings.decision)
     if len(rows) == len(z):
         solution = solve_problem(problem, omega, ridge)
     else:
@@ -282,12 +281,7 @@ def draw_splits(
     if folds == 1:
         held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
         return ((np.sort(train), np.sort(held)),)
-    order = rng.permutation(n_search)
-    if labels is not None:  # a random order within every class, dealt out like cards
-        order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(n_search, int)
-    fold[order] = np.arange(n_search) % min(folds, n_search)
-    return tuple((np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(min(folds, n_search)))
+    return draw_folds(labels, min(folds, n_search), n_search, rng)
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
