@@ -248,14 +248,7 @@ def _find_intervals(learned: Learned, settings: LearnSettings, report: Report) -
 def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:
     """The part of identifiability{} that says how wide every weight can be; None where nothing was learned."""
     if intervals is None:
-        names = (
-            "omega_interval",
-            "indistinguishable",
-            "held_out_error",
-            "held_out_standard_error",
-            "uniform_as_good",
-            "interval_checked",
-        )
+        names = ("omega_interval", "indistinguishable", "held_out_error", "held_out_standard_error", "uniform_as_good")
         return dict.fromkeys(names)
     return {
         "omega_interval": intervals.interval.tolist(),
@@ -263,7 +256,6 @@ def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> d
         "held_out_error": intervals.error.tolist(),
         "held_out_standard_error": intervals.standard_error.tolist(),
         "uniform_as_good": intervals.uniform_as_good.tolist(),
-        "interval_checked": intervals.checked,
     }
 
 
