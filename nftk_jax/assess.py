@@ -248,7 +248,14 @@ def _find_intervals(learned: Learned, settings: LearnSettings, report: Report) -
 def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:
     """The part of identifiability{} that says how wide every weight can be; None where nothing was learned."""
     if intervals is None:
-        names = ("omega_interval", "indistinguishable", "held_out_error", "held_out_standard_error", "uniform_as_good")
+        names = (
+            "omega_interval",
+            "indistinguishable",
+            "held_out_error",
+            "held_out_standard_error",
+            "uniform_as_good",
+            "interval_checked",
+        )
         return dict.fromkeys(names)
     return {
         "omega_interval": intervals.interval.tolist(),
@@ -256,6 +263,7 @@ def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> d
         "held_out_error": intervals.error.tolist(),
         "held_out_standard_error": intervals.standard_error.tolist(),
         "uniform_as_good": intervals.uniform_as_good.tolist(),
+        "interval_checked": intervals.checked,
     }
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.kernels.architecture import MLP
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.gram import combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.search import (
@@ -21,13 +22,17 @@ from nftk_jax.mkl.search import (
     SearchSettings,
     choose_ridge,
     learn_weights,
+    take,
+    uniform_omega,
 )
-from nftk_jax.model import NFTKModel, ScalingName, fit_input_scaling
-from nftk_jax.sampling import draw_rows
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
+from nftk_jax.padding import pad_rows, padded_size
+from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 
 PrecisionName = Literal["float32", "float64"]
 Report = Callable[[str, int, int], None]
+Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: Rows that the search takes from a larger training set unless told otherwise.
 SEARCH_ROWS = 3000
@@ -53,6 +58,8 @@ class LearnSettings:
       n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
       precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
       scaling: of the inputs, see `fit_input_scaling`.
+      decision: of classes: the largest score, or a logistic regression on the held-out scores, see `calibrate`.
+      one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
       seed: draws the search rows and the held-out rows.
 
     Raises:
@@ -65,6 +72,8 @@ class LearnSettings:
     n_search: int | None = None
     precision: PrecisionName = "float32"
     scaling: ScalingName = "auto"
+    decision: DecisionName = "scores"
+    one_standard_error: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +84,8 @@ class LearnSettings:
                 f"precision must be one of {', '.join(get_args(PrecisionName))} and scaling one of "
                 f"{', '.join(get_args(ScalingName))}; got {self.precision!r} and {self.scaling!r}"
             )
+        if self.decision not in get_args(DecisionName):
+            raise ValueError(f"decision must be one of {', '.join(get_args(DecisionName))}; got {self.decision!r}")
         if self.n_search is not None and self.n_search < 4:
             raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
 
@@ -88,18 +99,22 @@ class Targets:
     scale: np.ndarray
 
 
-def encode_targets(y: np.ndarray, n_classes: int | None) -> Targets:
+def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | None = None) -> Targets:
     """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
 
     Args:
       y: class indices, shape (n,), or real targets, shape (n, k).
       n_classes: number of classes, or None for regression.
+      weight: positive sample weights, shape (n,), of the frequencies, means and deviations; None is 1 everywhere.
     """
     if n_classes is not None:
         one_hot = np.eye(n_classes)[y]
-        return Targets(one_hot - one_hot.mean(axis=0), one_hot.mean(axis=0), np.ones(n_classes))
-    mean, spread = y.mean(axis=0), y.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+        frequency = np.average(one_hot, axis=0, weights=weight)
+        return Targets(one_hot - frequency, frequency, np.ones(n_classes))
+    mean, spread = mean_and_deviation(y, weight)
+    # A constant target must not have the rounding of its mean blown up to unit size.
+    varies = spread > 1e-12 * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
+    scale, mean = np.where(varies, spread, 1.0), np.where(varies, mean, y[0])
     return Targets((y - mean) / scale, mean, scale)
 
 
@@ -135,6 +150,8 @@ def learn(
     *,
     classes: np.ndarray | None = None,
     images: bool = False,
+    weight: np.ndarray | None = None,
+    splits: Splits | None = None,
     report: Report = _silent,
 ) -> Learned:
     """Learn Omega on the search rows and solve on all rows (paper eqs. 14-16).
@@ -145,54 +162,103 @@ def learn(
       settings: everything else.
       classes: labels of the classes, or None for regression.
       images: whether a sample had more than one axis, for the scaling "auto".
+      weight: positive sample weights, shape (n,): a row of weight 2 counts as two rows. None is 1 everywhere.
+      splits: pairs (rows to solve on, rows held out) for the choice of ridge, Omega and temperature, of which those
+        among the search rows are used; None draws them as `settings` say.
       report: called with a stage's name, what is done and the total.
 
     Raises:
-      ValueError: the kernels cannot be scaled on these inputs.
+      ValueError: the kernels cannot be scaled on these inputs, a weight is not positive, or no split has rows on both
+        sides.
       ArithmeticError: a solve failed; the message says what to do.
     """
+    if weight is not None and not (weight.shape == (len(x),) and np.isfinite(weight).all() and (weight > 0).all()):
+        raise ValueError(f"sample weights must be {len(x)} finite numbers > 0; leave out rows of weight zero")
     with enable_x64(settings.precision == "float64"):
-        return _learn(x, y, settings, classes, images, report)
+        return _learn(x, y, settings, classes, images, weight, splits, report)
 
 
 def _learn(
-    x: np.ndarray, y: np.ndarray, settings: LearnSettings, classes: np.ndarray | None, images: bool, report: Report
-) -> Learned:
+    x: np.ndarray, y: np.ndarray, settings: LearnSettings, classes: np.ndarray | None, images: bool,
+    weight: np.ndarray | None, splits: Splits | None, report: Report,
+) -> Learned:  # fmt: skip
     dtype = np.dtype(settings.precision)
     clock = _Clock()
-    scaling = fit_input_scaling(x, settings.scaling, images=images)
+    scaling = fit_input_scaling(x, settings.scaling, images=images, weight=weight)
     z = scaling.apply(x, dtype)
     scale = unit_diagonal_scale(settings.mlp, z)
-    targets = encode_targets(y, None if classes is None else len(classes))
-    rows, problem = build_problem(z, y, targets, scale, settings, classification=classes is not None)
+    if weight is not None:
+        scale = np.average(depth_diagonals(settings.mlp, z), axis=1, weights=weight)
+    targets = encode_targets(y, None if classes is None else len(classes), weight)
+    rows, problem = build_problem(
+        z, y, targets, scale, settings, classification=classes is not None, weight=weight, splits=splits
+    )
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
     report("search", 0, problem.n_classes)
-    start = find_ridge(problem, settings, shared=classes is not None)
-    found = learn_weights(problem, start, settings.search, report=lambda *state: report("search", *state))
-    clock.lap("search")
-    solution = solve_scaled(
-        settings.mlp, z, found.omega / scale, found.ridge, targets.y.astype(dtype), condition=True, report=report
+    held_out = settings.search.objective in ("validation", "kfold")
+    padded = pad_problem(problem)
+    start = find_ridge(padded, settings, shared=classes is not None)
+    found = learn_weights(
+        padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
     )
+    omega, ridge = found.omega, found.ridge
+    if settings.one_standard_error and held_out:
+        kept = keep_uniform(padded, omega, ridge)
+        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
+        ridge = np.where(kept, start, ridge)
+    clock.lap("search")
+    calibration = None
+    if classes is not None:
+        calibration = calibrate(padded, omega, ridge, y[rows], targets.mean, settings.decision)
+    if len(rows) == len(z):
+        solution = solve_problem(problem, omega, ridge)
+    else:
+        solution = solve_scaled(
+            settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), weight=weight, condition=True, report=report
+        )
     clock.lap("solve")
     model = NFTKModel(
-        mlp=settings.mlp, omega=found.omega, scale=scale, ridge=found.ridge, x_train=x, dual_coef=solution.dual_coef,
+        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
+        calibration=calibration,
     )  # fmt: skip
     return Learned(model, targets, problem, rows, start, found.descent, solution, clock.seconds)
 
 
 def build_problem(
-    z: np.ndarray, y: np.ndarray, targets: Targets, scale: np.ndarray, settings: LearnSettings, *, classification: bool
+    z: np.ndarray,
+    y: np.ndarray,
+    targets: Targets,
+    scale: np.ndarray,
+    settings: LearnSettings,
+    *,
+    classification: bool,
+    weight: np.ndarray | None = None,
+    splits: Splits | None = None,
 ) -> tuple[np.ndarray, SearchProblem]:
-    """Draw the search rows and the held-out rows among them, and evaluate every depth's kernel there."""
+    """Draw the search rows and, unless `splits` are given, the held-out rows; evaluate every depth's kernel there."""
     n = min(len(z), settings.n_search or SEARCH_ROWS)
     rng = np.random.default_rng(settings.seed)
     labels = y if classification else None
     rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
-    splits = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search))
-    k = combined_ntk(settings.mlp, np.diag(1 / scale), z[rows])
-    return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), splits)
+    if splits is None:
+        chosen = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search))
+    else:
+        chosen = restrict_splits(splits, rows, len(z))
+        if not chosen:
+            raise ValueError("no split of cv has rows to solve on and rows held out among the rows of the search")
+    k = depth_grams(settings.mlp, scale, z[rows])
+    return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), chosen, take(weight, rows))
+
+
+def depth_grams(mlp: MLP, scale: np.ndarray, z: np.ndarray) -> jax.Array:
+    """Every depth's kernel on the rows `z` of scaled inputs, of unit mean diagonal, shape (L, n, n)."""
+    n = len(z)
+    # the padding repeats a row, so that rows of one length stay so
+    padded = np.concatenate([z, np.repeat(z[:1], padded_size(n) - n, axis=0)])
+    k = combined_ntk(mlp, np.diag(1 / scale), padded)
+    return k if len(padded) == n else jnp.asarray(np.asarray(k)[:, :n, :n])
 
 
 def count_folds(search: SearchSettings) -> int:
@@ -215,12 +281,7 @@ def draw_splits(
     if folds == 1:
         held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
         return ((np.sort(train), np.sort(held)),)
-    order = rng.permutation(n_search)
-    if labels is not None:  # a random order within every class, dealt out like cards
-        order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(n_search, int)
-    fold[order] = np.arange(n_search) % min(folds, n_search)
-    return tuple((np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(min(folds, n_search)))
+    return draw_folds(labels, min(folds, n_search), n_search, rng)
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
@@ -231,6 +292,22 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool)
     return choose_ridge(errors, RIDGE_GRID, shared=shared)
 
 
+def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:
+    """Solve every class on all rows of the search, whose kernels are there already."""
+    n = len(problem.y)
+    size = padded_size(n)
+    k = pad_kernels(problem.k, size)
+    solution = solve_classes(
+        lambda weights: jnp.tensordot(jnp.asarray(weights, k.dtype), k, 1),
+        omega,
+        ridge,
+        pad_rows(np.asarray(problem.y), size),
+        weight=pad_rows(np.ones(n) if problem.weight is None else problem.weight, size, 1.0),
+        condition=True,
+    )
+    return dataclasses.replace(solution, dual_coef=solution.dual_coef[:n])
+
+
 def solve_scaled(
     mlp: MLP,
     z: np.ndarray,
@@ -238,6 +315,7 @@ def solve_scaled(
     ridge: np.ndarray,
     y: np.ndarray,
     *,
+    weight: np.ndarray | None = None,
     condition: bool = False,
     report: Report = _silent,
 ) -> RidgeSolution:
@@ -249,6 +327,7 @@ def solve_scaled(
         kernel_omega,
         ridge,
         y,
+        weight=weight,
         condition=condition,
         report=lambda done, total: report("solve", done, total),
     )

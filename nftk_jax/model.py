@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+import scipy.special
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.padding import pad_rows, padded_size
 
 SCHEMA = "nftk_jax.model/1"
 ScalingName = Literal["auto", "none", "images", "standardise"]
+DecisionName = Literal["scores", "logistic"]
 
 _TENSORS = (
     "x_train", "dual_coef", "omega", "scale", "ridge", "input_shift", "input_scale", "target_mean", "target_scale"
@@ -45,7 +48,9 @@ class InputScaling:
         return ((x - self.shift) / self.scale).astype(dtype, copy=False)
 
 
-def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> InputScaling:
+def fit_input_scaling(
+    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None
+) -> InputScaling:
     """Learn the scaling of the inputs from the training rows.
 
     Args:
@@ -54,6 +59,7 @@ def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> I
         "standardise" gives every feature mean 0 and standard deviation 1 (a constant one becomes 0); "auto" is "images"
         for uint8 or where a sample had more than one axis, else "standardise"; "none" changes nothing.
       images: whether a sample had more than one axis.
+      weight: positive sample weights of the rows, shape (n,); None is 1 everywhere.
     """
     features = x.shape[1]
     if scaling == "auto":
@@ -63,12 +69,33 @@ def fit_input_scaling(x: np.ndarray, scaling: ScalingName, *, images: bool) -> I
         largest = 255.0 if x.dtype == np.uint8 else float(np.abs(x).max())
         scale = np.full(features, largest if largest > 0 else 1.0)
     elif scaling == "standardise":
-        shift, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        shift, spread = mean_and_deviation(x, weight)
         varies = spread > 1e-12 * np.maximum(np.abs(shift), np.finfo(np.float64).tiny)
         scale = np.where(varies, spread, 1.0)
         # A constant feature carries nothing: its float noise must not be blown up to unit size.
         shift = np.where(varies, shift, x[0])
     return InputScaling(shift, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """p = softmax(scores @ matrix + offset); shapes (C, C) and (C,). One temperature is a multiple of the identity."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    def to_lists(self) -> dict[str, list]:
+        """For JSON, which keeps every bit of a float."""
+        return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
+
+
+def mean_and_deviation(x: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column in float64, with optional sample weights; shapes (p,)."""
+    if weight is None:
+        return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    share = weight / weight.sum()
+    mean = share @ x
+    return mean, np.sqrt(share @ (x - mean) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +112,7 @@ class NFTKModel:
       target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
       input_scaling: what is done to inputs before the kernel.
       classes: labels in the order of the classes, or None for regression.
+      calibration: from scores to probabilities, fitted on held-out rows; None for regression.
     """
 
     mlp: MLP
@@ -97,6 +125,7 @@ class NFTKModel:
     target_scale: np.ndarray
     input_scaling: InputScaling
     classes: np.ndarray | None
+    calibration: Calibration | None = None
 
     @property
     def kernel_omega(self) -> np.ndarray:
@@ -134,10 +163,11 @@ class NFTKModel:
         """
         z = self.scaled(x)
         with enable_x64(self.dual_coef.dtype == np.float64):
-            z_train = jnp.asarray(self.scaled(self.x_train))
+            size = padded_size(len(self.x_train))  # rows of zeros with dual coefficients of zero
+            z_train = jnp.asarray(pad_rows(self.scaled(self.x_train), size))
             scores = predict_scores(
                 lambda rows, omega: combined_ntk(self.mlp, omega, rows, z_train),
-                z, self.kernel_omega, self.dual_coef, report=report,
+                z, self.kernel_omega, pad_rows(self.dual_coef, size), report=report,
             )  # fmt: skip
         return scores * self.target_scale + self.target_mean
 
@@ -146,8 +176,31 @@ class NFTKModel:
         return self.labels(self.decision_function(x))
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
-        """The labels of the largest scores, shape (m,), for classes; the scores themselves for regression."""
-        return scores if self.classes is None else self.classes[np.argmax(scores, axis=1)]
+        """The labels of the largest probabilities, shape (m,), for classes; the scores themselves for regression.
+
+        Under one temperature these are the labels of the largest scores.
+        """
+        if self.classes is None:
+            return scores
+        return self.classes[np.argmax(scores if self.calibration is None else self.logits(scores), axis=1)]
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, the softmax of `logits`, shape (m, C).
+
+        Raises:
+          ValueError: the model is one for regression.
+        """
+        return scipy.special.softmax(self.logits(scores), axis=1)
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Logarithms of the probabilities up to a constant of the row, shape (m, C).
+
+        Raises:
+          ValueError: the model is one for regression.
+        """
+        if self.calibration is None:
+            raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
+        return scores @ self.calibration.matrix + self.calibration.offset
 
     def save(self, directory: pathlib.Path) -> None:
         """Write model.safetensors and model.json into an existing directory.
@@ -157,7 +210,10 @@ class NFTKModel:
         """
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
         classes = None if self.classes is None else _describe_labels(self.classes)
-        header = {"schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes}
+        header = {
+            "schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes,
+            "calibration": None if self.calibration is None else self.calibration.to_lists(),
+        }  # fmt: skip
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
         (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
 
@@ -189,7 +245,7 @@ def predict_scores(
     distinct, group = np.unique(omega, axis=0, return_inverse=True)
     members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
     columns = [jnp.asarray(dual_coef[:, classes]) for classes in members]
-    rows = max(1, min(len(x), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
+    rows = max(1, min(padded_size(len(x)), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
     scores = np.empty((len(x), dual_coef.shape[1]))
     for start in range(0, len(x), rows):
         tile = x[start : start + rows]
@@ -255,6 +311,13 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
         classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
         if classes.shape != (n_classes,):
             raise ValueError(f"{len(classes)} labels for {n_classes} classes")
+    calibration = None
+    if header.get("calibration") is not None:
+        calibration = Calibration(**{name: np.array(part, float) for name, part in header["calibration"].items()})
+        if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
+            raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
+        if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
+            raise ValueError("the calibration holds NaN or infinity")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
     scaling = InputScaling(tensors["input_shift"], tensors["input_scale"])
-    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, **fields)
+    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, calibration=calibration, **fields)

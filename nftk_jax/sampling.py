@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -34,6 +36,55 @@ def draw_rows(
     rank = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     drawn = rank < np.repeat(shares, counts)
     return rng.permutation(order[drawn]), rng.permutation(order[~drawn])
+
+
+def draw_folds(
+    labels: np.ndarray | None, folds: int, total: int, rng: np.random.Generator
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Divide rows at random into folds, each of which is held out once, stratified by class.
+
+    All folds hold out the same number of rows, so that one shape is compiled: the few rows left over by the division
+    are in no fold and always solved on. scikit-learn's StratifiedKFold refuses a class with fewer rows than folds; here
+    its rows are spread over some of them.
+
+    Args:
+      labels: class indices, shape (total,), an integer dtype; or None to draw uniformly.
+      folds: number of folds, from 2 to `total`.
+      total: number of rows there are.
+      rng: makes the draw.
+
+    Returns:
+      Pairs of the rows to solve on and the rows held out, as sorted row numbers.
+
+    >>> train, held = draw_folds(None, 3, 7, np.random.default_rng(0))[0]
+    >>> len(train), len(held)
+    (5, 2)
+    """
+    dealt = rng.permutation(total)[: total // folds * folds]
+    if labels is not None:
+        dealt = dealt[np.argsort(labels[dealt], kind="stable")]
+    everyone = np.arange(total)
+    held = [np.sort(dealt[fold::folds]) for fold in range(folds)]
+    return tuple((np.setdiff1d(everyone, rows, assume_unique=True), rows) for rows in held)
+
+
+def restrict_splits(
+    splits: Iterable[tuple[np.ndarray, np.ndarray]], rows: np.ndarray, total: int
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Splits of `total` rows as splits of some of them: positions among `rows`, the others left out.
+
+    Args:
+      splits: pairs of row numbers to solve on and held out.
+      rows: the rows that are kept, without repetition.
+      total: number of rows that the splits refer to.
+
+    Returns:
+      The splits that still have rows on both sides.
+    """
+    position = np.full(total, -1)
+    position[rows] = np.arange(len(rows))
+    kept = [tuple(position[part][position[part] >= 0] for part in split) for split in splits]
+    return tuple((train, held) for train, held in kept if len(train) and len(held))
 
 
 def allocate(counts: np.ndarray, n: int, *, at_least_one: bool) -> np.ndarray:

@@ -1,33 +1,58 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
-from sklearn.model_selection import cross_val_score, train_test_split
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
-from nftk_jax import NFTKClassifier, NFTKRegressor
+from nftk_jax import NFTKClassifier, NFTKRegressor, load_model
+
+
+@pytest.fixture
+def blobs(rng):
+    centres = rng.normal(size=(3, 4)) * 1.5
+    y = rng.integers(0, 3, 60)
+    return centres[y] + rng.normal(size=(60, 4)), y
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", [NFTKClassifier(depth=2), NFTKRegressor(depth=2)], ids=repr)
+def test_scikit_learns_whole_battery_passes(estimator):
+    results = check_estimator(estimator, on_fail=None)
+    assert not [result for result in results if result["status"] == "failed"]
 
 
 def test_digits_are_read():
     x, x_test, y, y_test = train_test_split(*load_digits(return_X_y=True), random_state=0)
-    model = NFTKClassifier(depth=3).fit(x, y)
+    model = NFTKClassifier(depth=3, n_search=500).fit(x, y)
     assert model.score(x_test, y_test) > 0.97
     assert model.omega_.shape == (10, 3)
     np.testing.assert_allclose(model.kernel_omega_, model.omega_ / model.scale_)
 
 
-def test_string_labels_and_cross_validation():
+def test_string_labels_cross_validation_pipeline_and_grid_search():
     x, y = load_iris(return_X_y=True)
     names = np.array(["setosa", "versicolor", "virginica"])[y]
-    assert cross_val_score(NFTKClassifier(depth=2, b_std=0.5), x, names, cv=3).mean() > 0.9
+    pipeline = make_pipeline(StandardScaler(), NFTKClassifier(depth=1))
+    search = GridSearchCV(pipeline, {"nftkclassifier__b_std": [0.0, 0.5]}, cv=2).fit(x, names)
+    assert search.score(x, names) > 0.9
+    assert cross_val_score(NFTKClassifier(depth=1, b_std=0.5), x, names, cv=2).mean() > 0.9
 
 
-def test_two_classes_have_one_margin_that_agrees_with_the_labels(rng):
+def test_two_classes_have_one_margin_that_agrees_with_labels_and_probabilities(rng):
     x = rng.normal(size=(60, 3))
     y = np.where(x[:, 0] + x[:, 1] > 0, "yes", "no")
     model = NFTKClassifier(depth=2).fit(x, y)
     np.testing.assert_array_equal(model.decision_function(x) > 0, model.predict(x) == "yes")
+    np.testing.assert_array_equal(model.predict_proba(x)[:, 1] > 0.5, model.predict(x) == "yes")
 
 
 def test_regression_beats_the_mean_and_keeps_the_shape_of_y():
@@ -37,11 +62,137 @@ def test_regression_beats_the_mean_and_keeps_the_shape_of_y():
     assert NFTKRegressor(depth=1).fit(x[:50], y[:50, None]).predict(x[:3]).shape == (3, 1)
 
 
-def test_parameters_are_stored_untouched():
-    model = NFTKClassifier(depth=4, ridge=0.5, activation="erf")
-    assert clone(model).get_params() == model.get_params()
+def test_every_target_has_its_own_omega_and_a_constant_one_is_predicted(rng):
+    x = rng.normal(size=(50, 3))
+    y = np.stack([np.sin(2 * x[:, 0]), x @ [1, 2, 3], np.full(50, 1e6 / 3)], axis=1)
+    model = NFTKRegressor(depth=3).fit(x, y)
+    assert model.omega_.shape == (3, 3)
+    np.testing.assert_allclose(model.predict(x)[:, 2], 1e6 / 3, rtol=1e-12)
+    alone = NFTKRegressor(depth=3).fit(x, y[:, 1])
+    np.testing.assert_allclose(model.omega_[1], alone.omega_[0], atol=1e-6)
+
+
+def test_parameters_are_stored_untouched_and_a_pickle_predicts_the_same(blobs):
+    x, y = blobs
+    model = NFTKClassifier(depth=2, ridge=0.5, activation="erf", cv=ShuffleSplit(2, random_state=0))
+    before = {**model.get_params()}
+    model.fit(x, y)
+    assert model.get_params() == before
+    assert clone(model).get_params()["ridge"] == 0.5
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(x), model.predict_proba(x))
+
+
+@pytest.mark.parametrize("state", [None, 3, np.random.RandomState(3)])
+def test_any_random_state_works(blobs, state):
+    x, y = blobs
+    assert NFTKClassifier(depth=2, random_state=state).fit(x, y).score(x, y) > 0.7
 
 
 def test_one_class_is_refused(rng):
     with pytest.raises(ValueError, match="at least two classes"):
         NFTKClassifier(depth=1).fit(rng.normal(size=(9, 2)), np.zeros(9))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_handful_of_rows_is_enough(n, rng):
+    x = rng.normal(size=(n, 2))
+    assert np.isfinite(NFTKClassifier(depth=2).fit(x, np.arange(n) % 2).predict_proba(x)).all()
+    assert np.isfinite(NFTKRegressor(depth=2).fit(x, np.arange(n)).predict(x)).all()
+
+
+def test_integer_weights_are_repeated_rows_and_zero_is_removal(blobs, rng):
+    x, y = blobs
+    weight = rng.integers(0, 4, len(y))
+    fold = np.arange(len(y)) % 3
+    again = np.repeat(np.arange(len(y)), weight)
+    splits = lambda of: [(np.flatnonzero(of != k), np.flatnonzero(of == k)) for k in range(3)]  # noqa: E731
+    weighted = NFTKClassifier(depth=2, cv=splits(fold)).fit(x, y, weight)
+    repeated = NFTKClassifier(depth=2, cv=splits(fold[again])).fit(x[again], y[again])
+    np.testing.assert_allclose(weighted.predict_proba(x), repeated.predict_proba(x), rtol=1e-7)
+    np.testing.assert_allclose(weighted.omega_, repeated.omega_, atol=1e-8)
+    np.testing.assert_allclose(weighted.scale_, repeated.scale_, rtol=1e-10)
+
+
+def test_weights_that_leave_no_data_are_refused(blobs):
+    x, y = blobs
+    with pytest.raises(ValueError, match="at least two rows"):
+        NFTKClassifier(depth=1).fit(x, y, np.eye(len(y))[0])
+    with pytest.raises(ValueError, match="one class"):
+        NFTKClassifier(depth=1).fit(x, y, (y == 1).astype(float))
+
+
+def test_cv_decides_which_rows_are_held_out(blobs):
+    """Targets that nothing explains in the held-out rows ask for the largest ridge; elsewhere they are not seen."""
+    x, y = blobs
+    real = x[:, 0] + x[:, 1] ** 2
+    real[40:] = np.random.default_rng(1).permutation(real[40:]) * 9
+    held = lambda rows: [(np.setdiff1d(np.arange(40), rows), rows)]  # noqa: E731
+    clean = NFTKRegressor(depth=2, cv=held(np.arange(20))).fit(x, real)
+    noisy = NFTKRegressor(depth=2, cv=held(np.arange(40, 60))).fit(x, real)
+    assert clean.ridge_ < noisy.ridge_
+    groups = np.arange(60) // 10
+    assert NFTKClassifier(depth=2, cv=GroupKFold(3)).fit(x, y, groups=groups).score(x, y) > 0.7
+    assert NFTKClassifier(depth=2, cv=4).fit(x, y).score(x, y) > 0.7
+    with pytest.raises(ValueError, match="no split of cv"):
+        NFTKRegressor(depth=2, cv=[(np.arange(5), np.arange(0))]).fit(x, real)
+
+
+def log_loss(p, y):
+    return -np.log(np.maximum(p[np.arange(len(y)), y], 1e-300)).mean()
+
+
+def test_probabilities_are_calibrated_on_new_rows(rng):
+    """Better than the softmax of the scores, and among rows given about p, a share of about p is right."""
+    x = rng.normal(size=(3000, 3))
+    y = (rng.random(3000) < 1 / (1 + np.exp(-2 * (x[:, 0] + x[:, 1] ** 2 - 1)))).astype(int)
+    model = NFTKClassifier(depth=2, b_std=0.5).fit(x[:500], y[:500])
+    p, scores = model.predict_proba(x[500:]), model.model_.decision_function(x[500:])
+    plain = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert log_loss(p, y[500:]) < log_loss(plain, y[500:]) - 0.03
+    np.testing.assert_array_equal(model.classes_[p.argmax(axis=1)], model.predict(x[500:]))
+    order = np.argsort(p[:, 1])
+    for rows in np.array_split(order, 5):
+        assert abs(p[rows, 1].mean() - y[500:][rows].mean()) < 0.1
+
+
+def test_the_calibration_is_saved_with_the_model(blobs, tmp_path):
+    x, y = blobs
+    fitted = NFTKClassifier(depth=1).fit(x, y)
+    fitted.model_.save(tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_array_equal(again.probabilities(again.decision_function(x)), fitted.predict_proba(x))
+    np.testing.assert_array_equal(again.predict(x), fitted.predict(x))
+
+
+def test_constant_and_linear_targets(rng):
+    x = rng.normal(size=(40, 3))
+    constant = NFTKRegressor(depth=2).fit(x, np.full(40, 7.0))
+    np.testing.assert_allclose(constant.predict(x), 7.0)
+    y = x @ [1.0, -2.0, 0.5] + 3
+    linear = NFTKRegressor(depth=1, activation="identity", scaling="none", ridge=1e-9).fit(x - x.mean(axis=0), y)
+    expected = LinearRegression().fit(x, y).predict(x)
+    np.testing.assert_allclose(linear.predict(x - x.mean(axis=0)), expected, atol=1e-6)
+
+
+def test_the_logistic_decision_sees_a_class_that_least_squares_masks(rng):
+    """Three shells in the plane: the middle one lies between the others, and its score is the least sharp."""
+    x = rng.normal(size=(600, 4))
+    y = np.digitize((x**2).sum(axis=1), [2.2, 4.4])
+    by = lambda name: NFTKClassifier(depth=2, decision=name).fit(x[:200], y[:200]).score(x[200:], y[200:])  # noqa: E731
+    assert by("logistic") > by("scores") + 0.03
+
+
+def test_a_temperature_keeps_the_order_of_the_scores(blobs):
+    x, y = blobs
+    model = NFTKClassifier(depth=1, decision="scores").fit(x, y)
+    scores = model.model_.decision_function(x)
+    np.testing.assert_array_equal(scores.argmax(axis=1), model.predict(x))
+    np.testing.assert_array_equal(model.predict_proba(x).argmax(axis=1), model.predict(x))
+    ratio = model.decision_function(x) / scores
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-9)
+
+
+def test_omega_stays_uniform_where_nothing_is_gained(rng):
+    """Labels that the inputs do not explain: the search finds weights, their gain is within its standard error."""
+    x, y = rng.normal(size=(80, 3)), rng.integers(0, 2, 80)
+    np.testing.assert_allclose(NFTKClassifier(depth=3).fit(x, y).omega_, 1 / 3)

@@ -11,7 +11,7 @@ one solve with L right-hand sides. There the least error with omega_l = t is a c
 is a non-negative least-squares problem with L - 1 unknowns, and bisection finds where it crosses; the line then goes
 beyond that point, since true errors level off where the model's do not. Along either line the true error decides, first
 at the farthest feasible point and then by bisection. So every range reported is attained by Omegas whose error was
-computed; the true ranges may be wider, never narrower.
+computed; the true ranges may be wider, never narrower. (The number of solves is bounded: see `OmegaIntervals.checked`.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
 _BISECTIONS = 12
 _TRIALS = 4  # of the true error along a line, beyond its farthest point
-_OPERATIONS = 3e11  # spent on true errors: some hundred solves at 2,000 rows; an end that is left stays where it is
+_OPERATIONS, _MOST_SOLVES = 3e11, 160  # spent on true errors; ends that are left are the model's, unchecked
 _ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
 
 
@@ -44,12 +44,15 @@ class OmegaIntervals:
       error, standard_error: held-out error of the learned Omega and its standard error, shape (C,). Where all classes
         share one Omega, of the mean over classes.
       uniform_as_good: whether uniform weights are within that standard error, shape (C,).
+      checked: share of the ends that were settled on true errors; the number of solves is bounded, and the others are
+        the model's.
     """
 
     interval: np.ndarray
     error: np.ndarray
     standard_error: np.ndarray
     uniform_as_good: np.ndarray
+    checked: float
 
     def indistinguishable(self, *others: np.ndarray) -> np.ndarray:
         """Cells whose interval holds 1 / L or their weight in any of `others`, each of shape (C, L); shape (C, L)."""
@@ -108,7 +111,7 @@ def find_intervals(
             step(search, judge)
             interval[search.group, search.place, search.side] = search.found
     report(2 * len(searches), 2 * len(searches))
-    return OmegaIntervals(interval, error, spread, uniform)
+    return OmegaIntervals(interval, error, spread, uniform, float(np.mean([search.checked for search in searches])))
 
 
 class _Judge:
@@ -117,10 +120,16 @@ class _Judge:
     def __init__(self, problem: SearchProblem, ridge: np.ndarray) -> None:
         self._problem, self._ridge = problem, ridge
         self._known: dict[tuple[bytes, float], np.ndarray] = {}
-        self._solves = int(_OPERATIONS / sum(len(train) ** 3 / 3 for train, _ in problem.splits)) + 4 * problem.depth
+        affordable = int(_OPERATIONS / sum(len(train) ** 3 / 3 for train, _ in problem.splits))
+        self._solves = min(affordable, _MOST_SOLVES) + 4 * problem.depth
         weight = np.ones(len(problem.y)) if problem.weight is None else problem.weight
         self._mass = float(sum(weight[held].sum() for _, held in problem.splits))
         self._blocks = [(k[:, t], k[:, v], t, v) for t, v in problem.splits for k in (problem.k[:, :, t],)]
+
+    @property
+    def spent(self) -> bool:
+        """Whether no more solves are allowed."""
+        return self._solves <= 0
 
     def __call__(self, omega: np.ndarray, group: np.ndarray) -> float:
         return float(np.mean([self._errors(omega, float(self._ridge[c]))[c] for c in group]))
@@ -207,7 +216,7 @@ class _EndSearch:
         alone = np.delete(start, place)
         if start.sum() > 0 and bound <= 1 and alone.sum() > 0:  # the simplex: the others in proportion
             alone = alone * ((start.sum() - bound) / alone.sum())
-        self._directions = []
+        self._directions, self._model_end, self.checked = [], float(end[place]), True
         for target in (end, np.insert(alone, place, bound)):
             direction = target - start
             if abs(direction[place]) > 1e-12:
@@ -230,6 +239,8 @@ class _EndSearch:
 
     def try_farthest(self, judge: _Judge) -> None:
         """Go to the end of every line; drop the lines that have nothing more to give."""
+        if judge.spent:
+            self.found, self.checked, self._directions = self._model_end, False, []
         self._directions = [d for d in self._directions if not self._allows(judge, d, 1.0)]
 
     def bisect(self, judge: _Judge) -> None:

@@ -50,13 +50,16 @@ def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
     return jax.scipy.linalg.cho_solve((lower, True), y)
 
 
-def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> CholeskyFactor:
-    """Factor K + ridge I.
+def factor_ridge(
+    k: jax.Array, *, ridge: float, jitter: bool = False, weight: np.ndarray | None = None
+) -> CholeskyFactor:
+    """Factor K + ridge W^(-1) for sample weights W; without weights K + ridge I.
 
     Args:
       k: Gram matrix, shape (n, n), symmetric positive semi-definite, unit mean diagonal.
       ridge: absolute lambda > 0, in units of the kernel's mean diagonal.
       jitter: on failure, add the smallest power-of-ten multiple of eps * n that works, and warn, instead of raising.
+      weight: positive sample weights, shape (n,); None is 1 everywhere.
 
     Returns:
       The factor; its `jitter` is 0 unless it was needed.
@@ -72,7 +75,8 @@ def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> Cholesk
         raise ValueError(f"the Gram matrix must be square; got shape {k.shape}")
     if not ridge > 0:
         raise ValueError(f"ridge must be > 0; got {ridge!r}")
-    factor = CholeskyFactor(cholesky_lower(k, ridge), ridge)
+    diagonal = ridge if weight is None else jnp.asarray(ridge / weight, k.dtype)
+    factor = CholeskyFactor(cholesky_lower(k, diagonal), ridge)
     if factor.is_valid:
         return factor
     if not np.isfinite(np.asarray(jnp.sum(k))):
@@ -80,7 +84,7 @@ def factor_ridge(k: jax.Array, *, ridge: float, jitter: bool = False) -> Cholesk
     unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), ridge)
     extra = 0.0
     for extra in (unit * 10.0**power for power in range(-1, 4)):
-        raised = CholeskyFactor(cholesky_lower(k, ridge + extra), ridge, extra)
+        raised = CholeskyFactor(cholesky_lower(k, diagonal + extra), ridge, extra)
         if raised.is_valid:
             break
     else:
@@ -131,16 +135,18 @@ def solve_classes(
     ridge: np.ndarray,
     y: np.ndarray,
     *,
+    weight: np.ndarray | None = None,
     condition: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> RidgeSolution:
-    """Solve alpha_c = (K_c + ridge_c I)^(-1) y_c for every class; classes with one kernel and ridge share the factor.
+    """Solve alpha_c = (K_c + ridge_c W^(-1))^(-1) y_c for every class; those of one kernel and ridge share the factor.
 
     Args:
       gram: maps the weights of one class, shape (1, L), to its Gram matrix, shape (1, n, n).
       omega: weights handed to `gram`, shape (C, L).
       ridge: absolute ridge of every class, shape (C,).
       y: targets, shape (n, C).
+      weight: positive sample weights W, shape (n,); None is 1 everywhere.
       condition: estimate the condition numbers too, which costs about as much as a factorisation.
       report: called with the number of classes done and their total.
 
@@ -157,19 +163,23 @@ def solve_classes(
     for number, row in enumerate(distinct):
         members = np.flatnonzero(group.ravel() == number)
         k = gram(row[None, :-1])[0]
-        factor = factor_ridge(k, ridge=float(row[-1]), jitter=True)
+        factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
         dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
         jitter = max(jitter, factor.jitter)
         if condition:
-            conditions.append(float(estimate_condition(k, factor.lower, float(row[-1]))))
+            diagonal = row[-1] * np.ones(len(y)) if weight is None else row[-1] / weight
+            conditions.append(float(estimate_condition(k, factor.lower, jnp.asarray(diagonal, k.dtype))))
         done += len(members)
         report(done, n_classes)
     return RidgeSolution(dual_coef, jitter, max(conditions, default=None))
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def estimate_condition(k: jax.Array, lower: jax.Array, ridge: float, iterations: int = 12) -> jax.Array:
-    """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse."""
+def estimate_condition(k: jax.Array, lower: jax.Array, ridge: jax.Array | float, iterations: int = 12) -> jax.Array:
+    """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse.
+
+    `ridge` is one number, or one for every row, shape (n,).
+    """
     start = jnp.sin(jnp.arange(1, len(k) + 1, dtype=k.dtype) ** 2)
 
     def largest(apply):

@@ -1,0 +1,150 @@
+"""The estimators' defaults, each changed alone, against a tuned support vector machine on small tabular sets.
+
+Run ``python benchmarks/defaults.py``; --fast takes fewer sets and one seed, --json prints one object on standard
+output. The rows of every set are split in halves for each seed; the machine (RBF, standardised inputs) is tuned over
+C and gamma by 3-fold grid search on the training half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn import datasets
+from sklearn.base import is_classifier
+from sklearn.model_selection import GridSearchCV, ShuffleSplit, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+
+from nftk_jax import NFTKClassifier, NFTKRegressor
+
+#: Name of a set to a function of the seed that gives its inputs and targets.
+CLASSES: dict[str, Callable] = {
+    "iris": lambda seed: datasets.load_iris(return_X_y=True),
+    "wine": lambda seed: datasets.load_wine(return_X_y=True),
+    "breast_cancer": lambda seed: datasets.load_breast_cancer(return_X_y=True),
+    "digits": lambda seed: subset(datasets.load_digits(return_X_y=True), 800, seed),
+    "moons": lambda seed: datasets.make_moons(400, noise=0.25, random_state=seed),
+    "circles": lambda seed: datasets.make_circles(400, noise=0.12, factor=0.5, random_state=seed),
+    "quantiles": lambda seed: datasets.make_gaussian_quantiles(
+        n_samples=500, n_features=4, n_classes=3, random_state=seed
+    ),
+    "blobs": lambda seed: datasets.make_blobs(400, centers=6, n_features=3, cluster_std=2.5, random_state=seed),
+    "imbalance": lambda seed: datasets.make_classification(
+        600, n_features=10, n_informative=5, weights=[0.9], flip_y=0.02, random_state=seed
+    ),
+    "many_classes": lambda seed: datasets.make_classification(
+        800, n_features=15, n_informative=10, n_classes=10, n_clusters_per_class=1, random_state=seed
+    ),
+    "few_features": lambda seed: datasets.make_classification(
+        400, n_features=2, n_informative=2, n_redundant=0, class_sep=0.8, random_state=seed
+    ),
+}
+TARGETS: dict[str, Callable] = {
+    "diabetes": lambda seed: datasets.load_diabetes(return_X_y=True),
+    "friedman1": lambda seed: datasets.make_friedman1(400, noise=1.0, random_state=seed),
+    "friedman3": lambda seed: datasets.make_friedman3(400, noise=0.1, random_state=seed),
+    "linear": lambda seed: datasets.make_regression(200, 30, n_informative=10, noise=20.0, random_state=seed),
+}
+#: What is changed, one at a time.
+CHANGES: dict[str, dict] = {
+    "default": {},
+    "uniform": {"weights": "uniform"},
+    "no biases": {"b_std": 0.0},
+    "b_std 0.3": {"b_std": 0.3},
+    "depth 3": {"depth": 3},
+    "one split": {"cv": ShuffleSplit(1, test_size=1 / 3, random_state=0)},
+    "largest score": {"decision": "scores"},
+}
+FAST = ("iris", "moons", "quantiles", "diabetes")
+
+
+def subset(data: tuple[np.ndarray, np.ndarray], n: int, seed: int) -> tuple[np.ndarray, ...]:
+    """n rows at random."""
+    rows = np.random.default_rng(seed).permutation(len(data[0]))[:n]
+    return tuple(part[rows] for part in data)
+
+
+def tuned_machine(machine) -> GridSearchCV:
+    """The peer: RBF support vectors on standardised inputs, C and gamma by 3-fold grid search."""
+    grid = {"C": [0.1, 1, 10, 100, 1000], "gamma": [1e-3, 1e-2, 0.03, 0.1, 0.3, 1, 3]}
+    name = type(machine).__name__.lower()
+    return GridSearchCV(
+        make_pipeline(StandardScaler(), machine), {f"{name}__{key}": values for key, values in grid.items()}, cv=3
+    )
+
+
+def measure(make: Callable, data: Callable, seeds: int) -> dict[str, list[float]]:
+    """Score on the other half and seconds to fit, one entry a seed."""
+    result: dict[str, list[float]] = {"score": [], "seconds": [], "n_test": []}
+    for seed in range(seeds):
+        x, y = data(seed)
+        estimator = make()
+        stratify = y if is_classifier(estimator) else None
+        x, x_test, y, y_test = train_test_split(x, y, test_size=0.5, random_state=seed, stratify=stratify)
+        start = time.perf_counter()
+        estimator.fit(x, y)
+        result["seconds"].append(time.perf_counter() - start)
+        result["score"].append(float(estimator.score(x_test, y_test)))
+        result["n_test"].append(len(y_test))
+    return result
+
+
+def run(sets: dict[str, Callable], ours: type, machine: type, seeds: int, changes: dict) -> dict:
+    """Every set's measurements of the machine and of our estimator under every change."""
+    table = {}
+    for name, data in sets.items():
+        table[name] = {"tuned SVM": measure(lambda: tuned_machine(machine()), data, seeds)}
+        for label, change in changes.items():
+            table[name][label] = measure(lambda change=change: ours(**change), data, seeds)
+    return table
+
+
+def show(console: Console, title: str, results: dict) -> None:
+    """One row a set, one column a variant, the mean over sets below, in per cent."""
+    labels = list(next(iter(results.values())))
+    table = Table("set", *labels, title=title)
+    for name, row in results.items():
+        table.add_row(name, *(f"{100 * np.mean(row[label]['score']):.1f}" for label in labels))
+    table.add_section()
+    mean = {label: np.mean([np.mean(row[label]["score"]) for row in results.values()]) for label in labels}
+    table.add_row("mean", *(f"{100 * mean[label]:.2f}" for label in labels))
+    spread = {label: np.mean([np.std(row[label]["score"]) for row in results.values()]) for label in labels}
+    table.add_row("deviation over seeds", *(f"{100 * spread[label]:.2f}" for label in labels))
+    seconds = {label: np.median([np.median(row[label]["seconds"]) for row in results.values()]) for label in labels}
+    table.add_row("median seconds", *(f"{seconds[label]:.2f}" for label in labels))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="four sets, one seed, fewer changes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--seeds", type=int, default=None, help="splits of every set (default 3, fast 1)")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    seeds = arguments.seeds or (1 if arguments.fast else 3)
+    sets = [
+        {name: data for name, data in group.items() if not arguments.fast or name in FAST}
+        for group in (CLASSES, TARGETS)
+    ]
+    changes = {name: CHANGES[name] for name in ("default", "uniform")} if arguments.fast else CHANGES
+    classes = run(sets[0], NFTKClassifier, SVC, seeds, changes)
+    targets = run(sets[1], NFTKRegressor, SVR, seeds, {name: c for name, c in changes.items() if "decision" not in c})
+    if arguments.json:
+        print(json.dumps({"seeds": seeds, "accuracy": classes, "r2": targets}))
+        return
+    console = Console(width=140)
+    show(console, f"accuracy, %, {seeds} seeds", classes)
+    show(console, f"R2, %, {seeds} seeds", targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What the held-out rows say about a learned model: its scores there, and the probabilities that they ask for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.special
+from sklearn.linear_model import LogisticRegression
+
+from nftk_jax.mkl.search import SearchProblem, take
+from nftk_jax.model import Calibration, DecisionName
+from nftk_jax.padding import pad_rows, padded_size
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+#: Inverse temperatures that `minimise_log_loss` chooses from.
+INVERSE_TEMPERATURES = (1e-2, 1e3)
+#: Up to this many classes the logistic decision is fitted; it has C (C + 1) parameters.
+LOGISTIC_CLASSES = 20
+#: scikit-learn's C of that regression.
+LOGISTIC_STRENGTH = 10.0
+
+
+def pad_problem(problem: SearchProblem) -> SearchProblem:
+    """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the same errors.
+
+    The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
+    solved on have weight 1, the one that is held out has weight 0.
+    """
+    n = len(problem.y)
+    sizes = [(padded_size(len(train)), padded_size(len(held))) for train, held in problem.splits]
+    if all(size == (len(train), len(held)) for size, (train, held) in zip(sizes, problem.splits, strict=True)):
+        return problem
+    longest = max(size - len(train) for (size, _), (train, _) in zip(sizes, problem.splits, strict=True))
+    total = padded_size(n + longest + 1)
+    weight = pad_rows(np.ones(n) if problem.weight is None else problem.weight, total, 1.0)
+    weight[n] = 0.0
+    splits = tuple(
+        (
+            np.concatenate([train, n + 1 + np.arange(size - len(train))]),
+            np.concatenate([held, np.full(held_size - len(held), n)]),
+        )
+        for (size, held_size), (train, held) in zip(sizes, problem.splits, strict=True)
+    )
+    y = jnp.asarray(pad_rows(np.asarray(problem.y), total))
+    return SearchProblem(pad_kernels(problem.k, total), y, splits, weight)
+
+
+def pad_kernels(k: jax.Array, size: int) -> jax.Array:
+    """Kernels of shape (L, size, size), zero outside of the n rows and columns given."""
+    n = k.shape[1]
+    if n == size:
+        return k
+    padded = np.zeros((len(k), size, size), k.dtype)
+    padded[:, :n, :n] = k
+    return jnp.asarray(padded)
+
+
+def held_out_scores(
+    problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of every held-out row of positive weight, from the solve on the rest of its split, over all splits.
+
+    Args:
+      problem: kernels, encoded targets, splits and weights of the search rows.
+      omega: weights of the scaled kernels, shape (C, L).
+      ridge: absolute ridges, shape (C,).
+
+    Returns:
+      Positions among the search rows, shape (m,); scores in units of the encoded targets, shape (m, C), float64; sample
+      weights, shape (m,). A row that several splits hold out comes several times.
+    """
+    dtype = problem.k.dtype
+    rows, scores = [], []
+    for train, held in problem.splits:
+        weight = take(problem.weight, train)
+        inverse = np.ones(len(train)) if weight is None else 1 / weight
+        columns = problem.k[:, :, train]
+        there = _held_out_scores(
+            jnp.asarray(omega, dtype), columns[:, train], columns[:, held], problem.y[train],
+            jnp.asarray(ridge[:, None] * inverse, dtype),
+        )  # fmt: skip
+        rows.append(held)
+        scores.append(np.asarray(there, np.float64).T)
+    positions, found = np.concatenate(rows), np.concatenate(scores)
+    weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
+    counted = weight > 0
+    return positions[counted], found[counted], weight[counted]
+
+
+@jax.jit
+def _held_out_scores(omega, k_train, k_held, y_train, ridge):
+    def scores(operands):
+        omega_c, ridge_c, y_c = operands
+        lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
+        return jnp.tensordot(omega_c, k_held, 1) @ solve_lower(lower, y_c)
+
+    return jax.lax.map(scores, (omega, ridge, y_train.T))
+
+
+def calibrate(
+    problem: SearchProblem,
+    omega: np.ndarray,
+    ridge: np.ndarray,
+    labels: np.ndarray,
+    mean: np.ndarray,
+    decision: DecisionName,
+) -> Calibration:
+    """Fit what turns scores into probabilities on the held-out rows.
+
+    Args:
+      problem, omega, ridge: as in `held_out_scores`.
+      labels: class indices of the search rows, shape (n,).
+      mean: added to the scores, shape (C,).
+      decision: "scores" fits one temperature, which keeps the order of the scores; "logistic" a multinomial logistic
+        regression on all C scores, with a weak penalty: least squares on one-hot targets masks a class that lies
+        between others (Hastie, Tibshirani & Friedman 2009, section 4.2), and the other classes' scores show it. Above
+        `LOGISTIC_CLASSES` classes, or where some class has no held-out row, it is the temperature too.
+    """
+    positions, scores, weight = held_out_scores(problem, omega, ridge)
+    good = np.isfinite(scores).all(axis=1)
+    n_classes = len(mean)
+    if not good.any():
+        return Calibration(np.eye(n_classes), np.zeros(n_classes))
+    scores, labels, weight = scores[good] + mean, labels[positions[good]], weight[good]
+    if decision == "scores" or n_classes > LOGISTIC_CLASSES or len(np.unique(labels)) < n_classes:
+        return Calibration(minimise_log_loss(scores, labels, weight) * np.eye(n_classes), np.zeros(n_classes))
+    logistic = LogisticRegression(C=LOGISTIC_STRENGTH, solver="newton-cholesky", tol=1e-10, max_iter=200)
+    logistic.fit(scores, labels, sample_weight=weight)
+    matrix, offset = np.asarray(logistic.coef_).T, np.asarray(logistic.intercept_)
+    if n_classes == 2:  # the second class's logit less the first's
+        matrix, offset = np.concatenate([0 * matrix, matrix], axis=1), np.concatenate([0 * offset, offset])
+    return Calibration(matrix, offset)
+
+
+def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Classes whose gain over uniform weights on the held-out rows is within its standard error, shape (C,).
+
+    The one-standard-error rule: omega was chosen on these very rows, and on few of them the gain is mostly that choice.
+
+    Args:
+      problem, omega, ridge: as in `held_out_scores`.
+    """
+    positions, scores, weight = held_out_scores(problem, omega, ridge)
+    uniform = held_out_scores(problem, np.full(omega.shape, 1 / problem.depth), ridge)[1]
+    y = np.asarray(problem.y, np.float64)[positions]
+    gain = (uniform - y) ** 2 - (scores - y) ** 2
+    share = weight[:, None] / weight.sum()
+    mean = (share * gain).sum(axis=0)
+    error = np.sqrt((share * (gain - mean) ** 2).sum(axis=0) / weight.sum())
+    return ~(mean > error)
+
+
+def minimise_log_loss(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
+    """The inverse temperature beta for which softmax(beta * scores) has the least log-loss.
+
+    As in Platt (1999) the labels are smoothed, by one row in all, so that rows without an error do not ask for an
+    infinite beta. The problem is convex and solved on its derivative, within `INVERSE_TEMPERATURES`.
+    """
+    n_classes = scores.shape[1]
+    mass = weight.sum()
+    target = mass / (mass + 1) * np.eye(n_classes)[labels] + 1 / (n_classes * (mass + 1))
+    wanted = (target * scores).sum(axis=1)
+
+    def slope(log_beta: float) -> float:
+        p = scipy.special.softmax(np.exp(log_beta) * scores, axis=1)
+        return float(weight @ ((p * scores).sum(axis=1) - wanted))
+
+    low, high = np.log(INVERSE_TEMPERATURES)
+    if slope(low) >= 0:
+        return float(np.exp(low))
+    if slope(high) <= 0:
+        return float(np.exp(high))
+    return float(np.exp(scipy.optimize.root_scalar(slope, bracket=(low, high), method="brentq", xtol=1e-13).root))
