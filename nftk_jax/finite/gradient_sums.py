@@ -93,6 +93,7 @@ class Summation:
         numbers = len(self.rule.nodes) * self.network.n_outputs * (3 * full + delta + self.rows * bool(self._by_point))
         return max(1, min(n_queries, _CHUNK_BYTES // (numbers * jnp.dtype(self.dtype).itemsize)))
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def zeros(self, n_queries: int) -> Sums:
         """H = 0."""
         shape = (n_queries, self.network.n_outputs)
@@ -159,7 +160,7 @@ class Summation:
           (n_parameters, m, n_outputs); with w, shape (m, n_outputs).
         """
         inputs = self._fixed_inputs(start, x)
-        products, total, with_start = [], 0.0, 0.0
+        products, regulars = [], []
         with jax.default_matmul_precision("highest"):
             for leaf, (h, delta) in enumerate(samples):
                 if leaf in self._by_point:
@@ -169,9 +170,10 @@ class Summation:
                     regular = jnp.einsum("qce,qe->qc", sums.kept[leaf], inputs[leaf] @ self._matrix(start, leaf))
                 else:
                     found, regular = _full_products(sums.kept[leaf], h, delta, self._matrix(start, leaf))
-                products.append(found.sum(axis=-1))
-                total, with_start = total + found, with_start + regular
-        return total, jnp.stack(products), with_start
+                products.append(found)
+                regulars.append(regular)
+        by_parameter = jnp.stack([found.sum(axis=-1) for found in products])
+        return functools.reduce(jnp.add, products), by_parameter, functools.reduce(jnp.add, regulars)
 
     def _matrix(self, params: Sequence[Array], leaf: int) -> Array:
         """A parameter in the form of its gradient's sum: (d, e) for a dense layer, else (size,)."""

@@ -37,7 +37,7 @@ class Factor(NamedTuple):
       right: delta, (..., rows, e), or the gradient flattened, (..., rows, size).
     """
 
-    left: Array | None
+    left: Any
     right: Array
 
 
@@ -143,7 +143,7 @@ class Network:
         return value.value, layer_inputs
 
 
-def trace_network(apply: Apply, params: Any, x: Array) -> Network:
+def trace_network(apply: Apply, params: Any, x: Any) -> Network:
     """Take a network apart: which of its parameters are dense layers.
 
     Args:

@@ -32,7 +32,7 @@ import numpy as np
 
 from nftk_jax.finite.gradient_sums import Summation
 from nftk_jax.finite.gradients import Array, Factor, Network
-from nftk_jax.finite.quadrature import Intervals, Rule, gauss_legendre, measure_errors, refine
+from nftk_jax.finite.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
 from nftk_jax.finite.trajectory import Loss, Report, Trajectory
 
 
@@ -83,7 +83,7 @@ class PathTerms:
 
 def path_terms(
     trajectory: Trajectory,
-    x: Array,
+    x: Array | np.ndarray,
     *,
     rule: Rule | None = None,
     tolerance: float | None = None,
@@ -151,7 +151,7 @@ class KernelMachine(NamedTuple):
 
 
 def kernel_machine(
-    trajectory: Trajectory, x: Array, *, rule: Rule | None = None, tolerance: float | None = None,
+    trajectory: Trajectory, x: Array | np.ndarray, *, rule: Rule | None = None, tolerance: float | None = None,
     memory_bytes: int = 2**30, report: Report = lambda stage, done, total: None,
 ) -> KernelMachine:  # fmt: skip
     """Write a trained network as the kernel machine of Theorem 1: kernel, coefficients and bias.
@@ -275,7 +275,7 @@ class _Walk:
     """A pass along a trajectory, from its last step to its first, for a tile of queries at a time."""
 
     def __init__(
-        self, trajectory: Trajectory, x: Array, rule: Rule, tolerance: float | None, memory_bytes: int,
+        self, trajectory: Trajectory, x: Array | np.ndarray, rule: Rule, tolerance: float | None, memory_bytes: int,
         cotangents: Callable[[Array, Array], Array],
     ) -> None:  # fmt: skip
         """Prepare.
@@ -285,8 +285,7 @@ class _Walk:
           cotangents: from a sample's outputs and target to the combinations of outputs whose gradients are multiplied
             with H, (rows, n_outputs).
         """
-        if tolerance is not None and not (np.isfinite(tolerance) and tolerance > 0):
-            raise ValueError(f"tolerance must be a finite number > 0; got {tolerance!r}")
+        check_tolerance(tolerance)
         network, settings = trajectory.network, trajectory.settings
         size, dtype = trajectory.batches.shape[1], trajectory.start[0].dtype
         self.trajectory, self.x = trajectory, jnp.asarray(x, trajectory.x.dtype)

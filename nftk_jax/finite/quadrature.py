@@ -47,6 +47,16 @@ def gauss_legendre(n: int) -> Rule:
     return Rule(tuple(((nodes + 1) / 2).tolist()), tuple((weights / 2).tolist()))
 
 
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance that is neither None nor positive.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if tolerance is not None and not (np.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"tolerance must be a finite number > 0, or None for fixed nodes; got {tolerance!r}")
+
+
 def left_endpoint() -> Rule:
     """The rule with one node at the start of the step: Theorem 1's limit read at a finite learning rate."""
     return Rule((0.0,), (1.0,))

@@ -134,16 +134,23 @@ class Trajectory:
                 stack = _advance(self.network, self.loss, self.settings, self.x, self.y, *self._marks[mark], batches)[2]
             after = self.end if mark + 1 == len(self._marks) else self._marks[mark + 1][0]
             for offset in reversed(range(len(stack[0]))):
-                at = [leaf[offset] for leaf in stack]
-                yield begin + offset, at, [b - a for a, b in zip(at, after, strict=True)]
+                at, step = _step_at(stack, after, offset)
+                yield begin + offset, at, step
                 after = at
+
+
+@jax.jit
+def _step_at(stack: list[Array], after: list[Array], offset: int) -> tuple[list[Array], list[Array]]:
+    """The parameters before a step, and the step."""
+    at = [leaf[offset] for leaf in stack]
+    return at, [b - a for a, b in zip(at, after, strict=True)]
 
 
 def record_trajectory(
     apply: Apply,
     params: Any,
-    x: Array,
-    y: Array,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
     settings: DescentSettings,
     *,
     loss: Loss,
@@ -184,7 +191,7 @@ def record_trajectory(
     x, y = jnp.asarray(x), jnp.asarray(y, start[0].dtype)
     size = sum(leaf.nbytes for leaf in start)
     stride = settings.steps if size * settings.steps <= memory_bytes else math.ceil(math.sqrt(2 * settings.steps))
-    now, velocity = start, [jnp.zeros_like(leaf) for leaf in start]
+    now, velocity = start, [jnp.asarray(np.zeros(leaf.shape), leaf.dtype) for leaf in start]
     marks, losses, stack = [], [], None
     for begin in range(0, settings.steps, stride):
         report("train", begin, settings.steps)

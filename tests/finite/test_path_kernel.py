@@ -52,9 +52,14 @@ def train(rng, *, activation=jax.nn.gelu, loss="mse", steps=6, rate=0.1, batch_s
     return trajectory, queries
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def explicit_jacobian(network, params, x):
+    return jax.jacrev(lambda flat: network.output(flat, x))(params)
+
+
 def jacobian(trajectory, params, x):
     """Every output's gradient in one long vector, shape (m, C, n_parameters)."""
-    parts = jax.jacrev(lambda flat: trajectory.network.output(flat, x))(params)
+    parts = explicit_jacobian(trajectory.network, params, x)
     return np.concatenate([np.asarray(part).reshape(len(x), C, -1) for part in parts], axis=-1)
 
 
@@ -121,8 +126,7 @@ def test_factors_are_the_jacobian_of_any_network(make, rng, x64):
 DESCENTS = [
     {"loss": "mse"},
     {"loss": "cross-entropy", "batch_size": 3},
-    {"loss": "mse", "momentum": 0.8, "weight_decay": 0.1},
-    {"loss": "cross-entropy", "momentum": 0.8, "weight_decay": 0.1, "batch_size": 2},
+    {"loss": "mse", "momentum": 0.8, "weight_decay": 0.1, "batch_size": 3},
 ]
 
 
@@ -130,8 +134,8 @@ DESCENTS = [
 def test_terms_are_the_sums_over_explicit_jacobians_and_velocities(descent, rng, x64):
     """The other way round: velocities of single samples forwards in time, gradients in full."""
     trajectory, queries = train(rng, **descent)
-    settings, rule = trajectory.settings, gauss_legendre(5)
-    found = path_terms(trajectory, queries, rule=rule)
+    settings, rule = trajectory.settings, gauss_legendre(8)
+    found = path_terms(trajectory, queries)
     velocity = np.zeros((N, len(long(trajectory.start))))
     regular = np.zeros(velocity.shape[1])
     terms, regulariser = np.zeros((M, N, C)), np.zeros((M, C))
@@ -156,19 +160,19 @@ def test_terms_are_the_sums_over_explicit_jacobians_and_velocities(descent, rng,
 
 @pytest.mark.parametrize("descent", DESCENTS)
 def test_a_smooth_network_is_rebuilt_to_the_tolerance_in_float64(descent, rng, x64):
-    trajectory, queries = train(rng, steps=10, rate=0.3, **descent)
+    trajectory, queries = train(rng, rate=0.3, **descent)
     found = path_terms(trajectory, queries, tolerance=1e-8)
     assert found.relative_error <= found.unresolved / np.abs(found.output).max() + 1e-14 <= 1e-8
 
 
-@pytest.mark.parametrize("descent", DESCENTS)
+@pytest.mark.parametrize("descent", DESCENTS[1:])
 def test_a_smooth_network_is_rebuilt_in_float32_with_eight_nodes(descent, rng):
     trajectory, queries = train(rng, steps=10, rate=0.3, **descent)
     assert trajectory.start[0].dtype == jnp.float32
     assert path_terms(trajectory, queries).relative_error <= 1e-5
 
 
-@pytest.mark.parametrize("descent", DESCENTS)
+@pytest.mark.parametrize("descent", DESCENTS[1:])
 def test_relu_needs_bisections_and_keeps_the_tolerance(descent, rng, x64):
     trajectory, queries = train(rng, activation=jax.nn.relu, steps=10, rate=0.3, sizes=(P, 32, 32, C), **descent)
     fixed = path_terms(trajectory, queries, rule=gauss_legendre(4))
@@ -221,9 +225,8 @@ def test_the_path_kernel_is_symmetric_and_positive_semi_definite_and_the_finite_
     assert np.abs(finite - finite.T).max() > 1e-3 * np.abs(finite).max()
 
 
-@pytest.mark.parametrize("descent", DESCENTS)
-def test_theorem_1_kernel_and_coefficients_give_the_trained_network(descent, rng, x64):
-    trajectory, queries = train(rng, **descent)
+def test_theorem_1_kernel_and_coefficients_give_the_trained_network(rng, x64):
+    trajectory, queries = train(rng, **DESCENTS[-1])
     terms = path_terms(trajectory, queries)
     machine = kernel_machine(trajectory, queries)
     by_sample = (machine.coefficients * machine.kernel).sum(-1)
@@ -245,11 +248,10 @@ def test_the_error_of_the_limit_falls_like_the_step_and_the_exact_form_has_none(
     assert max(exact) < 1e-12 < min(limit) / 1e6
 
 
-@pytest.mark.parametrize("descent", DESCENTS)
-def test_memory_changes_nothing(descent, rng, x64):
-    """Queries one by one, and parameters recomputed from every fifth step."""
-    trajectory, queries = train(np.random.default_rng(1), steps=10, **descent)
-    recomputed, _ = train(np.random.default_rng(1), steps=10, **descent, memory_bytes=1)
+def test_memory_changes_nothing(rng, x64):
+    """Queries one by one, and parameters recomputed from every fourth step."""
+    trajectory, queries = train(np.random.default_rng(1), **DESCENTS[-1])
+    recomputed, _ = train(np.random.default_rng(1), **DESCENTS[-1], memory_bytes=1)
     assert (len(trajectory._marks), len(recomputed._marks)) == (1, 2)
     whole = path_terms(trajectory, queries)
     tiled = path_terms(recomputed, queries, memory_bytes=1)
@@ -260,11 +262,11 @@ def test_memory_changes_nothing(descent, rng, x64):
 def test_samples_that_no_batch_held_have_no_terms(rng, x64):
     x, y, queries = draw_data(rng)
     trajectory = record_trajectory(
-        mlp(jnp.tanh), draw_params(rng, (P, 4, C)), x, y, DescentSettings(3, 0.1, 2), loss=sample_loss("mse"),
-        batches=np.array([[0, 1], [4, 1], [1, 0]]),
+        mlp(jax.nn.gelu), draw_params(rng, (P, 8, 6, C)), x, y, DescentSettings(2, 0.1, 3), loss=sample_loss("mse"),
+        batches=np.array([[0, 1, 2], [4, 1, 0]]),
     )  # fmt: skip
     used = np.abs(path_terms(trajectory, queries).terms).max(axis=(0, 2)) > 0
-    assert used.tolist() == [True, True, False, False, True, False, False]
+    assert used.tolist() == [True, True, True, False, True, False, False]
 
 
 def test_batches_are_whole_permutations():
