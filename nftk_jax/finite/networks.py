@@ -33,6 +33,12 @@ OmegaStartName = Literal["ones", "xavier", "half-normal"]
 PositivityName = Literal["project", "clip"]
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a whole number >= 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
     """Everything that shapes a network besides its parameters.
@@ -64,9 +70,7 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         for name in ("n_inputs", "n_outputs", "width"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+            check_count(name, getattr(self, name))
         for name, allowed in (
             ("parametrisation", ParametrisationName),
             ("readouts", ReadoutsName),
@@ -227,6 +231,7 @@ def make_network(settings: NetworkSettings, key: jax.Array, dtype: Any = jnp.flo
     return kind(settings, key, dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def initialise(settings: NetworkSettings, key: jax.Array, dtype: Any = jnp.float32) -> Params:
     """The parameters of `make_network`; traceable, so that several can be drawn by vmap over keys."""
     _, omega, theta = nnx.split(make_network(settings, key, dtype), Omega, ...)

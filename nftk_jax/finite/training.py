@@ -21,7 +21,15 @@ import numpy as np
 import optax
 from jax import lax
 
-from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, omega_array, project_omega
+from nftk_jax.finite.networks import (
+    NetworkSettings,
+    Params,
+    apply,
+    check_count,
+    initialise,
+    omega_array,
+    project_omega,
+)
 
 LossName = Literal["mse", "cross-entropy"]
 Report = Callable[[str, int, int], None]
@@ -60,12 +68,9 @@ class TrainSettings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "patience"):
-            value = getattr(self, name)
-            if value is None and name == "patience":
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+        check_count("batch_size", self.batch_size)
+        if self.patience is not None:
+            check_count("patience", self.patience)
         for name in ("learning_rate", "omega_learning_rate"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be a finite number > 0; got {getattr(self, name)!r}")
@@ -132,10 +137,7 @@ def mean_loss(loss: LossName, outputs: jax.Array, y: jax.Array, weight: jax.Arra
       outputs, y: shape (n, C); for the cross-entropy the rows of `y` are one-hot.
       weight: of the rows, shape (n,).
     """
-    if loss == "mse":
-        losses = jnp.sum((outputs - y) ** 2, axis=-1)
-    else:
-        losses = optax.softmax_cross_entropy(outputs, y)
+    losses = jnp.sum((outputs - y) ** 2, axis=-1) if loss == "mse" else optax.softmax_cross_entropy(outputs, y)
     return weight @ losses / weight.sum()
 
 
@@ -155,7 +157,7 @@ def start_training(network: NetworkSettings, settings: TrainSettings, seeds: Seq
         params = initialise(network, jax.random.fold_in(key, 0), dtype)
         return TrainState(params, theta_optimizer.init(params.theta), omega_optimizer.init(params.omega))
 
-    state = jax.jit(draw)(_keys(seeds))
+    state = jax.jit(draw)(seed_keys(seeds))
     empty = {name: np.empty((0, len(seeds))) for name in ("train_loss", "held_out_loss", "zeros_in_omega")}
     return Training(state, state.params, 0, empty | {"seconds": np.empty(0)}, _zeros(state.params, len(seeds)))
 
@@ -202,7 +204,7 @@ def train(
     if settings.patience is not None and held_out is None:
         raise ValueError("patience needs held-out rows")
     training = start_training(network, settings, seeds, x.dtype) if start is None else start
-    device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), _keys(seeds)
+    device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), seed_keys(seeds)
     while training.epoch < epochs and not training.finished:
         report("train", training.epoch, epochs)
         clock = time.perf_counter()
@@ -232,7 +234,8 @@ def _apply_seeds(network: NetworkSettings, params: Params, x: jax.Array) -> jax.
     return jax.vmap(lambda one: apply(network, one, x))(params)
 
 
-def _keys(seeds: Sequence[int]) -> jax.Array:
+def seed_keys(seeds: Sequence[int]) -> jax.Array:
+    """One key of jax.random a seed, shape (S,)."""
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
@@ -290,7 +293,7 @@ def _check_finite(losses: np.ndarray, seeds: Sequence[int], epoch: int, settings
 
 def _zeros(params: Params, n_seeds: int) -> np.ndarray:
     omega = omega_array(params)
-    return np.full(n_seeds, np.nan) if omega is None else np.asarray((omega == 0).mean(axis=(1, 2)), np.float64)
+    return np.full(n_seeds, np.nan) if omega is None else (np.asarray(omega) == 0).mean(axis=(1, 2))
 
 
 def _record(
