@@ -315,7 +315,11 @@ def _write(directory: pathlib.Path, metrics: dict, terms: PathTerms, dataset: Da
         output=terms.output,
     )  # fmt: skip
     (directory / "figures").mkdir()
-    figures = save_figures(metrics, directory / "figures", terms.output, terms.reconstruction, dataset)
+    figures = save_figures(
+        metrics, directory / "figures", output=terms.output, rebuilt=terms.reconstruction, x_train=dataset.x_train,
+        x_test=dataset.x_test, image_shape=dataset.image_shape,
+    )  # fmt: skip
+
     (directory / "report.html").write_text(render_paths(metrics, figures), encoding="utf-8")
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 

@@ -185,6 +185,7 @@ def kernel_machine(
     return KernelMachine(np.moveaxis(coefficients, 1, 2), np.moveaxis(kernel, 1, 2), bias)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Array) -> Array:
     """K_w(x, x') = <grad f_k(x), grad f_k'(x')> (Definition 1), by parameter.
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nftk_jax.datasets import Dataset
-
 _INK, _MUTED, _GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
 _MOST_ROWS, _MOST_SAMPLES = 10, 6
@@ -48,18 +46,24 @@ def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarra
     return figure
 
 
-def draw_influences(metrics: Metrics, dataset: Dataset) -> Figure | None:
-    """The explained test images, each beside the training images with its largest terms; None where no images are."""
-    shape = dataset.image_shape
+def draw_influences(
+    metrics: Metrics, x_train: np.ndarray, x_test: np.ndarray, shape: tuple[int, ...] | None
+) -> Figure | None:
+    """The explained test images, each beside the training images with its largest terms; None where no images are.
+
+    Args:
+      metrics: the content of metrics.json.
+      x_train, x_test: flattened images, shapes (n, p) and (n_queries, p).
+      shape: of one image, or None where the samples are none.
+    """
     if shape is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
         return None
     rows = metrics["influences"][:_MOST_ROWS]
     names = figures.printable([clean(name) for name in metrics["dataset"]["class_names"]], 10)
     figure = figures.new_figure(0.95 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), 2 * _MOST_SAMPLES + 1, squeeze=False)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.2 / figure.get_figheight()))  # room for the headings
     for axes, row in zip(grid, rows, strict=True):
-        _image(axes[0], dataset.x_test[row["query"]], shape)
+        _image(axes[0], x_test[row["query"]], shape)
         wrong = row["label"] is not None and row["label"] != row["output"]
         title = f"{names[row['output']]}: {fixed(row['value'], 2)}"
         axes[0].set_title(title, fontsize=8, color=_ORANGE if wrong else _INK, pad=2, parse_math=False)
@@ -70,12 +74,12 @@ def draw_influences(metrics: Metrics, dataset: Dataset) -> Figure | None:
                     ax.set_axis_off()
                     continue
                 entry = row[side][place]
-                _image(ax, dataset.x_train[entry["sample"]], shape)
+                _image(ax, x_train[entry["sample"]], shape)
                 ax.set_title(fixed(entry["term"], 3, sign=True), fontsize=7, color=_MUTED, pad=2)
                 ax.spines[:].set(color=colour, linewidth=1.6, visible=True)
     for place, text in ((0, "test image"), (1, "raise it most"), (1 + _MOST_SAMPLES, "lower it most")):
-        heading = grid[0][place].annotate(
-            text, (0, 1), (0, 16), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_INK
+        heading = grid[-1][place].annotate(
+            text, (0, 0), (0, -12), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_INK
         )
         heading.set_in_layout(False)
     return figure
@@ -115,7 +119,14 @@ def draw_classes(metrics: Metrics) -> Figure | None:
 
 
 def save_figures(
-    metrics: Metrics, directory: Path, output: np.ndarray, rebuilt: np.ndarray, dataset: Dataset
+    metrics: Metrics,
+    directory: Path,
+    *,
+    output: np.ndarray,
+    rebuilt: np.ndarray,
+    x_train: np.ndarray,
+    x_test: np.ndarray,
+    image_shape: tuple[int, ...] | None,
 ) -> dict[str, Path]:
     """Draw every figure and write it as PNG.
 
@@ -123,14 +134,14 @@ def save_figures(
       metrics: the content of metrics.json.
       directory: where to write.
       output, rebuilt: see `draw_reconstruction`.
-      dataset: gives the images.
+      x_train, x_test, image_shape: see `draw_influences`.
 
     Returns:
       The files by figure: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
     """
     drawn = {
         "reconstruction": draw_reconstruction(metrics, output, rebuilt),
-        "influences": draw_influences(metrics, dataset),
+        "influences": draw_influences(metrics, x_train, x_test, image_shape),
         "layers": draw_layers(metrics),
         "classes": draw_classes(metrics),
     }

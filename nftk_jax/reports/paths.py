@@ -18,8 +18,8 @@ _CAPTIONS = {
     "reconstruction": "Left: every output on every test row, as the network gives it and as the sum of the training "
     "samples' terms. Right: the loss along training.",
     "influences": "Test images with the training images whose terms raised and lowered their largest output most. "
-    "Above each test image the class of that output and its value, orange where it is wrong; above each training image its "
-    "term.",
+    "Above each test image the class of that output and its value, orange where it is wrong; above each training image "
+    "its term.",
     "classes": "Mean over the test rows of one class (rows): what all training rows of another class (columns) added "
     "to the test rows' true output.",
     "layers": "What the movement of every layer's parameters added to an output, all training samples together; mean "
@@ -123,8 +123,8 @@ def _head(metrics: Metrics) -> str:
 def _reconstruction(metrics: Metrics, figure: str) -> str:
     text = (
         "Every step of gradient descent moves the parameters by a sum over samples, so what a step changes in an "
-        "output is a sum over samples too: the integral, along the step, of the inner product of the output's gradient with "
-        "each sample's. Summed over all steps, that is the sample's term. The output before training, the effect of "
+        "output is a sum over samples too: the integral, along the step, of the product of the output's gradient "
+        "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect of "
         "weight decay and all terms together are the trained network's output, up to the error of the integrals."
     )
     bound = metrics["reconstruction"]["measured_quadrature_error"]
@@ -157,8 +157,8 @@ def _influences(metrics: Metrics, figure: str) -> str:
                ">negative terms", ">missing", "raise it most", "lower it most"]  # fmt: skip
     text = (
         "The terms of some test rows in their largest output. Value = start + weight decay + positive + negative "
-        "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at its "
-        "start; so a term belongs to this training and this test row, and is not what leaving the sample out changes."
+        "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
+        "its start; so a term belongs to this training and this test row, not to leaving the sample out."
     )
     return page.section("Which samples made a prediction", page.paragraph(text), figure, page.table(headers, rows))
 
