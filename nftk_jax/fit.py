@@ -28,9 +28,15 @@ class FitConfig:
     """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
 
     dataset: str = "mnist-small"
-    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test."""
+    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
+    y_test."""
     data_dir: pathlib.Path | None = None
-    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    embeddings: str | None = None
+    """Of imdb: model whose token table embeds the reviews; a directory with model.safetensors and tokenizer.json, an
+    installed package that ships one, or a name on the Hugging Face hub; default gpt2."""
+    tensor: str | None = None
+    """Of imdb: the token table's name in model.safetensors; default wte.weight and other usual ones."""
     n_train: int | None = None
     """Use a stratified random subset of this many training rows."""
     n_test: int | None = None
@@ -185,7 +191,7 @@ def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
 
     dataset = load_dataset(
         config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
-        report=report,
+        embeddings_model=config.embeddings, tensor=config.tensor, report=report,
     )  # fmt: skip
     if config.n_search is not None and config.n_search > len(dataset.x_train):
         raise CommandError(
