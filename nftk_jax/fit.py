@@ -43,6 +43,8 @@ class FitConfig:
     """Use a stratified random subset of this many test rows."""
     scaling: Literal["auto", "none", "images", "standardise"] = "auto"
     """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    unit_norm: bool = False
+    """Give every row of the scaled inputs length one, so that the kernel sees angles alone."""
     depth: int = 10
     """Hidden layers L; the kernels of depths 1 to L are combined."""
     activation: str = "relu"
@@ -182,6 +184,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         n_search=config.n_search,
         precision=config.precision,
         scaling=config.scaling,
+        unit_norm=config.unit_norm,
         seed=config.seed,
     )
 
