@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "nftk_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"compare", "fit", "predict"}
+COMMANDS = {"compare", "fit", "paths", "predict"}
 
 # What every room may import, besides itself.
 ALLOWED = {
@@ -45,6 +45,7 @@ ALLOWED = {
         "reports",
         "trainer",
     },
+    "paths": {"command_line", "datasets", "evaluation", "finite", "kernels", "model", "reports", "solvers"},
     "predict": {"model", "datasets", "command_line"},
     "__init__": {"kernels", "model", "estimator"},
 }
