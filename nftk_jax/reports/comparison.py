@@ -91,8 +91,8 @@ def _head(metrics: Metrics) -> str:
     text = (
         f"The paper's MLP and NFT-K MLP, {count(config['depth'])} hidden layers of {count(config['width'])} units, "
         f"trained for {count(config['epochs'])} epochs, beside the infinite-width NFT-K. "
-        f"{count(data['n_train'])} training rows, {count(data['n_test'])} test rows, {count(data['n_features'])} features"
-        f", {count(data['n_classes'])} classes."
+        f"{count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
+        f"{count(data['n_features'])} features, {count(data['n_classes'])} classes."
     )
     tiles = [
         (percent(models[name]["test_accuracy"]), f"test accuracy, {title}", _interval(models[name]))

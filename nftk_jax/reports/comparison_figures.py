@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +11,11 @@ from nftk_jax.reports import figures
 from nftk_jax.reports.formats import clean, percent, weight
 from nftk_jax.reports.reading import Metrics
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 #: Models in the order in which they are shown, with their names.
 MODELS = {"mlp": "MLP", "nftk_mlp": "NFT-K MLP", "infinite": "infinite NFT-K"}
 
 
-def draw_omegas(metrics: Metrics) -> Figure:
+def draw_omegas(metrics: Metrics) -> figures.Figure:
     r"""Fig. 2 of the paper for the finite and the infinite network, one above the other.
 
     Each row shows :math:`\Omega_n^T\Omega_n`, :math:`\Omega_n\Omega_n^T` and :math:`\Omega_n`. Both Omegas weigh
@@ -55,7 +51,7 @@ def draw_omegas(metrics: Metrics) -> Figure:
     return figure
 
 
-def draw_accuracies(metrics: Metrics) -> Figure:
+def draw_accuracies(metrics: Metrics) -> figures.Figure:
     """Test accuracy of the three models: every seed as a dot, and a 95 % interval of the first one's."""
     figure = figures.new_figure(2.4)
     ax = figure.subplots()
@@ -78,7 +74,7 @@ def draw_accuracies(metrics: Metrics) -> Figure:
     return figure
 
 
-def draw_training(metrics: Metrics) -> Figure:
+def draw_training(metrics: Metrics) -> figures.Figure:
     """How the training loss of every seed fell with the epochs, and the share of zeros in Omega."""
     figure = figures.new_figure(3.4)
     left, right = figure.subplots(1, 2)

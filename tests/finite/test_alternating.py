@@ -16,7 +16,7 @@ from nftk_jax.finite.training import DivergenceError, predict
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 
-N_TRAIN, OMEGA = 6, np.array([[0.5, 1.2], [1.0, 0.3]])
+N_TRAIN, OMEGA = 6, np.array([[0.3, 0.4], [0.6, 0.2]])
 
 
 def draw(rng):
@@ -26,9 +26,14 @@ def draw(rng):
 
 @functools.lru_cache
 def trained(width: int, seeds: int, depth: int = 2) -> tuple[Alternated, np.ndarray, np.ndarray]:
-    """An NFT-K MLP trained at fixed Omega to convergence, and its outputs on new rows before and after."""
+    """An NFT-K MLP trained at fixed Omega to convergence, and its outputs on new rows before and after.
+
+    Its activation is smooth: descent on ReLU networks this small ends by jumping to and fro across a kink.
+    """
     x, y, x_new = draw(np.random.default_rng(0))
-    network = NetworkSettings(MLP(depth), 5, 2, width=width, parametrisation="ntk", readouts="all", omega_start="ones")
+    network = NetworkSettings(
+        MLP(depth, "erf"), 5, 2, width=width, parametrisation="ntk", readouts="all", omega_start="ones"
+    )
     settings = AlternatingSettings(1, 3000, 0, learning_rate=0.05, anchor=0.2, tolerance=1e-3)
     start = alternate(network, dataclasses.replace(settings, theta_steps=1), x, y, seeds=range(seeds)).start
     start = start._replace(
@@ -42,7 +47,7 @@ def trained(width: int, seeds: int, depth: int = 2) -> tuple[Alternated, np.ndar
 def limit(f0: np.ndarray, *, ridge: float, omega_kernel: np.ndarray, keep_start: bool = True) -> np.ndarray:
     """f_0 plus kernel ridge regression on what f_0 leaves of the targets, on the new rows, for every seed."""
     x, y, x_new = draw(np.random.default_rng(0))
-    k = np.asarray(depth_ntks(MLP(omega_kernel.shape[1]), np.concatenate([x_new, x])), np.float64)
+    k = np.asarray(depth_ntks(MLP(omega_kernel.shape[1], "erf"), np.concatenate([x_new, x])), np.float64)
     k = np.tensordot(omega_kernel, k, 1)[:, :, -N_TRAIN:]
     k_new, k_train = k[:, :-N_TRAIN], k[:, -N_TRAIN:]
     before = f0 if keep_start else np.zeros_like(f0)
@@ -67,9 +72,9 @@ def test_a_trained_wide_network_is_its_start_plus_ridge_regression_of_the_rest()
         "omega": error(512, 8, omega_kernel=OMEGA),
         "start": error(512, 8, keep_start=False),
     }
-    assert right < 0.1
+    assert right < 0.05
     for name, value in wrong.items():
-        assert value > 1.5 * right, name
+        assert value > 3 * right, name
     assert np.log(error(512, 8) / error(32, 8)) / np.log(512 / 32) == pytest.approx(-0.5, abs=0.15)
 
 
@@ -111,7 +116,7 @@ def test_a_round_is_eq_13_until_convergence_and_then_eq_16(rng):
 
 def test_the_alternation_lowers_its_objective_every_round(rng):
     x, y, _ = draw(rng)
-    network = NetworkSettings(MLP(2), 5, 2, width=32, parametrisation="ntk", readouts="all")
+    network = NetworkSettings(MLP(2), 5, 2, width=32, parametrisation="ntk", readouts="all", omega_start="half-normal")
     settings = AlternatingSettings(5, 200, 3, learning_rate=0.1, omega_learning_rate=0.02, anchor=0.05)
     done = alternate(network, settings, x, y, seeds=[0, 1])
     assert (np.diff(done.objective, axis=0) < 0).all()
