@@ -43,9 +43,8 @@ def draw_folds(
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Divide rows at random into folds, each of which is held out once, stratified by class.
 
-    All folds hold out the same number of rows, so that one shape is compiled: the few rows left over by the division
-    are in no fold and always solved on. scikit-learn's StratifiedKFold refuses a class with fewer rows than folds; here
-    its rows are spread over some of them.
+    The sizes of the folds differ by one row at most. scikit-learn's StratifiedKFold refuses a class with fewer rows
+    than folds; here its rows are spread over some of them.
 
     Args:
       labels: class indices, shape (total,), an integer dtype; or None to draw uniformly.
@@ -58,9 +57,9 @@ def draw_folds(
 
     >>> train, held = draw_folds(None, 3, 7, np.random.default_rng(0))[0]
     >>> len(train), len(held)
-    (5, 2)
+    (4, 3)
     """
-    dealt = rng.permutation(total)[: total // folds * folds]
+    dealt = rng.permutation(total)
     if labels is not None:
         dealt = dealt[np.argsort(labels[dealt], kind="stable")]
     everyone = np.arange(total)
