@@ -28,15 +28,23 @@ class FitConfig:
     """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
 
     dataset: str = "mnist-small"
-    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test."""
+    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
+    y_test."""
     data_dir: pathlib.Path | None = None
-    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    embeddings: str | None = None
+    """Of imdb: model whose token table embeds the reviews; a directory with model.safetensors and tokenizer.json, an
+    installed package that ships one, or a name on the Hugging Face hub; default gpt2."""
+    tensor: str | None = None
+    """Of imdb: the token table's name in model.safetensors; default wte.weight and other usual ones."""
     n_train: int | None = None
     """Use a stratified random subset of this many training rows."""
     n_test: int | None = None
     """Use a stratified random subset of this many test rows."""
     scaling: Literal["auto", "none", "images", "standardise"] = "auto"
     """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    unit_norm: bool = False
+    """Give every row of the scaled inputs length one, so that the kernel sees angles alone."""
     depth: int = 10
     """Hidden layers L; the kernels of depths 1 to L are combined."""
     activation: str = "relu"
@@ -176,6 +184,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         n_search=config.n_search,
         precision=config.precision,
         scaling=config.scaling,
+        unit_norm=config.unit_norm,
         seed=config.seed,
     )
 
@@ -185,7 +194,7 @@ def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
 
     dataset = load_dataset(
         config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
-        report=report,
+        embeddings_model=config.embeddings, tensor=config.tensor, report=report,
     )  # fmt: skip
     if config.n_search is not None and config.n_search > len(dataset.x_train):
         raise CommandError(

@@ -58,6 +58,7 @@ class LearnSettings:
       n_search: rows of the search; None takes all up to `SEARCH_ROWS`.
       precision: dtype of kernels and solves. float64 whatever JAX's global switch says.
       scaling: of the inputs, see `fit_input_scaling`.
+      unit_norm: give every row of the scaled inputs length one.
       decision: of classes: the largest score, or a logistic regression on the held-out scores, see `calibrate`.
       one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
       seed: draws the search rows and the held-out rows.
@@ -72,6 +73,7 @@ class LearnSettings:
     n_search: int | None = None
     precision: PrecisionName = "float32"
     scaling: ScalingName = "auto"
+    unit_norm: bool = False
     decision: DecisionName = "scores"
     one_standard_error: bool = False
     seed: int = 0
@@ -184,7 +186,7 @@ def _learn(
 ) -> Learned:  # fmt: skip
     dtype = np.dtype(settings.precision)
     clock = _Clock()
-    scaling = fit_input_scaling(x, settings.scaling, images=images, weight=weight)
+    scaling = fit_input_scaling(x, settings.scaling, images=images, weight=weight, unit_norm=settings.unit_norm)
     z = scaling.apply(x, dtype)
     scale = unit_diagonal_scale(settings.mlp, z)
     if weight is not None:

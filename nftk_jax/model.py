@@ -19,7 +19,8 @@ from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.padding import pad_rows, padded_size
 
-SCHEMA = "nftk_jax.model/1"
+#: Version 2 added `unit_norm`; version 1 is read as without it.
+SCHEMA, READABLE = "nftk_jax.model/2", ("nftk_jax.model/1", "nftk_jax.model/2")
 ScalingName = Literal["auto", "none", "images", "standardise"]
 DecisionName = Literal["scores", "logistic"]
 
@@ -36,20 +37,27 @@ class ModelError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class InputScaling:
-    """x -> (x - shift) / scale by feature; `shift` and `scale` have shape (p,), float64."""
+    """x -> (x - shift) / scale by feature, then by row to length one where `unit_norm` says so.
+
+    `shift` and `scale` have shape (p,), float64. A row of zeros stays one.
+    """
 
     shift: np.ndarray
     scale: np.ndarray
+    unit_norm: bool = False
 
     def apply(self, x: np.ndarray, dtype: Any) -> np.ndarray:
         """Scaled inputs of shape (n, p) and the given dtype; computed in float64 unless `x` is uint8."""
-        if x.dtype == np.uint8 and not self.shift.any():
+        if x.dtype == np.uint8 and not self.shift.any() and not self.unit_norm:
             return (x / self.scale.astype(dtype)).astype(dtype, copy=False)
-        return ((x - self.shift) / self.scale).astype(dtype, copy=False)
+        z = (x - self.shift) / self.scale
+        if self.unit_norm:
+            z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return z.astype(dtype, copy=False)
 
 
 def fit_input_scaling(
-    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None
+    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None, unit_norm: bool = False
 ) -> InputScaling:
     """Learn the scaling of the inputs from the training rows.
 
@@ -60,6 +68,7 @@ def fit_input_scaling(
         for uint8 or where a sample had more than one axis, else "standardise"; "none" changes nothing.
       images: whether a sample had more than one axis.
       weight: positive sample weights of the rows, shape (n,); None is 1 everywhere.
+      unit_norm: give every row length one, after that: the kernel then sees angles alone.
     """
     features = x.shape[1]
     if scaling == "auto":
@@ -74,7 +83,7 @@ def fit_input_scaling(
         scale = np.where(varies, spread, 1.0)
         # A constant feature carries nothing: its float noise must not be blown up to unit size.
         shift = np.where(varies, shift, x[0])
-    return InputScaling(shift, scale)
+    return InputScaling(shift, scale, unit_norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +222,7 @@ class NFTKModel:
         header = {
             "schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes,
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
+            "unit_norm": self.input_scaling.unit_norm,
         }  # fmt: skip
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
         (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
@@ -278,9 +288,10 @@ def load_model(directory: str | pathlib.Path) -> NFTKModel:
                          "output directory of nftk_jax.fit") from None  # fmt: skip
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+    if not isinstance(header, dict) or header.get("schema") not in READABLE:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise ModelError(f"the model in {directory} has schema {found!r}, expected {SCHEMA!r}; fit it again")
+        raise ModelError(f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit "
+                         "it again, or read it with the version that wrote it")  # fmt: skip
     try:
         return _assemble(header, tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -319,5 +330,5 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
         if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
             raise ValueError("the calibration holds NaN or infinity")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
-    scaling = InputScaling(tensors["input_shift"], tensors["input_scale"])
+    scaling = InputScaling(tensors["input_shift"], tensors["input_scale"], header.get("unit_norm", False) is True)
     return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, calibration=calibration, **fields)

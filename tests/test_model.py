@@ -33,6 +33,31 @@ def test_uint8_inputs_stay_uint8_in_the_file(rng, tmp_path):
     assert load_model(tmp_path).x_train.dtype == np.uint8
 
 
+def test_unit_norm_divides_rows_after_features_and_is_saved(rng, tmp_path):
+    y = np.arange(30) % 2
+    x = rng.normal(size=(30, 4)) * [1, 10, 100, 1000] + y[:, None]
+    x[3] = x.mean(axis=0)  # standardises to a row of zeros, but for the change it makes to the mean
+    model = learn(x, y, LearnSettings(MLP(2), ridge=1e-2, unit_norm=True), classes=np.arange(2)).model
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    np.testing.assert_allclose(model.scaled(x), z / np.linalg.norm(z, axis=1, keepdims=True), rtol=1e-5, atol=1e-6)
+    shift = model.input_scaling.shift
+    np.testing.assert_array_equal(model.scaled(shift[None]), np.zeros((1, 4)))
+    model.save(tmp_path)
+    np.testing.assert_array_equal(load_model(tmp_path).decision_function(x), model.decision_function(x))
+
+
+def test_a_model_of_the_first_schema_still_loads(model, rng, tmp_path):
+    model.save(tmp_path)
+
+    def age(header):
+        header["schema"] = "nftk_jax.model/1"
+        del header["unit_norm"]
+
+    damage_json(tmp_path, age)
+    x = rng.normal(size=(9, 4))
+    np.testing.assert_array_equal(load_model(tmp_path).decision_function(x), model.decision_function(x))
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (4,), (2, 4, 1)])
 def test_inputs_of_another_shape_are_refused(model, shape):
     with pytest.raises(ValueError, match=r"must have shape \(n, 4\)"):
@@ -69,7 +94,10 @@ def damage_json(directory, change):
         (lambda d: (d / "model.json").write_text("{"), "damaged"),
         (lambda d: (d / "model.json").write_text("[]"), "schema 'list'"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x07" * 100), "damaged"),
-        (lambda d: damage_json(d, lambda h: h.update(schema="nftk_jax.model/0")), "expected 'nftk_jax.model/1'"),
+        (
+            lambda d: damage_json(d, lambda h: h.update(schema="nftk_jax.model/0")),
+            "expected one of",
+        ),
         (lambda d: damage_json(d, lambda h: h["architecture"].update(depth=4)), "does not fit together"),
         (lambda d: damage_json(d, lambda h: h["architecture"].update(depth="4")), "does not fit together"),
         (lambda d: damage_json(d, lambda h: h.update(architecture=3)), "does not fit together"),

