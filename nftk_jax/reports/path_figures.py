@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +11,12 @@ from nftk_jax.reports import figures
 from nftk_jax.reports.formats import clean, fixed, significant
 from nftk_jax.reports.reading import Metrics, floats
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _INK, _MUTED, _GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
 _MOST_ROWS, _MOST_SAMPLES = 10, 6
 
 
-def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarray) -> Figure:
+def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarray) -> figures.Figure:
     """Every output of every query against its reconstruction, and the loss along training.
 
     Args:
@@ -48,7 +44,7 @@ def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarra
 
 def draw_influences(
     metrics: Metrics, x_train: np.ndarray, x_test: np.ndarray, shape: tuple[int, ...] | None
-) -> Figure | None:
+) -> figures.Figure | None:
     """The explained test images, each beside the training images with its largest terms; None where no images are.
 
     Args:
@@ -85,7 +81,7 @@ def draw_influences(
     return figure
 
 
-def draw_layers(metrics: Metrics) -> Figure:
+def draw_layers(metrics: Metrics) -> figures.Figure:
     """What the movement of every layer's parameters contributed to each output, and what the start did."""
     layers, names = metrics["layers"], figures.printable([clean(n) for n in metrics["dataset"]["class_names"]])
     data = np.concatenate([floats([layers["start"]]), floats(layers["contribution"])])
@@ -104,7 +100,7 @@ def draw_layers(metrics: Metrics) -> Figure:
     return figure
 
 
-def draw_classes(metrics: Metrics) -> Figure | None:
+def draw_classes(metrics: Metrics) -> figures.Figure | None:
     """What the samples of one class did to the true output of the test rows of another; None for regression."""
     if metrics["classes"] is None:
         return None
@@ -163,7 +159,9 @@ def _image(ax: Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
     ax.set_yticks([])
 
 
-def _diverging(figure: Figure, ax: Axes, data: np.ndarray, rows: list[str], columns: list[str], title: str) -> Any:
+def _diverging(
+    figure: figures.Figure, ax: figures.Axes, data: np.ndarray, rows: list[str], columns: list[str], title: str
+) -> Any:
     """A heatmap of signed numbers, white at zero."""
     largest = float(np.nanmax(np.abs(data), initial=1e-9))
     image = figures.heatmap(
