@@ -149,7 +149,7 @@ def save_figures(
     return paths
 
 
-def _image(ax: Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
+def _image(ax: figures.Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
     image = pixels.reshape(shape)
     if image.ndim == 3 and image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())

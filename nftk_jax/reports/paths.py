@@ -124,8 +124,8 @@ def _reconstruction(metrics: Metrics, figure: str) -> str:
     text = (
         "Every step of gradient descent moves the parameters by a sum over samples, so what a step changes in an "
         "output is a sum over samples too: the integral, along the step, of the product of the output's gradient "
-        "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect of "
-        "weight decay and all terms together are the trained network's output, up to the error of the integrals."
+        "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect "
+        "of weight decay and all terms together are the trained network's output, up to the error of the integrals."
     )
     bound = metrics["reconstruction"]["measured_quadrature_error"]
     measured = (

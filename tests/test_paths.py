@@ -1,0 +1,123 @@
+"""`python -m nftk_jax.paths` as a user runs it: the terms add up, errors are one line, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from nftk_jax import paths
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 40)
+    x = (255 * rng.random((40, 4, 3)) * (0.3 + 0.3 * y[:, None, None])).astype(np.uint8)
+    names = np.array(["ant", "bee", "<cat>"])[y]
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, x_train=x[:25], y_train=names[:25], x_test=x[25:], y_test=names[25:])
+    return path
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["paths", *map(str, arguments)])
+    status = paths.command()
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+CASES = {
+    "relu": ["--loss", "mse"],
+    "nftk": ["--loss", "cross-entropy", "--network", "nftk", "--batch-size", "5", "--momentum", "0.8",
+             "--weight-decay", "0.01", "--activation", "gelu", "--tolerance", "None"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    status, printed, error = run(
+        monkeypatch, capsys, "--dataset", data, "--steps", 8, "--width", 8, *CASES[case], "--output", output
+    )
+    assert (status, error) == (0, "")
+    assert "Rebuilt to" in printed
+    metrics = json.loads((output / "metrics.json").read_text())
+    arrays = np.load(output / "terms.npz")
+    assert arrays["terms"].shape == (15, 25, 3)
+    rebuilt = arrays["start"] + arrays["regulariser"] + arrays["terms"].sum(axis=1)
+    error = np.abs(rebuilt - arrays["output"]).max()
+    assert error <= 1e-3 * np.abs(arrays["output"]).max()
+    assert metrics["reconstruction"]["max_abs_error"] == pytest.approx(error)
+    assert metrics["reconstruction"]["intervals"] == 8 * 15 + metrics["reconstruction"]["bisections"]
+    assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case == "nftk")
+    layers = metrics["layers"]
+    names = {"hidden_1", "hidden_2", "readout_2"} | ({"readout_1", "omega_1", "omega_2"} if case == "nftk" else set())
+    assert set(layers["names"]) == names
+    assert (layers["omega"] is None) == (case == "relu")
+    assert {path.stem for path in (output / "figures").glob("*.png")} == {
+        "reconstruction", "influences", "layers", "classes"
+    }  # fmt: skip
+    page = (output / "report.html").read_text()
+    assert "&lt;cat&gt;" in page
+    assert "<cat>" not in page
+
+
+def test_influences_are_the_largest_terms(data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    assert run(monkeypatch, capsys, "--dataset", data, "--steps", 8, "--width", 8, "--output", output)[0] == 0
+    metrics, arrays = json.loads((output / "metrics.json").read_text()), np.load(output / "terms.npz")
+    for row in metrics["influences"]:
+        terms = arrays["terms"][row["query"], :, row["output"]]
+        assert row["output"] == arrays["output"][row["query"]].argmax()
+        assert row["positive"][0]["term"] == terms.max() > 0 > terms.min() == row["negative"][0]["term"]
+        assert row["positive"][0]["sample"] == terms.argmax()
+        assert row["sum_of_terms"] == pytest.approx(row["positive_sum"] + row["negative_sum"])
+        total = row["start"] + row["regulariser"] + row["sum_of_terms"]
+        assert row["completeness_error"] == pytest.approx(abs(total - row["value"]))
+
+
+def test_regression_in_float64(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 4))
+    np.savez(tmp_path / "r.npz", x_train=x[:20], y_train=x[:20, :2] ** 2, x_test=x[20:], y_test=x[20:, :2] ** 2)
+    flags = ["--precision", "float64", "--activation", "gelu", "--tolerance", "1e-8", "--steps", 5, "--width", 6]
+    status, _, error = run(monkeypatch, capsys, "--dataset", tmp_path / "r.npz", *flags, "--output", tmp_path / "out")
+    assert (status, error) == (0, "")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["reconstruction"]["relative_error"] <= 1e-8
+    assert metrics["classes"] is None
+
+
+BAD = {
+    "diverges": (["--learning-rate", "50"], 1, "training diverged"),
+    "tolerance": (["--tolerance", "0"], 2, "tolerance must be"),
+    "quadrature": (["--quadrature", "0"], 2, "quadrature nodes"),
+    "batch": (["--batch-size", "99"], 2, "--batch-size must be at most"),
+    "momentum": (["--momentum", "1"], 2, "momentum must be"),
+    "steps": (["--steps", "0"], 2, "steps must be"),
+    "seed": (["--seed", "-1"], 2, "--seed must be"),
+    "activation": (["--activation", "softmax"], 2, "activation must be one of"),
+    "loss": (["--loss", "hinge"], 2, "hinge"),
+    "width": (["--width", "0"], 2, "width must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_done_ends_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+    flags, expected, message = BAD[case]
+    status, _, error = run(monkeypatch, capsys, "--dataset", data, *flags, "--output", tmp_path / "out")
+    assert status == expected
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_terms_that_do_not_fit_are_refused(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**10)
+    status, _, error = run(monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    assert status == 2
+    assert "--n-train" in error
+    assert not list(tmp_path.iterdir())
