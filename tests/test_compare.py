@@ -111,10 +111,10 @@ def test_real_targets_are_refused(rng, tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("x64")
 def test_scales_of_a_wide_network_are_the_mean_diagonals_of_the_limits(rng):
     x = rng.normal(size=(40, 4))
-    network = NetworkSettings(MLP(3), 4, 2, width=2000, parametrisation="ntk", readouts="all")
+    network = NetworkSettings(MLP(3), 4, 2, width=500, parametrisation="ntk", readouts="all")
     found = depth_scales(network, initialise(network, jax.random.key(0), np.float64), x)
     expected = np.einsum("lii->li", np.asarray(depth_ntks(MLP(3), x))).mean(axis=1)
-    np.testing.assert_allclose(found, expected, rtol=0.1)  # width^(-1/2) is 0.02
+    np.testing.assert_allclose(found, expected, rtol=0.2)  # width^(-1/2) is 0.045
     np.testing.assert_allclose(as_kernel_weights(np.full((2, 3), 3.0), found), np.tile(9 * found, (2, 1)))
 
 

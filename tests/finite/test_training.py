@@ -125,17 +125,6 @@ def test_a_seed_gives_one_network_alone_or_among_others(data):
     assert np.abs(first - second).max() > 0.1
 
 
-def test_training_learns_separable_classes(data):
-    x, y = data[0] + 3 * data[1] @ np.eye(3, 4), data[1]
-    for network in (NFTK, dataclasses.replace(NFTK, readouts="last")):
-        for loss in ("mse", "cross-entropy"):
-            settings = TrainSettings(batch_size=11, learning_rate=0.1, loss=loss, momentum=0.5)
-            done = train(network, settings, x, y, seeds=[0, 1], epochs=40)
-            accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
-            assert accuracy.min() > 0.9
-            assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
-
-
 def test_a_training_resumed_from_disk_is_the_one_without_interruption(data, tmp_path):
     x, y = data
     settings = TrainSettings(batch_size=10, momentum=0.9, patience=50)
