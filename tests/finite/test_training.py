@@ -195,3 +195,13 @@ def test_progress_and_misuse(data):
                    {"omega_learning_rate": 0.0}, {"loss": "hinge"}, {"patience": 0}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(change))):
             TrainSettings(**change)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+def test_training_learns_separable_classes(data, loss):
+    x, y = data[0] + 3 * data[1] @ np.eye(3, 4), data[1]
+    network = dataclasses.replace(NFTK, readouts="last", width=32)
+    done = train(network, TrainSettings(batch_size=11, learning_rate=0.02, loss=loss), x, y, seeds=[0, 1], epochs=60)
+    accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
+    assert accuracy.min() > 0.9
+    assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
