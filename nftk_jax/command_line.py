@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import pathlib
@@ -170,6 +171,14 @@ def output_directory(directory: pathlib.Path, *, overwrite: bool) -> Iterator[pa
             aside.rename(directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def version() -> str:
+    """Of the installed package."""
+    try:
+        return importlib.metadata.version("nftk_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def environment() -> dict[str, object]:

@@ -135,7 +135,7 @@ def main(config: FitConfig) -> None:
         console.print(f"note: {message}", markup=False, highlight=False)
     metrics = {
         "schema": "nftk_jax.fit/1",
-        "version": _version(),
+        "version": command_line.version(),
         "command": shlex.join(["python", "-m", "nftk_jax.fit", *sys.argv[1:]]),
         "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
         "environment": command_line.environment(),
@@ -224,15 +224,6 @@ def _print_plan(console, plan, dataset: Dataset) -> None:
     console.print(table)
     fits = "fits" if plan.peak_bytes <= plan.available_bytes else "does not fit"
     console.print(f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {plan.available_bytes / 2**30:.1f} GiB free")
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("nftk_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _write(directory: pathlib.Path, metrics: dict, model) -> None:

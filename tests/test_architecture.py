@@ -9,13 +9,16 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "nftk_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"fit", "predict"}
+COMMANDS = {"compare", "fit", "paths", "predict"}
 
 # What every room may import, besides itself.
 ALLOWED = {
     "kernels": set(),
     "solvers": {"kernels"},
     "mkl": {"kernels", "solvers"},
+    "finite": {"kernels"},
+    "checkpoint": {"finite"},
+    "trainer": {"finite", "checkpoint", "datasets", "model"},
     "datasets": {"sampling"},
     "reports": {"evaluation", "mkl"},
     "evaluation": set(),
@@ -29,6 +32,20 @@ ALLOWED = {
     "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation"},
     "command_line": set(),
     "fit": {"kernels", "solvers", "mkl", "model", "learn", "assess", "datasets", "reports", "command_line"},
+    "agreement": {"finite", "mkl"},
+    "compare": {
+        "agreement",
+        "command_line",
+        "datasets",
+        "evaluation",
+        "finite",
+        "kernels",
+        "learn",
+        "mkl",
+        "reports",
+        "trainer",
+    },
+    "paths": {"command_line", "datasets", "evaluation", "finite", "kernels", "model", "reports", "solvers"},
     "predict": {"model", "datasets", "command_line"},
     "__init__": {"kernels", "model", "estimator"},
 }

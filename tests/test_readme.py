@@ -6,6 +6,8 @@ import dataclasses
 import pathlib
 import re
 
+import numpy as np
+
 from nftk_jax.fit import FitConfig
 from nftk_jax.predict import PredictConfig
 
@@ -17,8 +19,11 @@ def test_the_library_example_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
-    assert names["model"].score(names["x_test"], names["y_test"]) > 0.97
-    assert names["k"].shape == (10, len(names["x"]), len(names["x"]))
+    model, k = names["model"], names["k"]
+    assert model.score(names["x_test"], names["y_test"]) > 0.97
+    assert k.shape == (10, len(names["x"]), len(names["x"]))
+    diagonal = np.diagonal(k, axis1=1, axis2=2).mean(axis=1)
+    np.testing.assert_allclose(diagonal, model.omega_.sum(axis=1), rtol=1e-5)  # of the model's own architecture
     assert capsys.readouterr().out
 
 

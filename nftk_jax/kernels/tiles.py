@@ -25,7 +25,10 @@ HIGHEST = lax.Precision.HIGHEST
 _NEAR = {"float32": 1e-3, "float64": 1e-8}
 # rows with more near-parallel partners than this are recomputed densely instead of partner by partner
 _MAX_WALK = 32
+_NEAR_ROWS = 64
+# the fast pass: rows of a tile, and bytes of all its temporaries
 _ROWS = 256
+_TILE_BYTES = 2**25
 
 
 class Plan(NamedTuple):
@@ -58,6 +61,11 @@ def unit_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     unit = x * (inverse * jnp.where(square > 0, 1 / jnp.where(square > 0, length, 1), 0))
     return unit, largest * length[:, 0]
+
+
+def _rows(x: jax.Array, start, size: int, axis: int = 0) -> jax.Array:
+    """`size` rows from `start`; all of them without a copy."""
+    return x if size == x.shape[axis] else lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
 def dot(u1: jax.Array, u2: jax.Array) -> jax.Array:
@@ -159,16 +167,27 @@ def _tile_rows(plan: Plan, n1: int, n2: int, arrays: int, itemsize: int) -> int:
     return int(min(n1, max(1, plan.budget // max(1, arrays * n2 * itemsize))))
 
 
+def _tile_shape(plan: Plan, n1: int, n2: int, classes: int, itemsize: int) -> tuple[int, int]:
+    """Rows and columns of the tiles of the fast pass: their temporaries stay in a cache, and within the budget."""
+    budget = min(plan.budget, _TILE_BYTES) // ((2 + classes) * itemsize)
+    rows = min(n1, _ROWS, math.isqrt(max(1, budget)))
+    return rows, min(n2, max(1, budget // rows))
+
+
+def _cover(n: int, size: int) -> tuple[int, np.ndarray]:
+    """The length and the starts of equal intervals, about `size` long, that cover n; they overlap by a few at most."""
+    parts = max(1, round(n / size))
+    return -(-n // parts), tile_starts(n, -(-n // parts))
+
+
 def _largest(cos: jax.Array) -> jax.Array:
     # two plain reductions: the largest |cos| would first write |cos| out
     return jnp.maximum(jnp.max(cos, axis=1, initial=0), -jnp.min(cos, axis=1, initial=0))
 
 
-def _after(largest: jax.Array, cos: jax.Array) -> jax.Array:
-    """`cos` itself, available after `largest`: the kernel can then overwrite its cosines instead of taking new
-    memory.
-    """
-    return jnp.where((largest > 2)[:, None], 0, cos)
+def _keep_largest(largest: jax.Array, cos: jax.Array, i) -> jax.Array:
+    old = _rows(largest, i, len(cos))
+    return lax.dynamic_update_slice_in_dim(largest, jnp.maximum(old, _largest(cos)), i, 0)
 
 
 def _classes(coefficients: jax.Array) -> jax.Array:
@@ -188,42 +207,36 @@ def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array)
     c, n1, n2, itemsize = len(coefficients), len(x1), len(x2), x1.dtype.itemsize
     if n1 == 0 or n2 == 0:
         return jnp.zeros((c, n1, n2), x1.dtype)
-    (u1, r1), (u2, r2), series = unit_rows(x1), unit_rows(x2), _classes(coefficients)
-    # one class works in place on its cosines, several read one array of angles
-    if c == 1 or _tile_rows(plan, n1, n2, 2, itemsize) == n1:
-        cos = dot(u1, u2)
-        largest = _largest(cos)
-        out = _values(plan, series, angle(_after(largest, cos)), r1, r2)
-    else:
-        size = _tile_rows(plan, n1, n2, 2 + c, itemsize)
+    (u2, r2), series = unit_rows(x2), _classes(coefficients)
+    height, width = _tile_shape(plan, n1, n2, c, itemsize)
+    starts = jnp.asarray(_pairs(tile_starts(n1, height), tile_starts(n2, width)))
 
-        def fill(k, state):
-            out, largest = state
-            i = jnp.asarray(tile_starts(n1, size))[k]
-            cos = dot(lax.dynamic_slice_in_dim(u1, i, size), u2)
-            tile = _values(plan, series, angle(cos), lax.dynamic_slice_in_dim(r1, i, size), r2)
-            return _write(out, tile, i, 0), lax.dynamic_update_slice_in_dim(largest, _largest(cos), i, 0)
+    def fill(k, state):
+        out, largest, tile, (i, j) = state
+        # written one step late: XLA computes on every core what leaves the step, but on one what it writes into `out`
+        out = _write(out, tile, i, j)
+        i, j = starts[k]
+        u1, r1 = unit_rows(_rows(x1, i, height))
+        cos = dot(u1, _rows(u2, j, width))
+        tile = _values(plan, series, angle(cos), r1, _rows(r2, j, width))
+        return out, _keep_largest(largest, cos, i), tile, (i, j)
 
-        state = jnp.zeros((c, n1, n2), x1.dtype), jnp.zeros(n1, x1.dtype)
-        out, largest = lax.fori_loop(0, len(tile_starts(n1, size)), fill, state)
-    rows = min(_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
+    zeros = lambda *shape: jnp.zeros((*series.shape[:-1], *shape), x1.dtype)  # noqa: E731
+    empty = zeros(n1, n2), jnp.zeros(n1, x1.dtype), zeros(height, width)
+    out, largest, tile, (i, j) = lax.fori_loop(0, len(starts), fill, (*empty, (starts[0, 0], starts[0, 1])))
+    out = _write(out, tile, i, j)
+    rows = min(_NEAR_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
 
     def visit(i, out):
-        t, _ = exact_angles(lax.dynamic_slice_in_dim(u1, i, rows), u2, None)
-        return _write(out, _values(plan, series, t, lax.dynamic_slice_in_dim(r1, i, rows), r2), i, 0)
+        u1, r1 = unit_rows(_rows(x1, i, rows))
+        return _write(out, _values(plan, series, exact_angles(u1, u2, None)[0], r1, r2), i, 0)
 
     return _visit_flagged(largest, rows, visit, out).reshape(c, n1, n2)
 
 
-def _blocks(start: int, n: int, leaf: int) -> list[tuple[int, int, int, int]]:
-    """(row, column, rows, columns) of blocks that cover the upper triangle once: row strips of `leaf` rows."""
-    out = []
-    for i in range(start, start + n, leaf):
-        h = min(leaf, start + n - i)
-        out.append((i, i, h, h))
-        if i + h < start + n:
-            out.append((i, i + h, h, start + n - i - h))
-    return out
+def _pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Every (row, column), shape (len(rows) * len(columns), 2)."""
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -235,68 +248,64 @@ def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array)
     if n == 0:
         return jnp.zeros((c, 0, 0), x.dtype)
     (u, r), series = unit_rows(x), _classes(coefficients)
-    leaf = max(256, -(-n // 8))
-    if leaf * n * (2 + 2 * c) * itemsize <= plan.budget:
-        out, largest = _triangle_unrolled(plan, series, u, r, leaf)
-    else:
-        side = math.isqrt(max(1, plan.budget // ((2 + 2 * c) * itemsize)))
-        out, largest = _triangle_looped(plan, series, u, r, min(n, max(1, side)))
-    rows = min(_ROWS, _tile_rows(plan, n, n, 6 + 2 * c, itemsize))
+    out, largest = _triangle(plan, series, u, r)
+    rows = min(_NEAR_ROWS, _tile_rows(plan, n, n, 6 + 2 * c, itemsize))
 
     def visit(i, out):
         upper = jnp.arange(n) > i + jnp.arange(rows)[:, None]
-        t, near = exact_angles(lax.dynamic_slice_in_dim(u, i, rows), u, upper)
-        k = _values(plan, series, t, lax.dynamic_slice_in_dim(r, i, rows), r)
-        out = _write(out, jnp.where(near, k, lax.dynamic_slice_in_dim(out, i, rows, out.ndim - 2)), i, 0)
-        return _write(out, jnp.where(near.T, k.mT, lax.dynamic_slice_in_dim(out, i, rows, out.ndim - 1)), 0, i)
+        t, near = exact_angles(_rows(u, i, rows), u, upper)
+        k = _values(plan, series, t, _rows(r, i, rows), r)
+        out = _write(out, jnp.where(near, k, _rows(out, i, rows, out.ndim - 2)), i, 0)
+        return _write(out, jnp.where(near.T, k.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
 
     out = _visit_flagged(largest, rows, visit, out).reshape(c, n, n)
     index = jnp.arange(n)
     return out.at[:, index, index].set(diagonal)
 
 
-def _triangle_unrolled(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array, leaf: int):
-    """Every strip of the upper triangle in its own shape, and its mirror image."""
+def _triangle_tiles(n: int, leaf: int, height: int, width: int) -> list[tuple[int, int, np.ndarray]]:
+    """Tiles that cover the pairs i < j: (rows, columns, starts) for every shape, the tiles on the diagonal last.
+
+    The triangle of n rows is a rectangle beside two triangles of one size, and so on: few shapes, each many times, and
+    products as large as a cache allows. The two triangles overlap where n is odd, or where the columns of a tile would
+    lie a multiple of 256 bytes apart in memory: they would then crowd a few lines of the cache, and the mirror image
+    take several times as long.
+    """
+    out, corners, size = [], np.asarray([0]), n
+    while size > 1.2 * leaf:
+        half = -(-size // 2)
+        half += 8 if (size - half) % 64 == 0 else 0
+        rows, down = _cover(half, height)
+        columns, across = _cover(size - half, width)
+        starts = [corner + _pairs(down, across + half) for corner in corners]
+        out.append((rows, columns, np.concatenate(starts).astype(np.int32)))
+        corners, size = np.concatenate([corners, corners + size - half]), half
+    return [*out, (size, size, np.stack([corners, corners], axis=1).astype(np.int32))]
+
+
+def _triangle(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """K_c without its diagonal, every tile beside its mirror image, and the largest |cos| of every row to its right."""
     n, classes = len(u), series.shape[:-1]
-    out, largest = jnp.zeros((*classes, n, n), u.dtype), jnp.zeros(n, u.dtype)
-    for i, j, h, w in _blocks(0, n, leaf):
-        # one strip after the other: strips computed side by side would all need their temporaries at once
-        u, out = lax.optimization_barrier((u, out))
-        cos = dot(u[i : i + h], u[j : j + w])
-        k = _values(plan, series, angle(cos), r[i : i + h], r[j : j + w])
-        if i == j:
-            upper = np.triu(np.ones((h, h), bool), 1)
-            cos, k = jnp.where(upper, cos, 0), jnp.where(upper, k, k.mT)
-        else:
-            out = _write(out, k.mT, j, i)
-        out = _write(out, k, i, j)
-        largest = largest.at[i : i + h].max(_largest(cos))
-    return out, largest
-
-
-def _triangle_looped(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array, side: int):
-    """Square tiles of the upper triangle in one compiled loop, each with its mirror image."""
-    n, classes = len(u), series.shape[:-1]
-    starts = tile_starts(n, side)
-    # the last tile overlaps its neighbour: column by column its diagonal tile comes last and settles the overlap
-    pairs = np.asarray([(starts[i], starts[j]) for j in range(len(starts)) for i in range(j + 1)], np.int32)
-
-    def fill(index, state):
-        out, largest = state
-        i, j = jnp.asarray(pairs)[index]
-        u1, u2 = lax.dynamic_slice_in_dim(u, i, side), lax.dynamic_slice_in_dim(u, j, side)
-        r1, r2 = lax.dynamic_slice_in_dim(r, i, side), lax.dynamic_slice_in_dim(r, j, side)
-        cos = dot(u1, u2)
-        upper = j + jnp.arange(side) > i + jnp.arange(side)[:, None]
-        k = _values(plan, series, angle(cos), r1, r2)
-        k = jnp.where(upper | (i != j), k, k.mT)
-        old = lax.dynamic_slice_in_dim(largest, i, side)
-        new = jnp.maximum(old, _largest(jnp.where(upper, cos, 0)))
-        out = _write(_write(out, k.mT, j, i), k, i, j)
-        return out, lax.dynamic_update_slice_in_dim(largest, new, i, 0)
-
+    height, width = _tile_shape(plan, n, n, 2 * math.prod(classes), u.dtype.itemsize)
     state = jnp.zeros((*classes, n, n), u.dtype), jnp.zeros(n, u.dtype)
-    return lax.fori_loop(0, len(pairs), fill, state)
+    for rows, columns, starts in _triangle_tiles(n, height, height, width):
+        diagonal = bool((starts[:, 0] == starts[:, 1]).all())
+
+        def fill(k, state, rows=rows, columns=columns, starts=starts, diagonal=diagonal):
+            out, largest = state
+            i, j = jnp.asarray(starts)[k]
+            cos = dot(_rows(u, i, rows), _rows(u, j, columns))
+            lengths = _rows(r, i, rows), _rows(r, j, columns)
+            k = _values(plan, series, angle(cos), *lengths)
+            if diagonal:
+                upper = np.triu(np.ones((rows, rows), bool), 1)
+                cos, k = jnp.where(upper, cos, 0), jnp.where(upper, k, k.mT)
+            else:
+                out = _write(out, k.mT, j, i)
+            return _write(out, k, i, j), _keep_largest(largest, cos, i)
+
+        state = lax.fori_loop(0, len(starts), fill, state)
+    return state
 
 
 def _check_sphere(plan: Plan, *tangents) -> None:
@@ -351,12 +360,12 @@ def matvec(plan: Plan, basis: jax.Array, mixed: jax.Array, x1: jax.Array, x2: ja
 
     def fill(k, out):
         i = jnp.asarray(tile_starts(n1, size))[k]
-        t, _ = exact_angles(lax.dynamic_slice_in_dim(u1, i, size), u2, None)
+        t, _ = exact_angles(_rows(u1, i, size), u2, None)
         tile = jnp.zeros((size, v.shape[1]), x1.dtype)
         for b in range(basis.shape[0]):
             tile += jnp.matmul(evaluate(plan.form, basis[b], t), weights[b], precision=HIGHEST)
         if plan.radial:
-            tile *= lax.dynamic_slice_in_dim(r1, i, size)[:, None]
+            tile *= _rows(r1, i, size)[:, None]
         return lax.dynamic_update_slice_in_dim(out, tile, i, 0)
 
     return lax.fori_loop(0, len(tile_starts(n1, size)), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))

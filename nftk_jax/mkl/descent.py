@@ -30,7 +30,8 @@ class DescentResult:
       value: objective there, shape (C,).
       projected_gradient: max_l |P(omega - g) - omega| for g the gradient of J_c / unit, shape (C,).
       unit: J_c at the start for objectives that are errors, 1 for the others, shape (C,).
-      converged: whether that is at most the tolerance, or no descent is left within rounding, shape (C,).
+      converged: whether that is at most the tolerance, or the last line search could neither expect nor see a change
+        beyond rounding, shape (C,). A class whose line search found no decrease for another reason has not converged.
       iterations: accepted steps, shape (C,).
       gradient: of J at omega, shape (C, L).
       kkt_residual: of the Karush-Kuhn-Tucker conditions, see `constraints.kkt_residual`, in units of J_c, shape (C,);
@@ -127,7 +128,7 @@ def minimise(
     sgd = optax.sgd(step_size)
     sgd_state = sgd.init(jnp.asarray(state.omega, dtype))
     rounding = 20 * float(jnp.finfo(dtype).eps)
-    iterations = np.zeros(n_classes, int)
+    iterations, settled = np.zeros(n_classes, int), np.zeros(n_classes, bool)
     trace = [(time.perf_counter() - start, state.value.copy(), measure.copy())]
     for _ in range(max_iterations):
         state.active &= measure > tolerance
@@ -136,12 +137,13 @@ def minimise(
             break
         if method == "spectral":
             direction = moved(state.omega, -state.step[:, None] * state.gradient) - state.omega
-            accepted = _line_search(evaluate, state, direction, rounding)
+            accepted, flat = _line_search(evaluate, state, direction, rounding)
+            settled |= flat
         else:
             updates, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
             accepted = _fixed_step(evaluate, state, moved(state.omega, updates), step_size)
         iterations += accepted
-        state.active &= accepted  # a class with no descent left within rounding is done
+        state.active &= accepted  # a class without a step that decreases it stops, whether it has settled or is stuck
         measure = np.where(accepted, np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1), measure)
         trace.append((time.perf_counter() - start, state.value.copy(), measure.copy()))
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
@@ -150,7 +152,7 @@ def minimise(
         value=state.value * evaluate.unit,
         projected_gradient=measure,
         unit=evaluate.unit,
-        converged=~state.active | (measure <= tolerance),
+        converged=settled | (measure <= tolerance),
         iterations=iterations,
         gradient=state.gradient * evaluate.unit[:, None],
         seconds=seconds,
@@ -180,28 +182,35 @@ class _relative:
         return np.where(np.isfinite(value), value, np.inf), np.asarray(gradient, np.float64) / self.unit[:, None]
 
 
-def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float) -> np.ndarray:
-    """Advance every active class along its direction to an Armijo point; returns which classes moved."""
+def _line_search(
+    evaluate, state: _State, direction: np.ndarray, rounding: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advance every active class along its direction to an Armijo point.
+
+    Returns:
+      Which classes moved, and which are where they want to be within rounding; the others found no decrease.
+    """
     slope = np.einsum("cl,cl->c", state.gradient, direction)
     length = np.ones(len(slope))
     pending = state.active & (slope < 0)
-    accepted = np.zeros(len(slope), bool)
+    accepted, settled = np.zeros(len(slope), bool), state.active & (slope >= 0) & (slope <= rounding)
     for _ in range(_MAX_BACKTRACKS):
         if not pending.any():
             break
         trial = state.omega + length[:, None] * direction
         value, gradient = evaluate(trial, pending)
         good = pending & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
-        # Within rounding of the objective no decrease can be seen: such a class is where it wants to be.
-        flat = pending & ~good & (-length * slope <= rounding)
+        # No change beyond rounding is expected, and none is seen: such a class is where it wants to be.
+        flat = pending & ~good & (-length * slope <= rounding) & (value <= state.value + rounding)
         if good.any():
             _accept(state, good, trial, value, gradient)
         accepted |= good
+        settled |= flat
         pending &= ~good & ~flat
         excess = np.where(np.isfinite(value), value - state.value - length * slope, np.inf)
         shrink = np.clip(-length * slope / np.maximum(2 * excess, 1e-300), 0.1, 0.5)  # the parabola's minimum
         length = np.where(pending, length * shrink, length)
-    return accepted
+    return accepted, settled
 
 
 def _fixed_step(evaluate, state: _State, trial: np.ndarray, step_size: float) -> np.ndarray:

@@ -59,40 +59,40 @@ def draw_omega(metrics: Metrics) -> Figure:
     """
     unit = normalise_rows(omega_of(metrics))
     n_classes, depth = unit.shape
-    names, depths = _labels(class_names(metrics)), [str(i + 1) for i in range(depth)]
+    names, depths = printable(class_names(metrics)), [str(i + 1) for i in range(depth)]
     row = 0.26 if n_classes <= 20 else 0.17
     high = float(np.clip(row * n_classes, 0.5, 14.0))
     sides = np.clip([0.3 * depth, 0.3 * n_classes], 1.7, [4.0, 6.0])
     sides *= min(1.0, (7.9 - 0.08 * max(map(len, names))) / float(sides.sum()))
     low = float(sides.max()) + (0.08 * max(map(len, names)) if n_classes > 5 else 0.0)
-    figure = _new_figure(high + low + 1.8)
+    figure = new_figure(high + low + 1.8)
     grid = figure.add_gridspec(2, 1, height_ratios=[high + 0.8, low + 1.0])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    sequential = _colour_map("viridis_r")
+    sequential = colour_map("viridis_r")
     shared = f" (the same in all {nouns(metrics)})" if rows_are_equal(unit) and n_classes > 1 else ""
     ax = top.subplots()
-    image = _heatmap(ax, unit, names, depths, vmax=1.0, colours=sequential, aspect="auto")
+    image = heatmap(ax, unit, names, depths, vmax=1.0, colours=sequential, aspect="auto")
     greyed = indistinguishable_of(metrics)
     if greyed is not None:
         _hatch(ax, greyed)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
-    _title(
+    set_title(
         ax,
         rf"$\Omega_n$: weight of every depth in every {noun(metrics)}{shared}",
         f"white = exactly 0: {zeros}" + ("" if greyed is None else "; hatched = could as well be equal or chance"),
     )
-    _name_axes(ax, "omega_n", "depth", noun(metrics))
-    _colour_bar(top, image, ax, 0.012)
+    name_axes(ax, "omega_n", "depth", noun(metrics))
+    colour_bar(top, image, ax, 0.012)
     left, right = bottom.subplots(1, 2, width_ratios=[float(s) for s in sides])
     for ax, data, labels, label, title, axis in (
         (left, unit.T @ unit, depths, "layers", r"$\Omega_n^\top\Omega_n$: depths", "depth"),
         (right, unit @ unit.T, names, "classes", rf"$\Omega_n\Omega_n^\top$: {nouns(metrics)}", noun(metrics)),
     ):
-        image = _heatmap(ax, data, labels, labels, vmax=float(data.max()), colours=sequential, aspect="equal")
-        _title(ax, title, "")
-        _name_axes(ax, label, axis, axis)
-        _colour_bar(bottom, image, ax)
-    _fit_text(figure, lambda v: weight(v, 2))
+        image = heatmap(ax, data, labels, labels, vmax=float(data.max()), colours=sequential, aspect="equal")
+        set_title(ax, title, "")
+        name_axes(ax, label, axis, axis)
+        colour_bar(bottom, image, ax)
+    fit_text(figure, lambda v: weight(v, 2))
     return figure
 
 
@@ -102,14 +102,14 @@ def draw_baselines(metrics: Metrics) -> Figure:
     Dots, not bars: the axis does not start at zero. The axes are labelled "scores" and "differences".
     """
     score, rows = score_of(metrics), comparisons(metrics)
-    figure = _new_figure(1.3 + 0.42 * len(rows))
+    figure = new_figure(1.3 + 0.42 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
     for y, row in enumerate(rows):
         ours = row.key.startswith("ours")
         _dot(left, y, row.score, row.interval, score.factor, ours=ours, text=score.value(row.score))
         if not ours:
             _dot(right, y, row.difference, row.difference_interval, score.factor, ours=False, text="")
-    left.set_yticks(range(len(rows)), labels=_labels([row.label for row in rows], 26), parse_math=False)
+    left.set_yticks(range(len(rows)), labels=printable([row.label for row in rows], 26), parse_math=False)
     left.set_ylim(len(rows) - 0.4, -0.6)
     for tick, row in zip(left.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row.key == "ours" else "normal")
@@ -119,10 +119,10 @@ def draw_baselines(metrics: Metrics) -> Figure:
     values.tick_params(length=0, labelsize=9)
     values.spines[:].set_visible(False)
     name, unit = ("accuracy (%)", " (percentage points)") if score.is_accuracy else ("R²", "")
-    _title(left, f"test {name}", "")
-    _title(right, f"this model minus the baseline{unit}", "")
-    _name_axes(left, "scores", "", "")
-    _name_axes(right, "differences", "baseline is better ← → this model is better", "")
+    set_title(left, f"test {name}", "")
+    set_title(right, f"this model minus the baseline{unit}", "")
+    name_axes(left, "scores", "", "")
+    name_axes(right, "differences", "baseline is better ← → this model is better", "")
     right.xaxis.label.set(fontsize=8, color=_MUTED)
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
@@ -144,13 +144,13 @@ def draw_search(metrics: Metrics) -> Figure | None:
     if not metrics.get("search") or not metrics["search"]["history"]["seconds"]:
         return None
     search, names = metrics["search"], search_names(metrics)
-    short = _labels(names)
+    short = printable(names)
     history = search["history"]
     seconds = np.asarray(history["seconds"], dtype=np.float64)
     objective, gradient = (floats(history[key]) for key in ("objective", "projected_gradient"))
     start = np.where(objective[0] == 0, 1.0, np.abs(objective[0]))
     change = 100 * (objective - objective[0]) / start
-    figure = _new_figure(4.2)
+    figure = new_figure(4.2)
     left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
     moved = np.argsort(np.where(np.isnan(change[-1]), 0, change[-1]), kind="stable")
     told = list(range(len(names))) if len(names) <= 12 else [int(i) for i in (*moved[:3], *moved[-3:])]
@@ -169,10 +169,10 @@ def draw_search(metrics: Metrics) -> Figure | None:
             name = short[i] + ("" if converged[i] else " (not converged)")
             labels.append((float(seen[-1]) if seen.size else 0.0, name, colour))
     right.set_yscale("log")
-    _title(left, f"objective ({search['objective']}), change since the start", "")
-    _title(right, "projected gradient (0 at an optimum)", "")
-    _name_axes(left, "objective", "seconds", "%")
-    _name_axes(right, "gradient", "seconds   (a line ends where it reaches 0)", "")
+    set_title(left, f"objective ({search['objective']}), change since the start", "")
+    set_title(right, "projected gradient (0 at an optimum)", "")
+    name_axes(left, "objective", "seconds", "%")
+    name_axes(right, "gradient", "seconds   (a line ends where it reaches 0)", "")
     for axes in (left, right):
         axes.set_xlim(left=0)
         axes.spines[["right", "top"]].set_visible(False)
@@ -193,16 +193,16 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     block = metrics["identifiability"]
     alignment = floats(block["alignment"])
     depth = len(alignment)
-    figure = _new_figure(float(np.clip(0.36 * depth, 2.2, 5.0)) + 1.2)
+    figure = new_figure(float(np.clip(0.36 * depth, 2.2, 5.0)) + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
     depths = [str(i + 1) for i in range(depth)]
     low = min(float(np.nanmin(alignment)), 1 - 1e-3)
-    image = _heatmap(
-        left, alignment, depths, depths, vmin=low, vmax=1.0, colours=_colour_map("viridis_r"), aspect="equal"
+    image = heatmap(
+        left, alignment, depths, depths, vmin=low, vmax=1.0, colours=colour_map("viridis_r"), aspect="equal"
     )
-    _title(left, "alignment of two depths' kernels (1 = the same)", "")
-    _name_axes(left, "alignment", "depth", "depth")
-    _colour_bar(figure, image, left)
+    set_title(left, "alignment of two depths' kernels (1 = the same)", "")
+    name_axes(left, "alignment", "depth", "depth")
+    colour_bar(figure, image, left)
     values = floats(block["gram_eigenvalues"])
     values = np.sort(np.where(np.isnan(values), 0, values))[::-1]
     floor = 1 / (finite(block.get("gram_condition")) or 1e16)  # what lies below is rounding
@@ -218,12 +218,12 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     right.set_ylim(min(float(relative.min()) / 3, 1e-4), 3)
     right.set_xlim(0.5, depth + 0.5)
     right.set_xticks(every(order, 12))
-    _title(right, rank_words(metrics), "")
-    _name_axes(right, "eigenvalues", "eigenvalue number", "eigenvalue / largest")
+    set_title(right, rank_words(metrics), "")
+    name_axes(right, "eigenvalues", "eigenvalue number", "eigenvalue / largest")
     right.spines[["right", "top"]].set_visible(False)
     right.grid(axis="y", color=_GRID, linewidth=0.7)
     right.set_axisbelow(True)
-    _fit_text(figure, lambda v: fixed(v, 3).removeprefix("0"))
+    fit_text(figure, lambda v: fixed(v, 3).removeprefix("0"))
     return figure
 
 
@@ -253,18 +253,18 @@ def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
     return paths
 
 
-def _new_figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _colour_map(name: str) -> Colormap:
+def colour_map(name: str) -> Colormap:
     return matplotlib.colormaps[name].with_extremes(bad="white")
 
 
-def _labels(names: Sequence[str], longest: int = 18) -> list[str]:
+def printable(names: Sequence[str], longest: int = 18) -> list[str]:
     """Names as the figure can print them: shortened, and numbered where the font lacks a character."""
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     printable = [all(font.get_char_index(ord(c)) for c in name) for name in names]
@@ -272,20 +272,20 @@ def _labels(names: Sequence[str], longest: int = 18) -> list[str]:
     return [name if ok else f"no. {i + 1}" for i, (name, ok) in enumerate(zip(short, printable, strict=True))]
 
 
-def _title(ax: Axes, text: str, note: str) -> None:
+def set_title(ax: Axes, text: str, note: str) -> None:
     ax.set_title(text, loc="left", fontsize=10, color=_INK, pad=7)
     if note:
         ax.set_title(note, loc="right", fontsize=8, color=_MUTED, pad=7)
 
 
-def _name_axes(ax: Axes, label: str, x: str, y: str) -> None:
+def name_axes(ax: Axes, label: str, x: str, y: str) -> None:
     ax.set_label(label)
     ax.set_xlabel(x, fontsize=9, color=_INK)
     ax.set_ylabel(y, fontsize=9, color=_INK)
     ax.tick_params(labelsize=9, colors=_INK)
 
 
-def _heatmap(
+def heatmap(
     ax: Axes,
     data: np.ndarray,
     rows: list[str],
@@ -317,14 +317,14 @@ def _hatch(ax: Axes, cells: np.ndarray) -> None:
     ax.add_collection(PatchCollection(patches, **look), autolim=False)
 
 
-def _colour_bar(figure: SubFigure | Figure, image: AxesImage, ax: Axes, width: float = 0.04) -> None:
+def colour_bar(figure: SubFigure | Figure, image: AxesImage, ax: Axes, width: float = 0.04) -> None:
     """A colour bar as high as the heatmap; `width` is a share of the heatmap's."""
     bar = figure.colorbar(image, cax=ax.inset_axes((1 + width, 0, width, 1)))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2, colors=_INK)
 
 
-def _fit_text(figure: Figure, write: Callable[[float], str]) -> None:
+def fit_text(figure: Figure, write: Callable[[float], str]) -> None:
     """Lay the figure out, then give its heatmaps tick labels and cell values of a size that fits the cells."""
     heatmaps = [ax for ax in figure.axes if ax.images]
     figure.draw_without_rendering()

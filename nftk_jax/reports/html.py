@@ -1,23 +1,17 @@
 """report.html: one file that needs nothing else, for a browser of any size, light or dark, without a network.
 
-Every string that comes from the metrics passes through `_text`, so that a class called "<script>" is only a name.
+Every string that comes from the metrics passes through `page.as_text`: a class called "<script>" is only a name.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from html import escape
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
-from typing import Any
 
 from nftk_jax.mkl.identifiability import normalise_rows
+from nftk_jax.reports import page
 from nftk_jax.reports.colours import cell_style
-from nftk_jax.reports.formats import DASH, clean, count, duration, finite, memory, percent, significant, weight
+from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, significant, weight
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
@@ -80,84 +74,16 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
         _identifiability(metrics, figures),
         _search(metrics, figures),
         _certificate(metrics),
-        _timings(metrics),
-        _reproduce(metrics),
+        page.timings_section(metrics),
+        page.reproduction_section(metrics),
     ]
-    folder = resources.files("nftk_jax.reports")
-    template, css, script = (
-        folder.joinpath(name).read_text("utf-8") for name in ("report.html.template", "report.css", "report.js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    title = f"NFT-K on {clean(metrics['dataset']['name'])}"
-    return Template(template).substitute(
-        title=_text(title), css=css, script=script, script_hash=f"sha256-{digest}", body="\n".join(sections)
-    )
-
-
-def _text(value: Any) -> str:
-    """Anything as HTML text, safe between tags and inside quoted attributes."""
-    return escape(clean(value), quote=True)
-
-
-def _section(title: str, *content: str) -> str:
-    return "\n".join(["<section>", f"<h2>{title}</h2>", *content, "</section>"])
-
-
-def _paragraph(text: str, style: str = "") -> str:
-    return f'<p class="{style}">{text}</p>' if style else f"<p>{text}</p>"
-
-
-def _cell(text: str, *, sort: Any = None, style: str = "", tag: str = "td") -> str:
-    """A table cell; `text` is HTML already. `sort` is the number to sort by, None for a cell sorted by its text."""
-    attributes = f' class="{style}"' if style else ""
-    if sort is not None:
-        attributes += f' data-sort="{_text(sort)}"'
-    return f"<{tag}{attributes}>{text}</{tag}>"
-
-
-def _number(text: str, value: Any) -> str:
-    """A right-aligned cell that sorts by `value`; a missing value sorts last."""
-    number = finite(value)
-    return _cell(text, sort="" if number is None else repr(number), style="number")
-
-
-def _small(text: str) -> str:
-    """Small print on a line of its own; nothing where there is nothing to say."""
-    return "" if text in ("", DASH) else f"<small>{text}</small>"
-
-
-def _table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide") -> str:
-    """A table in a box of its own that scrolls sideways; a header that starts with ">" stands over numbers."""
-    head = "".join(
-        f'<th scope="col" class="number">{h[1:]}</th>' if h.startswith(">") else f'<th scope="col">{h}</th>'
-        for h in headers
-    )
-    body = "\n".join(rows)
-    table = f'<table class="{style}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
-
-
-def _row(cells: Iterable[str], style: str = "") -> str:
-    return f'<tr class="{style}">{"".join(cells)}</tr>' if style else f"<tr>{''.join(cells)}</tr>"
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    """A two-column table of names and values; null shows as a dash."""
-    rows = []
-    for name, value in values.items():
-        shown = DASH if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
-        rows.append(_row([f'<th scope="row">{_text(name)}</th>', _cell(f"<code>{_text(shown)}</code>")]))
-    return f'<div class="scroll"><table class="wide"><tbody>\n{"".join(rows)}\n</tbody></table></div>'
+    return page.render_page(f"NFT-K on {clean(metrics['dataset']['name'])}", sections)
 
 
 def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
     if name not in figures:
         return ""
-    image = figures[name]
-    data = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode("ascii")
-    caption = _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics))
-    source = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-    return f'<figure><div class="scroll">{source}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    return page.figure(figures[name], _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics)))
 
 
 def _head(metrics: Metrics) -> str:
@@ -167,7 +93,7 @@ def _head(metrics: Metrics) -> str:
     rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
     learned = (
         f"learned on {count(data.get('n_search'))} rows by projected gradient descent "
-        f"({_text(search['objective'])} objective, {_text(search['constraint'])})"
+        f"({page.as_text(search['objective'])} objective, {page.as_text(search['constraint'])})"
         if search
         else "the same for every depth (nothing was learned)"
     )
@@ -191,12 +117,8 @@ def _head(metrics: Metrics) -> str:
         (significant(certificate.get("relative_residual"), 2), "relative residual of the solve", ""),
         (duration(metrics["timings"].get("total_s")), "in all", ""),
     ]
-    boxes = "".join(
-        f'<div class="tile"><b>{value}</b><span>{label}</span><span>{interval}</span></div>'
-        for value, label, interval in tiles
-    )
-    title = f"NFT-K on {_text(data['name'])}: test {score.name} {score.value(ours.score)}"
-    return f'<header><h1>{title}</h1>{_paragraph(text, "muted")}</header>\n<div class="tiles">{boxes}</div>'
+    title = f"NFT-K on {page.as_text(data['name'])}: test {score.name} {score.value(ours.score)}"
+    return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}"
 
 
 def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str) -> str:
@@ -206,20 +128,20 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
         f"Each row is one {one}; each cell is the weight of one depth, with the row scaled to unit length "
         f"(Ω<sub>n</sub>). Hover over a cell or tap it for all of its numbers. "
         f"Weights refer to kernels scaled to unit mean diagonal; a <em>kernel weight</em> is what multiplies the "
-        f"unscaled kernel: weight / scale. Both are in <code>{_text(omega_csv)}</code>."
+        f"unscaled kernel: weight / scale. Both are in <code>{page.as_text(omega_csv)}</code>."
     )
     if rows_are_equal(omega_of(metrics)) and len(metrics["omega"]) > 1:
         intro += f" All {many} have the same weights in this run."
     dropped = metrics.get("dropped_depths") or []
     if dropped:
         intro += f" No {one} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
-    verdict = _paragraph(_text(metrics["identifiability"].get("verdict") or DASH))
+    verdict = page.paragraph(page.as_text(metrics["identifiability"].get("verdict") or DASH))
     if indistinguishable_of(metrics) is not None:
-        verdict += _paragraph(
+        verdict += page.paragraph(
             "Hatched cells say nothing: within one standard error of the held-out error their weight could as well be "
             "that of equal weights, or of weights learned on shuffled labels. Hover over a cell for its whole range."
         )
-    why = _paragraph('<a href="#alike">Why: how alike the depths are</a>')
+    why = page.paragraph('<a href="#alike">Why: how alike the depths are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
     views = "".join(
         f'<button type="button" value="{value}" aria-pressed="{"true" if value == "n" else "false"}">{label}</button>'
@@ -230,7 +152,9 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
         '<p class="told muted" aria-live="polite">Colours show the unit rows; a grey 0 is exactly zero.</p></div>'
     )
     beside = f'<div class="beside">{table}{aside}</div>'
-    return _section(f"Which depths each {one} uses", _paragraph(intro), beside, _figure(metrics, figures, "omega"))
+    return page.section(
+        f"Which depths each {one} uses", page.paragraph(intro), beside, _figure(metrics, figures, "omega")
+    )
 
 
 def _heat_table(metrics: Metrics) -> str:
@@ -252,10 +176,10 @@ def _heat_table(metrics: Metrics) -> str:
             )
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
             look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
-            data = "".join(f' data-{key}="{_text(v)}"' for key, v in zip("nwk", values, strict=True))
+            data = "".join(f' data-{key}="{page.as_text(v)}"' for key, v in zip("nwk", values, strict=True))
             data += ' data-unsure="1"' if greyed is not None and greyed[i, j] else ""
-            cells.append(f'<td {look} title="{_text(hover)}"{data}>{_text(values[0])}</td>')
-        lines.append(f'<tr><th scope="row" title="{_text(name)}">{_text(name)}</th>{"".join(cells)}</tr>')
+            cells.append(f'<td {look} title="{page.as_text(hover)}"{data}>{page.as_text(values[0])}</td>')
+        lines.append(f'<tr><th scope="row" title="{page.as_text(name)}">{page.as_text(name)}</th>{"".join(cells)}</tr>')
     if shown < len(names):
         lines.append(
             f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
@@ -277,12 +201,12 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
         ours = row.key.startswith("ours")
         paired = score.difference_interval(row.difference_interval)
         cells = [
-            _cell(f"{_text(row.label)}{_small(_text(row.description))}"),
-            _number(f"{score.value(row.score)}{_small(score.interval(row.interval))}", row.score),
-            _number("" if ours else f"{score.difference(row.difference)}{_small(paired)}", row.difference),
-            _cell("" if ours else row.verdict),
+            page.cell(f"{page.as_text(row.label)}{page.small(page.as_text(row.description))}"),
+            page.number_cell(f"{score.value(row.score)}{page.small(score.interval(row.interval))}", row.score),
+            page.number_cell("" if ours else f"{score.difference(row.difference)}{page.small(paired)}", row.difference),
+            page.cell("" if ours else row.verdict),
         ]
-        rows.append(_row(cells, "ours" if row.key == "ours" else ""))
+        rows.append(page.row(cells, "ours" if row.key == "ours" else ""))
     headers = ["model", f">test {score.name}", f">this model minus it{unit}", "in words"]
     text = (
         "Every model is scored on the same test rows, with the same solver. Small print: 95 % intervals. Those of the "
@@ -290,9 +214,11 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
         "suggest. Where such an interval holds 0, this run does not tell the two models apart."
     )
     note = metrics.get("baselines_note")
-    extra = _paragraph(_text(note), "warn") if note else ""
+    extra = page.paragraph(page.as_text(note), "warn") if note else ""
     figure = _figure(metrics, figures, "baselines")
-    return _section("Is it better than something simpler?", _paragraph(text), extra, _table(headers, rows), figure)
+    return page.section(
+        "Is it better than something simpler?", page.paragraph(text), extra, page.table(headers, rows), figure
+    )
 
 
 def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
@@ -307,7 +233,9 @@ def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> s
         f"{significant(block.get('gram_condition'))}."
     )
     figure = _figure(metrics, figures, "identifiability")
-    return _section('<span id="alike">How alike the depths are</span>', _paragraph(text), _paragraph(numbers), figure)
+    return page.section(
+        '<span id="alike">How alike the depths are</span>', page.paragraph(text), page.paragraph(numbers), figure
+    )
 
 
 def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
@@ -316,33 +244,36 @@ def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
     ridge = metrics["ridge"]
     if not search:
         text = f"No weights were learned in this run. Ridge {range_words(ridge)}."
-        return _section("The search", _paragraph(text))
+        return page.section("The search", page.paragraph(text))
     left, rows = unconverged(metrics), []
     start, end = search["history"]["objective"][0], search["history"]["objective"][-1]
     single = len(search["iterations"]) == 1 and len(names) > 1
     for i, name in enumerate([f"all {nouns(metrics)}"] if single else names):
         done = search["converged"][i]
         rows.append(
-            _row([
-                _cell(_text(name)),
-                _cell('<span class="good">yes</span>' if done else '<span class="warn">no</span>'),
-                _number(count(search["iterations"][i]), search["iterations"][i]),
-                _number(significant(search["projected_gradient"][i], 2), search["projected_gradient"][i]),
-                _number(significant(start[i], 4), start[i]),
-                _number(significant(end[i], 4), end[i]),
-                _cell(range_words(ridge) if single else significant(ridge[i]), sort=ridge[i], style="number"),
+            page.row([
+                page.cell(page.as_text(name)),
+                page.cell('<span class="good">yes</span>' if done else '<span class="warn">no</span>'),
+                page.number_cell(count(search["iterations"][i]), search["iterations"][i]),
+                page.number_cell(significant(search["projected_gradient"][i], 2), search["projected_gradient"][i]),
+                page.number_cell(significant(start[i], 4), start[i]),
+                page.number_cell(significant(end[i], 4), end[i]),
+                page.cell(range_words(ridge) if single else significant(ridge[i]), sort=ridge[i], style="number"),
             ])
         )  # fmt: skip
-    text = f"Projected gradient descent on the {_text(search['objective'])} objective ({_text(search['constraint'])})."
+    text = (
+        f"Projected gradient descent on the {page.as_text(search['objective'])} objective "
+        f"({page.as_text(search['constraint'])})."
+    )
     if search.get("message"):
-        text += f" {_text(str(search['message']).rstrip('.'))}."
-    stopped = f"Stopped before converging, so their weights could still move: {_text(', '.join(left))}."
-    warning = _paragraph(stopped, "warn") if left else ""
+        text += f" {page.as_text(str(search['message']).rstrip('.'))}."
+    stopped = f"Stopped before converging, so their weights could still move: {page.as_text(', '.join(left))}."
+    warning = page.paragraph(stopped, "warn") if left else ""
     headers = [noun(metrics), "converged", ">iterations", ">projected gradient", ">objective, start", ">end", ">ridge"]
-    table = _table(headers, rows)
+    table = page.table(headers, rows)
     if len(rows) > 15:
         table = f"<details><summary>All {len(rows)} {nouns(metrics)}</summary>{table}</details>"
-    return _section("The search", _paragraph(text), warning, table, _figure(metrics, figures, "search"))
+    return page.section("The search", page.paragraph(text), warning, table, _figure(metrics, figures, "search"))
 
 
 def _certificate(metrics: Metrics) -> str:
@@ -350,54 +281,18 @@ def _certificate(metrics: Metrics) -> str:
     rows = []
     for key, explanation in _CERTIFICATE.items():
         value = certificate.get(key)
-        shown = _text(value) if isinstance(value, str) else significant(value)
+        shown = page.as_text(value) if isinstance(value, str) else significant(value)
         number = finite(value)
         if number is not None and key in ("relative_residual", "jitter"):
             good = number <= 1e-3 if key == "relative_residual" else number == 0
             shown = f'<span class="{"good" if good else "warn"}">{shown}</span>'
         rows.append(
-            _row(
+            page.row(
                 [
-                    _cell(_text(key.replace("_", " ")) + _small(explanation.format(noun=noun(metrics)))),
-                    _cell(shown, style="number"),
+                    page.cell(page.as_text(key.replace("_", " ")) + page.small(explanation.format(noun=noun(metrics)))),
+                    page.cell(shown, style="number"),
                 ]
             )
         )
     intro = "The numbers above rest on one linear solve. This is what was checked about it."
-    return _section("Is the solve right?", _paragraph(intro), _table(["check", ">value"], rows, "wide"))
-
-
-def _timings(metrics: Metrics) -> str:
-    timings = metrics["timings"]
-    longest = max((finite(v) or 0.0 for k, v in timings.items() if k != "total_s"), default=0.0) or 1.0
-    rows = []
-    for key, value in timings.items():
-        seconds = finite(value)
-        bar = (
-            "" if key == "total_s" else f'<span class="bar" style="width:{100 * (seconds or 0) / longest:.1f}%"></span>'
-        )
-        cells = [
-            _cell(_text(key.removesuffix("_s"))),
-            _number(duration(value), value),
-            f'<td style="width:60%">{bar}</td>',
-        ]
-        rows.append(_row(cells, "ours" if key == "total_s" else ""))
-    text = f"Peak memory {memory(metrics.get('peak_memory_bytes'))}."
-    return _section("Time and memory", _table(["stage", ">time", ""], rows, "wide"), _paragraph(text))
-
-
-def _reproduce(metrics: Metrics) -> str:
-    command = _text(metrics.get("command") or DASH)
-    data = metrics["dataset"]
-    digest = f'SHA-256 of the data: <span class="hash">{_text(data.get("sha256") or DASH)}</span>'
-    version = f"nftk_jax {_text(metrics.get('version') or DASH)}."
-    columns = (
-        f'<div class="columns"><div><h3>Settings</h3>{_pairs(metrics.get("config") or {})}</div>'
-        f"<div><h3>Environment</h3>{_pairs(metrics.get('environment') or {})}</div></div>"
-    )
-    return _section(
-        "Run it again",
-        f"<pre>{command}</pre>",
-        _paragraph(f"{version} Data set {_text(data['name'])}. {digest}"),
-        columns,
-    )
+    return page.section("Is the solve right?", page.paragraph(intro), page.table(["check", ">value"], rows, "wide"))

@@ -71,6 +71,33 @@ def test_the_iteration_bound_is_reported(quadratic):
     assert "not converged" in result.message
 
 
+@dataclasses.dataclass(frozen=True)
+class WrongForClassOne(Quadratic):
+    """The gradient of class 1 points the wrong way, so that no step along it decreases the value."""
+
+    def evaluate(self, omega, active):
+        value, gradient = super().evaluate(omega, active)
+        return Evaluation(value, gradient.at[1].multiply(-1))
+
+
+def test_a_class_whose_line_search_finds_no_decrease_has_not_converged(quadratic):
+    broken = WrongForClassOne(quadratic.curvature, quadratic.centre)
+    result = minimise(broken, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-9)
+    np.testing.assert_array_equal(result.converged, [True, False, True, True])
+    np.testing.assert_array_equal(result.omega[1], np.full(5, 0.2))
+    assert result.message.startswith("1 of 4 classes not converged")
+
+
+def test_a_class_that_rounding_stops_has_converged(quadratic):
+    """A tolerance that float32 cannot reach: the search ends by itself, near the minimiser of float64."""
+    exact = minimise(quadratic, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-9)
+    single = Quadratic(quadratic.curvature.astype(np.float32), quadratic.centre.astype(np.float32))
+    result = minimise(single, np.full((4, 5), 0.2), project=project_simplex, tolerance=1e-30, max_iterations=1000)
+    assert result.converged.all()
+    assert (result.iterations < 900).all()
+    np.testing.assert_allclose(result.value, exact.value, rtol=1e-5)
+
+
 def test_an_objective_that_is_not_finite_at_the_start_is_named(quadratic):
     broken = dataclasses.replace(quadratic, centre=quadratic.centre.at[2].set(jnp.nan))
     with pytest.raises(ArithmeticError, match="class 2 is not finite"):

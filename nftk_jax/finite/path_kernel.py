@@ -1,0 +1,369 @@
+r"""Path kernels: a trained network rebuilt from its training samples (Domingos 2020, made exact for finite steps).
+
+One step of training moves the parameters by D = -eps v with v_t = mu v_(t-1) + 1/|B| sum_i grad l_i(w_t) + lambda w_t,
+and f moves by
+
+.. math:: f(x; w + D) - f(x; w) = \int_0^1 \langle \nabla f(x; w + s D), D \rangle \, ds .
+
+D is a sum over samples, so the integral splits into one term a sample; momentum hands a sample's share on to later
+steps. With :math:`G_t(x)` the average of :math:`\nabla f(x; \cdot)` along step t, and
+:math:`H_t = G_t + \mu H_{t+1}` summed from the last step backwards,
+
+.. math::
+    f(x; w_T) = f(x; w_0) - \epsilon\lambda \sum_t \langle H_t(x), w_t \rangle
+        - \epsilon \sum_i \sum_{t: i \in B_t} \frac{1}{|B_t|} \langle H_t(x), \nabla_w \ell_i(w_t) \rangle .
+
+The sum over t in the last expression is the term of sample i. As eps -> 0 it becomes Theorem 1:
+:math:`\nabla \ell_i = \sum_k \ell'_{ik} \nabla f_k(x_i)`, and the term is the loss-weighted path kernel of Remark 2.
+The kernel between x and a sample takes the gradient at x along the step and that of the sample at its start, so it is
+not symmetric, and its coefficients depend on x (Remark 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.finite.gradient_sums import Summation
+from nftk_jax.finite.gradients import Array, Factor, Network
+from nftk_jax.finite.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
+from nftk_jax.finite.trajectory import Loss, Report, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class PathTerms:
+    """A trained network's outputs at some queries, as sums over its training samples.
+
+    ``start + regulariser + terms.sum(axis=1)`` is ``output`` up to the error of the quadrature and rounding.
+
+    Attributes:
+      terms: what every sample contributed, shape (n_queries, n, n_outputs), float64.
+      start: the outputs before training, shape (n_queries, n_outputs): b of Theorem 1.
+      regulariser: what weight decay contributed, same shape (Remark 4).
+      output: the trained network's own outputs, same shape.
+      by_parameter: the sum over samples split by parameter, shape (n_parameters, n_queries, n_outputs).
+      names: of those parameters.
+      intervals: number of quadrature intervals, over all steps and queries.
+      bisections: how many of them were made by bisection.
+      unresolved: the largest sum over steps of the measured quadrature errors of a query; None where they were not
+        measured.
+    """
+
+    terms: np.ndarray
+    start: np.ndarray
+    regulariser: np.ndarray
+    output: np.ndarray
+    by_parameter: np.ndarray
+    names: tuple[str, ...]
+    intervals: int
+    bisections: int
+    unresolved: float | None
+
+    @property
+    def reconstruction(self) -> np.ndarray:
+        """start + regulariser + sum of terms, shape (n_queries, n_outputs)."""
+        return self.start + self.regulariser + self.terms.sum(axis=1)
+
+    @property
+    def max_abs_error(self) -> float:
+        """max |reconstruction - output|."""
+        return float(np.abs(self.reconstruction - self.output).max())
+
+    @property
+    def relative_error(self) -> float:
+        """`max_abs_error` over max |output|."""
+        return self.max_abs_error / float(np.abs(self.output).max())
+
+
+def path_terms(
+    trajectory: Trajectory,
+    x: Array | np.ndarray,
+    *,
+    rule: Rule | None = None,
+    tolerance: float | None = None,
+    memory_bytes: int = 2**30,
+    report: Report = lambda stage, done, total: None,
+) -> PathTerms:
+    """Rebuild a trained network's outputs from its training samples.
+
+    Args:
+      trajectory: the training.
+      x: queries, shape (n_queries, ...), dtype of the training inputs.
+      rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
+      tolerance: bound on the error of the quadrature as a share of max |f|, kept by bisecting intervals; None applies
+        the rule once a step.
+      memory_bytes: what gradients of the queries may take; queries are treated in tiles of that size.
+      report: called with the stage "path", the steps done and their number, over all tiles.
+
+    Returns:
+      The terms and what they add up to.
+
+    Raises:
+      ValueError: the tolerance is not positive.
+    """
+    walk = _Walk(
+        trajectory,
+        x,
+        rule or gauss_legendre(8),
+        tolerance,
+        memory_bytes,
+        _loss_gradient(trajectory.loss),
+    )
+    settings, names = trajectory.settings, trajectory.network.names
+    terms = np.zeros((*walk.output.shape, len(trajectory.x)))
+    regulariser, by_parameter = np.zeros_like(walk.output), np.zeros((len(names), *walk.output.shape))
+    intervals, errors = 0, np.zeros(len(walk.x))
+    for tile, step in walk.steps(report):
+        rate = settings.learning_rate / len(step.rows)
+        terms[tile, :, as_slice(step.rows, len(trajectory.x))] -= rate * step.products[..., 0]
+        by_parameter[:, tile] -= rate * step.split
+        regulariser[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
+        intervals += len(step.intervals)
+        errors[tile] += np.bincount(step.intervals.query, step.intervals.error, len(step.with_params))
+    return PathTerms(
+        terms=np.moveaxis(terms, 1, 2), start=walk.start, regulariser=regulariser, output=walk.output,
+        by_parameter=by_parameter, names=names, intervals=intervals,
+        bisections=intervals - settings.steps * len(walk.x),
+        unresolved=None if tolerance is None else float(errors.max()),
+    )  # fmt: skip
+
+
+class KernelMachine(NamedTuple):
+    """Theorem 1 for given queries: f_k(x) = b_k(x) + sum_i sum_k' a[x, i, k, k'] K[x, i, k, k'].
+
+    Attributes:
+      coefficients: a, minus the average loss derivative of output k' of sample i, weighted by the kernel; shape
+        (n_queries, n, n_outputs, n_outputs). It depends on the query (Remark 1).
+      kernel: K, the path kernel between output k of the query and output k' of the sample over the steps that used the
+        sample, same shape; not symmetric for steps of finite size.
+      bias: b, the outputs before training and what weight decay did, shape (n_queries, n_outputs).
+    """
+
+    coefficients: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+def kernel_machine(
+    trajectory: Trajectory, x: Array | np.ndarray, *, rule: Rule | None = None, tolerance: float | None = None,
+    memory_bytes: int = 2**30, report: Report = lambda stage, done, total: None,
+) -> KernelMachine:  # fmt: skip
+    """Write a trained network as the kernel machine of Theorem 1: kernel, coefficients and bias.
+
+    Takes n_outputs times the work and memory of `path_terms`, which sums over a sample's outputs at once.
+
+    Args and errors: see `path_terms`.
+    """
+    n_outputs = trajectory.network.n_outputs
+    walk = _Walk(
+        trajectory,
+        x,
+        rule or gauss_legendre(8),
+        tolerance,
+        memory_bytes,
+        _every_output,
+    )
+    derivative = jax.vmap(jax.grad(trajectory.loss))
+    settings = trajectory.settings
+    kernel = np.zeros((len(walk.x), n_outputs, len(trajectory.x), n_outputs))
+    weighted, bias = np.zeros_like(kernel), walk.start.copy()
+    for tile, step in walk.steps(report):
+        outputs = trajectory.network.output(step.params, trajectory.x[step.rows])
+        slopes = np.asarray(derivative(outputs, trajectory.y[step.rows]), np.float64)
+        share = settings.learning_rate / len(step.rows) * step.products
+        rows = as_slice(step.rows, len(trajectory.x))
+        kernel[tile, :, rows] += share
+        weighted[tile, :, rows] += share * slopes
+        bias[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
+    coefficients = -np.divide(weighted, kernel, out=np.zeros_like(kernel), where=kernel != 0)
+    return KernelMachine(np.moveaxis(coefficients, 1, 2), np.moveaxis(kernel, 1, 2), bias)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Array) -> Array:
+    """K_w(x, x') = <grad f_k(x), grad f_k'(x')> (Definition 1), by parameter.
+
+    Args:
+      network: gives f.
+      params: w, flattened from its tree.
+      x1, x2: samples, shapes (n1, ...) and (n2, ...).
+
+    Returns:
+      Shape (n_parameters, n1, n_outputs, n2, n_outputs); its sum over the first axis is the kernel.
+    """
+
+    def gradients(x):
+        return jax.vmap(lambda one: network.sample_gradients(params, one, lambda f: jnp.eye(len(f), dtype=f.dtype)))(x)
+
+    kernels = []
+    with jax.default_matmul_precision("highest"):
+        for first, second in zip(gradients(x1), gradients(x2), strict=True):
+            product = jnp.einsum("ake,ble->akbl", first.right, second.right)
+            if first.left is not None and second.left is not None:
+                product *= (first.left @ second.left.T)[:, None, :, None]
+            kernels.append(product)
+    return jnp.stack(kernels)
+
+
+def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | None = None) -> np.ndarray:
+    """The path kernel of Definition 2, by parameter: the integral of the tangent kernel over training time.
+
+    The path is the polygon through the parameters of all steps; a step takes the time of its learning rate. Unlike the
+    kernel of `kernel_machine` it is symmetric and positive semi-definite.
+
+    Args:
+      trajectory: the training.
+      x1, x2: samples, shapes (n1, ...) and (n2, ...).
+      rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
+
+    Returns:
+      Shape (n_parameters, n1, n_outputs, n2, n_outputs), float64.
+    """
+    rule = rule or gauss_legendre(8)
+    x1, x2 = jnp.asarray(x1, trajectory.x.dtype), jnp.asarray(x2, trajectory.x.dtype)
+    total = 0.0
+    for _, start, step in trajectory.points():
+        total = total + np.asarray(_kernel_along(trajectory.network, rule, start, step, x1, x2), np.float64)
+    return trajectory.settings.learning_rate * np.asarray(total)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _kernel_along(network: Network, rule: Rule, start, step, x1: Array, x2: Array) -> Array:
+    """The tangent kernel's average along a step."""
+
+    def at(s):
+        return tangent_kernel(network, [w + s * d for w, d in zip(start, step, strict=True)], x1, x2)
+
+    nodes, weights = (jnp.asarray(values, start[0].dtype) for values in rule)
+    empty = jnp.zeros_like(jax.eval_shape(at, nodes[0]))
+    return jax.lax.scan(lambda total, node: (total + node[1] * at(node[0]), None), empty, (nodes, weights))[0]
+
+
+def as_slice(rows: np.ndarray, n: int) -> np.ndarray | slice:
+    """The rows as an index; a slice where they are all n in their order, which spares a copy."""
+    return slice(None) if len(rows) == n and (np.diff(rows) == 1).all() else rows
+
+
+class _Step(NamedTuple):
+    """What one step of training contributes to a tile of queries.
+
+    Attributes:
+      number: t.
+      params: w_t, flattened.
+      rows: the samples of the step.
+      products: <H_t(x), row of sample i>, shape (m, n_outputs, len(rows), rows of a sample), float64.
+      split: the same summed over samples and their rows, by parameter, shape (n_parameters, m, n_outputs).
+      with_params: <H_t(x), w_t>, shape (m, n_outputs).
+      intervals: of the quadrature.
+    """
+
+    number: int
+    params: list[Array]
+    rows: np.ndarray
+    products: np.ndarray
+    split: np.ndarray
+    with_params: np.ndarray
+    intervals: Intervals
+
+
+class _Walk:
+    """A pass along a trajectory, from its last step to its first, for a tile of queries at a time."""
+
+    def __init__(
+        self, trajectory: Trajectory, x: Array | np.ndarray, rule: Rule, tolerance: float | None, memory_bytes: int,
+        cotangents: Callable[[Array, Array], Array],
+    ) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+          trajectory, x, rule, tolerance, memory_bytes: see `path_terms`.
+          cotangents: from a sample's outputs and target to the combinations of outputs whose gradients are multiplied
+            with H, (rows, n_outputs).
+        """
+        check_tolerance(tolerance)
+        network, settings = trajectory.network, trajectory.settings
+        size, dtype = trajectory.batches.shape[1], trajectory.start[0].dtype
+        self.trajectory, self.x = trajectory, jnp.asarray(x, trajectory.x.dtype)
+        self.output = np.asarray(trajectory.network.output(trajectory.end, self.x), np.float64)
+        self.start = np.asarray(trajectory.network.output(trajectory.start, self.x), np.float64)
+        largest = float(np.abs(self.output).max())
+        self._allowed = None if tolerance is None else tolerance * largest / settings.steps
+        self._rounding = largest * float(jnp.finfo(dtype).eps)
+        one = jax.ShapeDtypeStruct((network.n_outputs,), dtype)
+        self._sample_rows = jax.eval_shape(cotangents, one, one).shape[0]
+        self._sums = Summation(network, rule, size * self._sample_rows, settings.momentum > 0, str(dtype))
+        self._queries = max(1, min(len(x), memory_bytes // self._sums.query_bytes()))
+        self._chunk = self._sums.chunk(self._queries)
+        self._cotangents = cotangents
+
+    def steps(self, report: Report) -> Iterator[tuple[slice, _Step]]:
+        """Every step for every tile: which queries, and what it contributes to them."""
+        total = -(-len(self.x) // self._queries) * self.trajectory.settings.steps
+        done = 0
+        for begin in range(0, len(self.x), self._queries):
+            tile = slice(begin, begin + self._queries)
+            for step in self._tile(self.x[tile]):
+                report("path", done, total)
+                done += 1
+                yield tile, step
+        report("path", total, total)
+
+    def _tile(self, x: Array) -> Iterator[_Step]:
+        sums, shape = self._sums, (len(x), self.trajectory.network.n_outputs, -1, self._sample_rows)
+        state = sums.zeros(len(x))
+        for number, start, step in self.trajectory.points():
+            rows = self.trajectory.batches[number]
+            data = self.trajectory.x[rows], self.trajectory.y[rows]
+            samples = _sample_gradients(self.trajectory.network, self._cotangents, start, *data)
+            intervals = self._intervals(start, step, x)
+            state = sums.decay(state, self.trajectory.settings.momentum)
+            for part in intervals.chunks(self._chunk):
+                low, high = part.low.astype(sums.dtype), part.high.astype(sums.dtype)
+                state = sums.add(state, start, step, x, samples, part.query, low, high)
+            products, split, with_params = (np.asarray(a, np.float64) for a in sums.products(state, start, x, samples))
+            yield _Step(number, start, rows, products.reshape(shape), split, with_params, intervals)
+
+    def _intervals(self, start: list[Array], step: list[Array], x: Array) -> Intervals:
+        if self._allowed is None:
+            return Intervals.whole(len(x))
+        network, rule = self.trajectory.network, self._sums.rule
+        return refine(
+            lambda parts: measure_errors(network, rule, start, step, x, parts, chunk=self._chunk),
+            len(x), allowed=self._allowed, scale=self._rounding,
+        )  # fmt: skip
+
+
+Cotangents = Callable[[Array, Array], Array]
+
+
+@functools.cache
+def _loss_gradient(loss: Loss) -> Cotangents:
+    """The derivative of a sample's loss in its outputs, as one row."""
+    return lambda output, target: jax.grad(loss)(output, target)[None]
+
+
+def _every_output(output: Array, target: Array) -> Array:
+    """One row an output."""
+    return jnp.eye(len(output), dtype=output.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample_gradients(network: Network, cotangents: Cotangents, params, x: Array, y: Array) -> list[Factor]:
+    """Gradients of samples, those of one sample side by side: shapes (len(x) * rows of a sample, ...)."""
+
+    def one(x, y):
+        return network.sample_gradients(params, x, lambda f: cotangents(f, y))
+
+    def flatten(factor: Factor) -> Factor:
+        n, rows, size = factor.right.shape
+        left = None if factor.left is None else jnp.repeat(factor.left, rows, axis=0)
+        return Factor(left, factor.right.reshape(n * rows, size))
+
+    with jax.default_matmul_precision("highest"):
+        return [flatten(factor) for factor in jax.vmap(one)(x, y)]

@@ -1,0 +1,333 @@
+"""`python -m nftk_jax.paths`: a network trained by gradient descent, rebuilt from its training samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from nftk_jax import command_line
+from nftk_jax.command_line import CommandError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nftk_jax.datasets import Dataset
+    from nftk_jax.finite.networks import NetworkSettings
+    from nftk_jax.finite.path_kernel import PathTerms
+    from nftk_jax.finite.quadrature import Rule
+    from nftk_jax.finite.trajectory import DescentSettings, Trajectory
+
+#: Learning rate of each loss unless told otherwise.
+LEARNING_RATES = {"mse": 0.02, "cross-entropy": 0.1}
+#: Test samples explained in the report.
+EXPLAINED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class PathsConfig:
+    """Flags of `python -m nftk_jax.paths`; config{} of metrics.json."""
+
+    dataset: str = "mnist-small"
+    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test."""
+    data_dir: pathlib.Path | None = None
+    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    n_train: int | None = None
+    """Use a stratified random subset of this many training rows."""
+    n_test: int | None = None
+    """Use a stratified random subset of this many test rows."""
+    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
+    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    network: Literal["mlp", "nftk"] = "mlp"
+    """mlp: one readout; nftk: a readout at every layer, weighted by Omega (the paper's eqs. 7-8)."""
+    loss: Literal["mse", "cross-entropy"] = "mse"
+    """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
+    depth: int = 2
+    """Hidden layers."""
+    width: int = 64
+    """Units of every hidden layer."""
+    activation: str = "relu"
+    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    steps: int = 60
+    """Steps of gradient descent."""
+    batch_size: int | None = None
+    """Samples a step; default all of them."""
+    learning_rate: float | None = None
+    """Of gradient descent; default 0.02 for mse, 0.1 for cross-entropy."""
+    weight_decay: float = 0.0
+    """Of all parameters."""
+    momentum: float = 0.0
+    """Share of its velocity that a step keeps, from 0 to below 1."""
+    quadrature: int = 8
+    """Gauss-Legendre nodes on every interval of a step."""
+    tolerance: float | None = 1e-3
+    """Bound on the quadrature's error as a share of the largest output, kept by bisecting the intervals of a step; None
+    takes one interval a step as it is."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of training and quadrature."""
+    seed: int = 0
+    """Draws subsets, the network and the batches."""
+    output: pathlib.Path | None = None
+    """Output directory; default runs/paths-DATASET-TIME."""
+    overwrite: bool = False
+    """Replace an earlier result in the output directory."""
+
+
+def main(config: PathsConfig) -> None:
+    """Train, rebuild, measure and write the output directory.
+
+    Raises:
+      CommandError, ValueError: bad input; nothing is written.
+      ArithmeticError: training diverged; nothing is written.
+    """
+    from rich.console import Console
+
+    started, console = time.perf_counter(), Console()
+    stem = pathlib.Path(config.dataset).name.removesuffix(".npz")
+    output = config.output or pathlib.Path("runs") / f"paths-{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    command_line.check_output(output, overwrite=config.overwrite)
+    settings, rule = _check_flags(config)
+    with command_line.make_progress(console) as progress:
+        dataset = _load(config, command_line.StageReport(progress))
+    network = _network(config, dataset.n_features, dataset.n_outputs)
+    _check_memory(dataset)
+    console.print(
+        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
+        f"features, {dataset.n_outputs} outputs; depth {config.depth}, width {config.width}, {config.steps} steps",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    from nftk_jax.kernels.precision import enable_x64
+
+    with enable_x64(config.precision == "float64"), command_line.make_progress(console) as progress:
+        report = command_line.StageReport(progress)
+        clock = time.perf_counter()
+        trajectory, x_test = _train(config, dataset, network, settings, report)
+        train_s = time.perf_counter() - clock
+        clock = time.perf_counter()
+        terms = _rebuild(config, trajectory, x_test, rule, report)
+        path_s = time.perf_counter() - clock
+    metrics = {
+        "schema": "nftk_jax.paths/1",
+        "version": command_line.version(),
+        "command": shlex.join(["python", "-m", "nftk_jax.paths", *sys.argv[1:]]),
+        "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
+        "environment": command_line.environment(),
+        **_measure(config, dataset, trajectory, terms),
+        "timings": {"train_s": train_s, "path_s": path_s},
+        "peak_memory_bytes": command_line.peak_memory_bytes(),
+    }
+    metrics["timings"]["total_s"] = time.perf_counter() - started
+    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
+        _write(aside, metrics, terms, dataset)
+    from nftk_jax.reports.paths import summary
+
+    console.print(summary(metrics))
+    console.print(
+        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
+    """Refuse what no type can, before any data are read; the settings and the rule."""
+    from nftk_jax.finite.quadrature import check_tolerance, gauss_legendre
+    from nftk_jax.finite.trajectory import DescentSettings
+
+    if config.seed < 0:
+        raise CommandError(f"--seed must be >= 0; got {config.seed}")
+    check_tolerance(config.tolerance)
+    _network(config, 1, 1)
+    rate = LEARNING_RATES[config.loss] if config.learning_rate is None else config.learning_rate
+    settings = DescentSettings(config.steps, rate, config.batch_size, config.momentum, config.weight_decay)
+    return settings, gauss_legendre(config.quadrature)
+
+
+def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSettings:
+    from nftk_jax.finite.networks import NetworkSettings
+    from nftk_jax.kernels.architecture import MLP
+
+    # Omega >= 0 by max(Omega, 0) in the forward pass: a projection would be a movement that no sample accounts for.
+    return NetworkSettings(
+        MLP(config.depth, config.activation), n_inputs, n_outputs, config.width,
+        readouts="all" if config.network == "nftk" else "last", omega_start="ones", omega_positivity="clip",
+    )  # fmt: skip
+
+
+def _load(config: PathsConfig, report: command_line.StageReport) -> Dataset:
+    from nftk_jax.datasets import load_dataset
+
+    dataset = load_dataset(
+        config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
+        report=report,
+    )  # fmt: skip
+    if config.batch_size is not None and config.batch_size > len(dataset.x_train):
+        raise CommandError(
+            f"--batch-size must be at most the {len(dataset.x_train)} training rows; got {config.batch_size}"
+        )
+    if dataset.classes is None and config.loss != "mse":
+        raise CommandError(f"{dataset.name} has real targets; --loss cross-entropy needs classes, take mse")
+    return dataset
+
+
+def _check_memory(dataset: Dataset) -> None:
+    """Refuse terms that do not fit: as they are summed up, saved and read."""
+    from nftk_jax.solvers.plan import available_memory
+
+    numbers = len(dataset.x_train) * len(dataset.x_test) * dataset.n_outputs
+    needed, available = 3 * 8 * numbers, available_memory()
+    if needed > 0.8 * available:
+        raise CommandError(
+            f"one term for each of {len(dataset.x_test)} test rows, {len(dataset.x_train)} training rows and "
+            f"{dataset.n_outputs} outputs takes {needed / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB free; "
+            "lower --n-train or --n-test"
+        )
+
+
+def _train(
+    config: PathsConfig, dataset: Dataset, network: NetworkSettings, settings: DescentSettings, report
+) -> tuple[Trajectory, np.ndarray]:
+    """The recorded training, and the scaled test rows."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from nftk_jax.finite.networks import Params, apply, initialise
+    from nftk_jax.finite.trajectory import draw_batches, record_trajectory, sample_loss
+    from nftk_jax.model import fit_input_scaling
+
+    dtype = np.dtype(config.precision)
+    inputs = fit_input_scaling(dataset.x_train, config.scaling, images=dataset.image_shape is not None)
+    x, x_test = (inputs.apply(rows, dtype) for rows in (dataset.x_train, dataset.x_test))
+    if dataset.classes is None:
+        y = ((dataset.y_train - dataset.y_train.mean(0)) / dataset.y_train.std(0)).astype(dtype)
+    else:
+        y = np.eye(dataset.n_outputs, dtype=dtype)[dataset.y_train]
+    theta, omega = initialise(network, jax.random.key(config.seed), dtype)
+    columns, tree = jax.tree.flatten(omega)  # Omega column by column, so that every layer has its own
+    params = (theta, {f"omega_{1 + place}": column for table in columns for place, column in enumerate(table.T)})
+
+    def output(params, rows):
+        table = jnp.stack(list(params[1].values()), axis=1) if columns else None
+        return apply(network, Params(params[0], jax.tree.unflatten(tree, [table] if columns else [])), rows)
+
+    trajectory = record_trajectory(
+        output, params, x, y, settings,
+        loss=sample_loss(config.loss),
+        batches=draw_batches(len(x), settings, np.random.default_rng((config.seed, 2))), report=report,
+    )  # fmt: skip
+    return trajectory, x_test
+
+
+def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, rule: Rule, report) -> PathTerms:
+    from nftk_jax.finite.path_kernel import path_terms
+
+    return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
+
+
+def _measure(config: PathsConfig, dataset: Dataset, trajectory: Trajectory, terms: PathTerms) -> dict[str, Any]:
+    """The blocks of metrics.json that tell what was found."""
+    import numpy as np
+
+    from nftk_jax.evaluation import accuracy_interval, r2
+    from nftk_jax.finite import influence
+
+    classes = dataset.classes is not None
+    labels, query_labels = (dataset.y_train, dataset.y_test) if classes else (None, None)
+    names, contribution = influence.by_layer(terms, query_labels)
+    classes_block = None
+    if dataset.classes is not None:
+        between = influence.between_classes(terms, dataset.y_train, dataset.y_test, dataset.n_outputs)
+        classes_block = _finite(between)
+    shared = {"n_classes": dataset.n_outputs, "class_names": dataset.class_names, "task": dataset.task}
+    blocks: dict[str, Any] = {
+        "dataset": {
+            "name": dataset.name, "n_train": len(dataset.x_train), "n_test": len(dataset.x_test),
+            "n_features": dataset.n_features, "sha256": dataset.sha256, **shared,
+        },
+        "training": {
+            "learning_rate": trajectory.settings.learning_rate,
+            "n_parameters": sum(leaf.size for leaf in trajectory.start),
+            "losses": trajectory.losses.tolist(),
+        },
+        "reconstruction": {
+            "relative_error": terms.relative_error, "max_abs_error": terms.max_abs_error,
+            "largest_output": float(np.abs(terms.output).max()), "intervals": terms.intervals,
+            "bisections": terms.bisections, "steps_times_queries": config.steps * len(dataset.x_test),
+            "measured_quadrature_error": terms.unresolved,
+        },
+        "layers": {
+            "names": names, "contribution": _finite(contribution), "start": _finite(_mean(terms.start, query_labels)),
+            "output": _finite(_mean(terms.output, query_labels)), "omega": _omega(trajectory),
+        },
+        "classes": classes_block,
+        "influences": influence.influences(
+            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED)
+        ),
+    }  # fmt: skip
+    if classes:
+        right = terms.output.argmax(axis=1) == dataset.y_test
+        accuracy, interval = accuracy_interval(right)
+        same = float((terms.reconstruction.argmax(axis=1) == terms.output.argmax(axis=1)).mean())
+        blocks |= {"test_accuracy": accuracy, "test_accuracy_interval": list(interval), "same_prediction": same}
+    else:
+        mean, scale = dataset.y_train.mean(0), dataset.y_train.std(0)
+        blocks["test_r2"] = r2(dataset.y_test, mean + scale * terms.output)
+    return blocks
+
+
+def _mean(values: np.ndarray, query_labels: np.ndarray | None) -> np.ndarray:
+    """Mean over queries of every output; where there are classes, over the queries of the output's class."""
+    import numpy as np
+
+    if query_labels is None:
+        return values.mean(axis=0)
+    members = np.eye(values.shape[1])[query_labels]
+    counts = members.sum(axis=0)
+    return np.divide((values * members).sum(axis=0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+def _omega(trajectory: Trajectory) -> list[list[float]] | None:
+    """Omega of the trained NFT-K network as its forward pass sees it, (n_outputs, depth)."""
+    import numpy as np
+
+    columns = [end for name, end in zip(trajectory.network.names, trajectory.end, strict=True) if "omega_" in name]
+    return np.maximum(np.stack(columns, axis=1), 0).astype(float).tolist() if columns else None
+
+
+def _finite(values: np.ndarray) -> list:
+    """Nested lists with None for what is not a number."""
+    return [_finite(row) if row.ndim else None if row != row else float(row) for row in values]
+
+
+def _write(directory: pathlib.Path, metrics: dict, terms: PathTerms, dataset: Dataset) -> None:
+    """Write every file of the contract."""
+    import numpy as np
+
+    from nftk_jax.reports.path_figures import save_figures
+    from nftk_jax.reports.paths import render_paths
+
+    np.savez_compressed(
+        directory / "terms.npz", terms=terms.terms, start=terms.start, regulariser=terms.regulariser,
+        output=terms.output,
+    )  # fmt: skip
+    (directory / "figures").mkdir()
+    figures = save_figures(
+        metrics, directory / "figures", output=terms.output, rebuilt=terms.reconstruction, x_train=dataset.x_train,
+        x_test=dataset.x_test, image_shape=dataset.image_shape,
+    )  # fmt: skip
+
+    (directory / "report.html").write_text(render_paths(metrics, figures), encoding="utf-8")
+    (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+
+def command() -> int:
+    """The console script nftk-paths."""
+    return command_line.run(main, PathsConfig, prog="nftk_jax.paths", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,187 @@
+"""What a path kernel shows to people: the terminal's summary and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from nftk_jax.reports import page
+from nftk_jax.reports.formats import DASH, clean, count, duration, fixed, memory, percent, significant
+from nftk_jax.reports.reading import Metrics
+
+_CAPTIONS = {
+    "reconstruction": "Left: every output on every test row, as the network gives it and as the sum of the training "
+    "samples' terms. Right: the loss along training.",
+    "influences": "Test images with the training images whose terms raised and lowered their largest output most. "
+    "Above each test image the class of that output and its value, orange where it is wrong; above each training image "
+    "its term.",
+    "classes": "Mean over the test rows of one class (rows): what all training rows of another class (columns) added "
+    "to the test rows' true output.",
+    "layers": "What the movement of every layer's parameters added to an output, all training samples together; mean "
+    "over the test rows of the output's class.",
+}
+
+
+def summary(metrics: Metrics) -> RenderableType:
+    """Error, accuracy, completeness of the explained test rows, layers and time, at most 80 columns wide."""
+    text = Text()
+    text.append(f"Rebuilt to {significant(metrics['reconstruction']['relative_error'], 2)}", style="bold")
+    text.append(f" of the largest output: {_error_words(metrics)}\n{_score_words(metrics)}")
+    text.append(f"\nTime {_time_words(metrics)}")
+    table = Table("test row", "output", "its value", "start", "terms +", "terms −", "missing", width=80)
+    if metrics["config"]["weight_decay"]:
+        table.add_column("decay")
+    names = metrics["dataset"]["class_names"]
+    for row in metrics["influences"]:
+        cells = [
+            str(row["query"]), Text(clean(names[row["output"]])), fixed(row["value"], 3), fixed(row["start"], 3),
+            fixed(row["positive_sum"], 3), fixed(row["negative_sum"], 3), significant(row["completeness_error"], 2),
+        ]  # fmt: skip
+        table.add_row(*cells, *([fixed(row["regulariser"], 3)] if metrics["config"]["weight_decay"] else []))
+    return Group(Padding(text, (1, 1)), table)
+
+
+def _error_words(metrics: Metrics) -> str:
+    block = metrics["reconstruction"]
+    if block["measured_quadrature_error"] is None:
+        return f"{count(block['intervals'])} quadrature intervals, one for every step and test row."
+    share = block["bisections"] / block["steps_times_queries"]
+    return (
+        f"{count(block['intervals'])} quadrature intervals, {count(block['bisections'])} of them by bisection "
+        f"({fixed(share, 2)} a step and test row)."
+    )
+
+
+def _score_words(metrics: Metrics) -> str:
+    if metrics["dataset"]["task"] == "regression":
+        return f"The network's test R² is {fixed(metrics['test_r2'], 3)}."
+    return (
+        f"The network is right on {percent(metrics['test_accuracy'])} of the test rows; the rebuilt one predicts the "
+        f"same on {percent(metrics['same_prediction'])}."
+    )
+
+
+def _time_words(metrics: Metrics) -> str:
+    timings = metrics["timings"]
+    ratio = timings["path_s"] / max(timings["train_s"], 1e-9)
+    peak = memory(metrics.get("peak_memory_bytes"))
+    return (
+        f"{duration(timings['total_s'])}: training {duration(timings['train_s'])}, path {duration(timings['path_s'])} "
+        f"({fixed(ratio, 1)} times as long)" + ("" if peak == DASH else f"; peak memory {peak}")
+    )
+
+
+def render_paths(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
+    """Write the report of a path kernel as one self-contained HTML page.
+
+    Args:
+      metrics: the content of metrics.json.
+      figures: PNG files, or their bytes, by the names that `save_figures` gives them; those missing are left out.
+    """
+    shown = {name: page.figure(figures[name], caption) for name, caption in _CAPTIONS.items() if name in figures}
+    sections = [
+        _head(metrics),
+        _reconstruction(metrics, shown.get("reconstruction", "")),
+        _influences(metrics, shown.get("influences", "")),
+        _classes(shown["classes"]) if "classes" in shown else "",
+        _layers(metrics, shown.get("layers", "")),
+        page.timings_section(metrics),
+        page.reproduction_section(metrics),
+    ]
+    return page.render_page(f"Path kernel on {clean(metrics['dataset']['name'])}", sections)
+
+
+def _head(metrics: Metrics) -> str:
+    data, config, block = metrics["dataset"], metrics["config"], metrics["reconstruction"]
+    batches = "full batches" if config["batch_size"] is None else f"batches of {count(config['batch_size'])}"
+    kind = "an NFT-K MLP" if config["network"] == "nftk" else "an MLP"
+    text = (
+        f"{kind[0].upper()}{kind[1:]} with {count(config['depth'])} hidden layers of {count(config['width'])} units "
+        f"({page.as_text(config['activation'])}), trained on {count(data['n_train'])} samples for "
+        f"{count(config['steps'])} steps of {batches} ({page.as_text(config['loss'])}, learning rate "
+        f"{significant(metrics['training']['learning_rate'])}), and rebuilt on {count(data['n_test'])} test rows as a "
+        "sum of one term for every training sample."
+    )
+    tiles = [
+        (significant(block["relative_error"], 2), "largest error, of the largest output", ""),
+        (count(block["intervals"]), "quadrature intervals", f"{count(block['bisections'])} by bisection"),
+        (duration(metrics["timings"]["path_s"]), "for the path", f"training {duration(metrics['timings']['train_s'])}"),
+    ]
+    if data["task"] != "regression":
+        low, high = metrics["test_accuracy_interval"]
+        note = f"95 %: {fixed(100 * low, 2)} to {percent(high)}"
+        tiles.insert(1, (percent(metrics["test_accuracy"]), "test accuracy of the network", note))
+    title = f"Path kernel on {page.as_text(data['name'])}"
+    return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}"
+
+
+def _reconstruction(metrics: Metrics, figure: str) -> str:
+    text = (
+        "Every step of gradient descent moves the parameters by a sum over samples, so what a step changes in an "
+        "output is a sum over samples too: the integral, along the step, of the product of the output's gradient "
+        "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect of "
+        "weight decay and all terms together are the trained network's output, up to the error of the integrals."
+    )
+    bound = metrics["reconstruction"]["measured_quadrature_error"]
+    measured = (
+        "" if bound is None else f" The measured errors of all intervals add up to at most {significant(bound, 2)}."
+    )
+    return page.section(
+        "Is the network the sum of its samples?", page.paragraph(text),
+        page.paragraph(_error_words(metrics) + measured + " " + _score_words(metrics)), figure,
+    )  # fmt: skip
+
+
+def _influences(metrics: Metrics, figure: str) -> str:
+    names, rows = metrics["dataset"]["class_names"], []
+    for row in metrics["influences"]:
+        true = DASH if row["label"] is None else names[row["label"]]
+        rows.append(
+            page.row([
+                page.number_cell(count(row["query"]), row["query"]),
+                page.cell(page.as_text(true)),
+                page.cell(page.as_text(names[row["output"]])),
+                *(page.number_cell(fixed(row[key], 3), row[key])
+                  for key in ("value", "start", "regulariser", "positive_sum", "negative_sum")),
+                page.number_cell(significant(row["completeness_error"], 2), row["completeness_error"]),
+                page.cell(page.small(_listed(row["positive"], names))),
+                page.cell(page.small(_listed(row["negative"], names))),
+            ])
+        )  # fmt: skip
+    headers = [">test row", "its class", "largest output", ">value", ">start", ">weight decay", ">positive terms",
+               ">negative terms", ">missing", "raise it most", "lower it most"]  # fmt: skip
+    text = (
+        "The terms of some test rows in their largest output. Value = start + weight decay + positive + negative "
+        "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
+        "its start; so a term belongs to this training and this test row, not to leaving the sample out."
+    )
+    return page.section("Which samples made a prediction", page.paragraph(text), figure, page.table(headers, rows))
+
+
+def _listed(entries: list[Metrics], names: list[str]) -> str:
+    """Samples with their classes and terms, as HTML."""
+    shown = []
+    for entry in entries[:3]:
+        label = "" if entry["label"] is None else f" ({page.as_text(names[entry['label']])})"
+        shown.append(f"{count(entry['sample'])}{label} {fixed(entry['term'], 3, sign=True)}")
+    return ", ".join(shown)
+
+
+def _classes(figure: str) -> str:
+    text = "How the training rows of one class moved the outputs of the test rows of another."
+    return page.section("Which classes made a prediction", page.paragraph(text), figure)
+
+
+def _layers(metrics: Metrics, figure: str) -> str:
+    text = "The inner product of gradients is a sum over parameters, so every term splits by layer."
+    if metrics["layers"]["omega"] is not None:
+        text += (
+            " Below it Omega, the weight of every depth's readout in the trained network. The first says which layers "
+            "moved the outputs while the network learned, the second which readouts it uses now."
+        )
+    return page.section("Which layers made it", page.paragraph(text), figure)

@@ -1,0 +1,208 @@
+"""Training: single steps against differences, the epoch's bookkeeping, seeds, resumption, early stop, divergence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from nftk_jax.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise
+from nftk_jax.finite.training import (
+    DivergenceError,
+    TrainSettings,
+    TrainState,
+    mean_loss,
+    predict,
+    sgd_step,
+    start_training,
+    train,
+)
+from nftk_jax.kernels.architecture import MLP
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+NFTK = NetworkSettings(MLP(2), 4, 3, width=8, readouts="all")
+
+
+@pytest.fixture
+def data(rng):
+    labels = rng.integers(0, 3, 44)
+    x = rng.normal(size=(44, 4)) + 2 * np.eye(3, 4)[labels]
+    return x, np.eye(3)[labels]
+
+
+def flat(params: Params) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+def test_the_loss_is_the_mean_over_rows_of_a_sum_over_outputs(loss, rng):
+    f, y, weight = rng.normal(size=(5, 3)), np.eye(3)[[0, 2, 1, 1, 0]], np.array([1, 2, 0, 1, 1.0])
+    rows = ((f - y) ** 2).sum(axis=1) if loss == "mse" else -(y * scipy.special.log_softmax(f, axis=1)).sum(axis=1)
+    assert float(mean_loss(loss, jnp.asarray(f), jnp.asarray(y), jnp.asarray(weight))) == pytest.approx(
+        np.average(rows, weights=weight), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+@pytest.mark.parametrize("network", [NFTK, NetworkSettings(MLP(2, "erf"), 4, 3, width=8)], ids=["nftk", "mlp"])
+def test_a_step_is_the_papers_with_gradients_by_central_differences(loss, network, data):
+    """Away from the projection: theta and Omega move by their own rates times gradient plus decay."""
+    x, y = (jnp.asarray(part) for part in data)
+    network = dataclasses.replace(network, omega_start="ones")
+    settings = TrainSettings(learning_rate=0.03, omega_learning_rate=0.2, weight_decay=0.1, loss=loss)
+    params, ones = initialise(network, jax.random.key(0), jnp.float64), jnp.ones(len(x))
+    theta_optimizer, omega_optimizer = settings.optimizers()
+    state = TrainState(params, theta_optimizer.init(params.theta), omega_optimizer.init(params.omega))
+    (after, *_), value = jax.jit(sgd_step, static_argnums=(0, 1))(network, settings, state, x, y, ones)
+    loss_at = jax.jit(lambda p: mean_loss(loss, apply(network, p, x), y, ones))
+
+    assert float(value) == pytest.approx(float(loss_at(params)), rel=1e-12)
+    leaves, tree = jax.tree.flatten(params)
+    n_theta = len(jax.tree.leaves(params.theta))
+    for number, leaf in enumerate(leaves):
+        rate = 0.03 if number < n_theta else 0.2
+        for index in list(np.ndindex(leaf.shape))[:: max(1, leaf.size // 3)]:
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = [*leaves[:number], leaf.at[index].add(step), *leaves[number + 1 :]]
+                ends.append(loss_at(jax.tree.unflatten(tree, moved)))
+            expected = leaf[index] - rate * (float(ends[0] - ends[1]) / 2e-6 + 0.1 * leaf[index])
+            # central differences in float64: 1e-10 of rounding over the step
+            assert float(jax.tree.leaves(after)[number][index]) == pytest.approx(float(expected), abs=1e-8)
+
+
+def test_omega_is_projected_after_every_step_and_not_when_it_is_clipped(data):
+    x, y = data
+    settings = TrainSettings(batch_size=44, learning_rate=1e-9, omega_learning_rate=1e-9, weight_decay=0.0)
+    start = np.asarray(start_training(NFTK, settings, [0], x.dtype).state.params.omega["omega"][...])
+    assert (start < 0).any()
+    for positivity in ("project", "clip"):
+        network = dataclasses.replace(NFTK, omega_positivity=positivity)
+        after = train(network, settings, x, y, seeds=[0], epochs=1)
+        expected = np.maximum(start, 0) if positivity == "project" else start
+        np.testing.assert_allclose(after.state.params.omega["omega"][...], expected, atol=1e-7)
+        assert after.history["zeros_in_omega"][0, 0] == after.initial_zeros[0] == (start < 0).mean()
+
+
+@pytest.mark.parametrize("batch_size", [7, 11, 44, 100])
+def test_an_epoch_visits_every_row_once(batch_size, data):
+    """At a vanishing learning rate the mean loss over the epoch is the loss on all rows, whatever divides them."""
+    x, y = data
+    settings = TrainSettings(batch_size=batch_size, learning_rate=1e-13, omega_learning_rate=1e-13, weight_decay=0.0)
+    network = NetworkSettings(MLP(2), 4, 3, width=8)
+    done = train(network, settings, x, y, seeds=[0, 1], epochs=1)
+    for seed, outputs in enumerate(predict(network, done.params, x)):
+        expected = ((outputs - y) ** 2).sum(axis=1).mean()
+        assert done.history["train_loss"][0, seed] == pytest.approx(expected, rel=1e-10)
+
+
+def test_one_pass_in_one_batch_is_gradient_descent(data):
+    x, y = data
+    settings = TrainSettings(batch_size=44)
+    begun = start_training(NFTK, settings, [5], x.dtype)
+    one = jax.tree.map(lambda leaf: leaf[0], begun.state)
+    for _ in range(3):
+        one, _ = jax.jit(sgd_step, static_argnums=(0, 1))(NFTK, settings, one, x, y, np.ones(44))
+    done = train(NFTK, settings, x, y, seeds=[5], epochs=3)
+    np.testing.assert_allclose(flat(done.params), flat(one.params), rtol=1e-10, atol=1e-12)
+
+
+def test_a_seed_gives_one_network_alone_or_among_others(data):
+    x, y = data
+    settings = TrainSettings(batch_size=10, learning_rate=0.1)
+    alone = train(NFTK, settings, x, y, seeds=[2], epochs=2)
+    again = train(NFTK, settings, x, y, seeds=[2], epochs=2)
+    among = train(NFTK, settings, x, y, seeds=[1, 2], epochs=2)
+    np.testing.assert_array_equal(flat(alone.params), flat(again.params))
+    first, second = (flat(jax.tree.map(lambda leaf, k=k: leaf[k], among.params)) for k in (0, 1))
+    np.testing.assert_allclose(second, flat(alone.params), rtol=1e-9, atol=1e-12)
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_training_learns_separable_classes(data):
+    x, y = data[0] + 3 * data[1] @ np.eye(3, 4), data[1]
+    for network in (NFTK, dataclasses.replace(NFTK, readouts="last")):
+        for loss in ("mse", "cross-entropy"):
+            settings = TrainSettings(batch_size=11, learning_rate=0.1, loss=loss, momentum=0.5)
+            done = train(network, settings, x, y, seeds=[0, 1], epochs=40)
+            accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
+            assert accuracy.min() > 0.9
+            assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
+
+
+def test_a_training_resumed_from_disk_is_the_one_without_interruption(data, tmp_path):
+    x, y = data
+    settings = TrainSettings(batch_size=10, momentum=0.9, patience=50)
+    held_out = (x[:9], y[:9])
+    whole = train(NFTK, settings, x, y, seeds=[0, 1], epochs=4, held_out=held_out)
+    part = train(NFTK, settings, x, y, seeds=[0, 1], epochs=2, held_out=held_out)
+    save_checkpoint(tmp_path / "a" / "part.safetensors", part, {"epochs": 2})
+    template = start_training(NFTK, settings, [0, 1], x.dtype)
+    read = load_checkpoint(tmp_path / "a" / "part.safetensors", template, {"epochs": 2})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["part.safetensors"]
+    resumed = train(NFTK, settings, x, y, seeds=[0, 1], epochs=4, held_out=held_out, start=read)
+    np.testing.assert_array_equal(flat(resumed.state), flat(whole.state))
+    np.testing.assert_array_equal(flat(resumed.params), flat(whole.params))
+    for name in ("train_loss", "held_out_loss", "zeros_in_omega"):
+        np.testing.assert_array_equal(resumed.history[name], whole.history[name])
+    assert resumed.epoch == whole.epoch == 4
+
+
+def test_a_checkpoint_that_cannot_be_used_says_why(data, tmp_path):
+    x, y = data
+    settings = TrainSettings()
+    training = train(NFTK, settings, x, y, seeds=[0], epochs=1)
+    save_checkpoint(tmp_path / "good", training, {"seed": 0})
+    template = start_training(NFTK, settings, [0], x.dtype)
+    with pytest.raises(CheckpointError, match="seed differ"):
+        load_checkpoint(tmp_path / "good", template, {"seed": 1})
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "none", template, {"seed": 0})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_checkpoint(tmp_path / "good", start_training(NFTK, settings, [0, 1], x.dtype), {"seed": 0})
+    contents = (tmp_path / "good").read_bytes()
+    for name, damaged in (("cut", contents[: len(contents) // 2]), ("empty", b""), ("text", b"not a checkpoint")):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(tmp_path / name, template, {"seed": 0})
+
+
+def test_the_held_out_loss_stops_training_and_the_best_epoch_is_kept(data):
+    x, y = data
+    noise = y[np.random.default_rng(1).permutation(len(y))]  # nothing to learn: the held-out loss soon rises
+    settings = TrainSettings(batch_size=4, learning_rate=0.1, omega_learning_rate=0.1, patience=3)
+    held_out = (x[30:], noise[30:])
+    done = train(NFTK, settings, x[:30], noise[:30], seeds=[0, 1], epochs=200, held_out=held_out)
+    past = done.history["held_out_loss"]
+    assert done.finished
+    assert len(past) == done.epoch < 200
+    assert (len(past) - 1 - past.argmin(axis=0)).min() == 3
+    for seed, outputs in enumerate(predict(NFTK, done.params, x[30:])):
+        assert ((outputs - noise[30:]) ** 2).sum(axis=1).mean() == pytest.approx(past[:, seed].min(), rel=1e-12)
+
+
+def test_divergence_is_named_with_the_epoch_and_the_seeds(data):
+    x, y = data
+    with pytest.raises(DivergenceError, match=r"epoch 1 for seeds 0, 1: .*lower the learning rates"):
+        train(NFTK, TrainSettings(batch_size=4, learning_rate=50.0), 1e3 * x, y, seeds=[0, 1], epochs=3)
+
+
+def test_progress_and_misuse(data):
+    x, y = data
+    told = []
+    train(NFTK, TrainSettings(), x, y, seeds=[0], epochs=2, report=lambda *state: told.append(state))
+    assert told == [("train", 0, 2), ("train", 1, 2), ("train", 2, 2)]
+    with pytest.raises(ValueError, match="must have shapes"):
+        train(NFTK, TrainSettings(), x, y[:, :2], seeds=[0], epochs=1)
+    with pytest.raises(ValueError, match="held-out rows"):
+        train(NFTK, TrainSettings(patience=2), x, y, seeds=[0], epochs=1)
+    for change in ({"batch_size": 0}, {"learning_rate": np.nan}, {"momentum": 1.0}, {"weight_decay": -1.0},
+                   {"omega_learning_rate": 0.0}, {"loss": "hinge"}, {"patience": 0}):  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(change))):
+            TrainSettings(**change)

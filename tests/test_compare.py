@@ -1,0 +1,130 @@
+"""The comparison as a user runs it: the contract's files, resumption, one-line errors, and the two Omegas' units."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from nftk_jax import compare
+from nftk_jax.agreement import as_kernel_weights, compare_omegas, depth_scales
+from nftk_jax.finite.networks import NetworkSettings, initialise
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.neural_tangents import depth_ntks
+
+FLAGS = ["--depth", "2", "--width", "8", "--epochs", "3", "--seeds", "2", "--learning-rate", "0.05"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 130)
+    x = (rng.normal(size=(130, 5)) + np.eye(3, 5)[y] * 3).astype(np.float32)
+    names = np.array(["ant", "bee", "cat"])[y]
+    path = tmp_path_factory.mktemp("data") / "insects.npz"
+    np.savez(path, x_train=x[:90], y_train=names[:90], x_test=x[90:], y_test=names[90:])
+    return path
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    status = compare.command()
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_every_file_and_number_of_the_contract(data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    status, printed, error = run(monkeypatch, capsys, "--dataset", data, *FLAGS, "--output", output)
+    assert (status, error) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in (output / "figures").iterdir()} == {"omegas.png", "accuracies.png", "training.png"}
+    assert "<h1>" in (output / "report.html").read_text()
+    metrics = json.loads((output / "metrics.json").read_text())
+    models = metrics["models"]
+    assert f"{100 * models['infinite']['test_accuracy']:.2f}" in printed
+    for block in models.values():
+        assert 0 <= block["test_accuracy"] <= 1
+        assert block["train_s"] > 0
+        assert {"test_accuracy_std", "omega", "zeros_in_omega_n", "zeros_at_initialisation"} <= set(block)
+    assert models["mlp"]["omega"] is None
+    omega = np.array(models["nftk_mlp"]["omega_by_seed"])
+    assert omega.shape == (2, 3, 2)
+    assert models["nftk_mlp"]["zeros_in_omega_n"] == pytest.approx((omega == 0).mean())
+    assert models["nftk_mlp"]["test_accuracy"] == pytest.approx(np.mean(models["nftk_mlp"]["test_accuracy_by_seed"]))
+    assert len(metrics["agreement"]["finite_and_infinite"]) == 2
+
+
+def test_an_interrupted_comparison_goes_on_to_the_same_result(data, tmp_path, monkeypatch, capsys):
+    arguments = ["--dataset", data, *FLAGS]
+    assert run(monkeypatch, capsys, *arguments, "--output", tmp_path / "whole")[0] == 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "_compare", interrupt)
+        status, _, error = run(monkeypatch, capsys, *arguments, "--output", tmp_path / "part")
+    assert status == 130
+    assert "--resume" in error
+    assert not (tmp_path / "part").exists()
+    assert run(monkeypatch, capsys, *arguments, "--output", tmp_path / "part", "--resume")[0] == 0
+    whole, part = (json.loads((tmp_path / name / "metrics.json").read_text())["models"] for name in ("whole", "part"))
+    assert part["nftk_mlp"]["omega_by_seed"] == whole["nftk_mlp"]["omega_by_seed"]
+    assert part["mlp"]["history"]["seconds"] != whole["mlp"]["history"]["seconds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part", "whole"]
+
+
+BAD = {
+    "epochs": (["--epochs", "0"], "--epochs must be >= 1"),
+    "seeds": (["--seeds", "0"], "--seeds must be >= 1"),
+    "width": (["--width", "0"], "width must be a whole number"),
+    "rate": (["--learning-rate", "-1"], "learning_rate must be"),
+    "resume": (["--resume"], "--resume needs the --output"),
+    "choice": (["--omega-start", "zeros"], "omega-start"),
+    "n_train": (["--n-train", "9999"], "n_train must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+    flags, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(monkeypatch, capsys, "--dataset", data, *flags)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_targets_are_refused(rng, tmp_path, monkeypatch, capsys):
+    x = rng.normal(size=(20, 3))
+    np.savez(tmp_path / "real.npz", x_train=x, y_train=x[:, 0], x_test=x, y_test=x[:, 0])
+    status, _, error = run(monkeypatch, capsys, "--dataset", tmp_path / "real.npz", "--output", tmp_path / "out")
+    assert status == 2
+    assert "compare needs classes" in error
+
+
+@pytest.mark.usefixtures("x64")
+def test_scales_of_a_wide_network_are_the_mean_diagonals_of_the_limits(rng):
+    x = rng.normal(size=(40, 4))
+    network = NetworkSettings(MLP(3), 4, 2, width=2000, parametrisation="ntk", readouts="all")
+    found = depth_scales(network, initialise(network, jax.random.key(0), np.float64), x)
+    expected = np.einsum("lii->li", np.asarray(depth_ntks(MLP(3), x))).mean(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0.1)  # width^(-1/2) is 0.02
+    np.testing.assert_allclose(as_kernel_weights(np.full((2, 3), 3.0), found), np.tile(9 * found, (2, 1)))
+
+
+def test_the_agreement_of_an_omega_with_itself_with_its_reverse_and_with_a_constant(rng):
+    omega = rng.uniform(size=(8, 5))
+    same = compare_omegas(omega, 7 * omega, rng)
+    assert same.correlation == pytest.approx(1)
+    assert same.permuted_classes is not None
+    assert same.permuted_classes[1] < 0.6
+    ranks = omega.ravel().argsort().argsort().reshape(omega.shape)
+    unit = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+    assert compare_omegas(unit, unit.max() - unit + 1e-3, rng).correlation < -0.5
+    assert compare_omegas(omega, np.ones((8, 5)), rng).correlation is None
