@@ -10,8 +10,10 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -23,7 +25,8 @@ Config = TypeVar("Config")
 
 EXIT_FAILURE = 1  # a numerical failure, or an output that cannot be written
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 class CommandError(Exception):
@@ -34,8 +37,18 @@ class CommandError(Exception):
         self.status = status
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which batch systems send, ends a command as an interrupt does: what is half-written is removed."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str) -> int:
     """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         config = _parse(config_type, prog, description)
         use_compilation_cache()
@@ -46,9 +59,9 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
         )
         print(f"{prog}: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED
     return 0
 
 
@@ -147,8 +160,13 @@ def output_directory(directory: pathlib.Path, *, overwrite: bool) -> Iterator[pa
         if directory.exists():
             old = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / "old"
             directory.rename(old)
-            aside.rename(directory)
-            shutil.rmtree(old.parent)
+            try:
+                aside.rename(directory)
+            except BaseException:
+                old.rename(directory)
+                raise
+            finally:
+                shutil.rmtree(old.parent)
         else:
             aside.rename(directory)
     finally:
