@@ -182,9 +182,7 @@ class _relative:
         return np.where(np.isfinite(value), value, np.inf), np.asarray(gradient, np.float64) / self.unit[:, None]
 
 
-def _line_search(
-    evaluate, state: _State, direction: np.ndarray, rounding: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray]:
     """Advance every active class along its direction to an Armijo point.
 
     Returns:
