@@ -9,8 +9,10 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -23,6 +25,14 @@ Config = TypeVar("Config")
 EXIT_FAILURE = 1  # a numerical failure, or an output that cannot be written
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; `status` is the exit status, 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
 
 
 class CommandError(Exception):
@@ -45,9 +55,9 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
         )
         print(f"{prog}: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return getattr(stop, "status", EXIT_INTERRUPTED)
     return 0
 
 
@@ -83,6 +93,25 @@ def use_compilation_cache() -> None:
     if os.access(directory, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise `Stopped` between two operations of the main thread."""
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_progress(console: Console) -> rich.progress.Progress:
