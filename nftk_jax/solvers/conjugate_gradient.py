@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +74,10 @@ def flatten(state: State) -> dict[str, np.ndarray]:
 
 def restore(arrays: dict[str, np.ndarray] | None, y: np.ndarray) -> State:
     """Inverse of `flatten`, on all processes what process 0 has; the state before the first pass if that is nothing."""
-    parts = flatten(start(y)) if arrays is None else arrays
-    agreed = {name: agree(part) for name, part in parts.items()}
-    return State(**agreed | {name: int(agreed[name]) for name in ("passes", "rounds")})
+    parts: dict[str, Any] = {
+        name: agree(part) for name, part in (flatten(start(y)) if arrays is None else arrays).items()
+    }
+    return State(**parts | {name: int(parts[name]) for name in ("passes", "rounds")})
 
 
 def solve(
