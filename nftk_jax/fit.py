@@ -18,7 +18,7 @@ from nftk_jax.command_line import CommandError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nftk_jax.checkpoint import Checkpoint
+    from nftk_jax.journal import Checkpoint
     from nftk_jax.datasets import Dataset
     from nftk_jax.learn import LearnSettings
     from nftk_jax.model import NFTKModel
@@ -110,7 +110,7 @@ def main(config: FitConfig) -> None:
     """
     from rich.console import Console
 
-    from nftk_jax.checkpoint import Checkpoint
+    from nftk_jax.journal import Checkpoint
 
     started = time.perf_counter()
     output = config.output or pathlib.Path("runs") / _default_name(config)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
+from nftk_jax.journal import Journal, NoJournal
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
@@ -51,28 +52,6 @@ FOLDS = 5
 
 def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
-
-
-class Journal(Protocol):
-    """Where a long run leaves what it has, to be taken up again."""
-
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """What an interrupted run saved under a name, None if nothing."""
-        ...
-
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays under a name, in place of those before."""
-        ...
-
-
-class NoJournal:
-    """Keeps nothing."""
-
-    def load(self, name: str) -> None:
-        del name
-
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        del name, arrays
 
 
 @dataclasses.dataclass(frozen=True)

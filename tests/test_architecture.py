@@ -24,10 +24,10 @@ ALLOWED = {
     "model": {"kernels", "solvers", "mkl", "padding"},
     "calibration": {"mkl", "solvers", "padding", "model"},
     "uncertainty": {"kernels", "solvers", "model"},
-    "learn": {"kernels", "solvers", "mkl", "model", "sampling", "calibration", "padding"},
+    "learn": {"kernels", "solvers", "mkl", "model", "sampling", "calibration", "padding", "journal"},
     "estimator": {"kernels", "solvers", "mkl", "model", "learn", "sampling", "uncertainty"},
     "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation"},
-    "checkpoint": set(),
+    "journal": set(),
     "command_line": set(),
     "fit": {
         "kernels",

@@ -8,8 +8,31 @@ import pathlib
 import shutil
 import time
 import zipfile
+from typing import Protocol
 
 import numpy as np
+
+
+class Journal(Protocol):
+    """Where a long run leaves what it has, to be taken up again."""
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """What an interrupted run saved under a name, None if nothing."""
+        ...
+
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keep arrays under a name, in place of those before."""
+        ...
+
+
+class NoJournal:
+    """Keeps nothing."""
+
+    def load(self, name: str) -> None:
+        del name
+
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        del name, arrays
 
 
 class CheckpointError(ValueError):
