@@ -18,8 +18,8 @@ from nftk_jax.command_line import CommandError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nftk_jax.journal import Checkpoint
     from nftk_jax.datasets import Dataset
+    from nftk_jax.journal import Checkpoint
     from nftk_jax.learn import LearnSettings
     from nftk_jax.model import NFTKModel
     from nftk_jax.solvers.plan import Plan

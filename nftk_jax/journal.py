@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,9 @@ import zipfile
 from typing import Protocol
 
 import numpy as np
+
+from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.search import Weights
 
 
 class Journal(Protocol):
@@ -134,3 +138,19 @@ class Checkpoint:
         self._waiting.clear()
         if self._writes:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
+    """A search's result as arrays by name."""
+    parts = {} if found.descent is None else dataclasses.asdict(found.descent)
+    return {"omega": found.omega, "ridge": found.ridge} | {
+        f"descent.{name}": np.asarray(part) for name, part in parts.items() if part is not None
+    }
+
+
+def restore_weights(arrays: dict[str, np.ndarray] | None) -> Weights | None:
+    """Inverse of `flatten_weights`."""
+    if arrays is None:
+        return None
+    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
+    return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)

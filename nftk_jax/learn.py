@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
-from nftk_jax.journal import Journal, NoJournal
+from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
@@ -22,7 +22,6 @@ from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
     SearchSettings,
-    Weights,
     choose_ridge,
     learn_weights,
     take,
@@ -231,12 +230,12 @@ def _learn(
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
     start = find_ridge(padded, settings, shared=classes is not None)
-    found = _restore_weights(journal.load("search"))
+    found = restore_weights(journal.load("search"))
     if found is None:
         found = learn_weights(
             padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
         )
-        journal.save("search", _flatten_weights(found))
+        journal.save("search", flatten_weights(found))
     omega, ridge = agree(found.omega), agree(found.ridge)
     if settings.one_standard_error and held_out:
         kept = keep_uniform(padded, omega, ridge)
@@ -274,22 +273,6 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: Lea
         n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
     )  # fmt: skip
     return plan_fit(sizes, this_machine(), settings.solver)
-
-
-def _flatten_weights(found: Weights) -> dict[str, np.ndarray]:
-    """A search's result as arrays by name."""
-    parts = {} if found.descent is None else dataclasses.asdict(found.descent)
-    return {"omega": found.omega, "ridge": found.ridge} | {
-        f"descent.{name}": np.asarray(part) for name, part in parts.items() if part is not None
-    }
-
-
-def _restore_weights(arrays: dict[str, np.ndarray] | None) -> Weights | None:
-    """Inverse of `_flatten_weights`."""
-    if arrays is None:
-        return None
-    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
-    return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)
 
 
 def build_problem(

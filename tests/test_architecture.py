@@ -27,7 +27,7 @@ ALLOWED = {
     "learn": {"kernels", "solvers", "mkl", "model", "sampling", "calibration", "padding", "journal"},
     "estimator": {"kernels", "solvers", "mkl", "model", "learn", "sampling", "uncertainty"},
     "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation"},
-    "journal": set(),
+    "journal": {"mkl"},
     "command_line": set(),
     "fit": {
         "kernels",
@@ -39,7 +39,7 @@ ALLOWED = {
         "datasets",
         "reports",
         "command_line",
-        "checkpoint",
+        "journal",
     },
     "predict": {"model", "datasets", "command_line"},
     "__init__": {"kernels", "model", "estimator"},
