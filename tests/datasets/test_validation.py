@@ -152,7 +152,10 @@ def test_missing_arrays_are_listed_with_those_found(tmp_path: pathlib.Path) -> N
         ("socket.npz", "socket.npz is not a regular file"),
         ("x" * 300 + ".npz", r"is not a \.npz archive.*too long"),
         ("line\nbreak.npz", "line break.npz does not exist"),
-        ("data.csv", "expected mnist-small, mnist, fashion-mnist, or the path of a file ending in .npz$"),
+        (
+            "data.csv",
+            "expected mnist-small, imdb-small, mnist, fashion-mnist, imdb, or the path of a file ending in .npz$",
+        ),
     ],
 )
 def test_paths_that_are_no_archive_are_refused(tmp_path: pathlib.Path, name: str, message: str) -> None:
