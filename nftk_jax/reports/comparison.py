@@ -60,7 +60,8 @@ def agreement_words(metrics: Metrics) -> str:
     if interval[0] <= 0 <= interval[1]:
         return f"{text}. The two Omegas do not agree beyond chance."
     if low <= value <= high:
-        return f"{text}. They agree on depths, not on which class uses which."
+        verb = "agree" if value > 0 else "disagree"
+        return f"{text}. They {verb} on depths, not on which class uses which."
     return f"{text}. They agree on which class uses which depth {'more' if value > high else 'less'} than chance."
 
 
