@@ -44,9 +44,10 @@ def finished(data, tmp_path_factory):
     """One whole run, in a process of its own, that the tests below look at."""
     output = tmp_path_factory.mktemp("home") / "runs" / "insects"
     command = [sys.executable, "-m", "nftk_jax.fit", "--dataset", data, "--depth", "3", "--resamples", "2"]
+    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     result = subprocess.run(
         [*map(str, command), "--output", str(output)],
-        capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(output.parent.parent)},
+        capture_output=True, text=True, check=False, env={**environment, "HOME": str(output.parent.parent)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return output, result.stdout
