@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nftk_jax.finite.quadrature import Rule
     from nftk_jax.finite.trajectory import DescentSettings, Trajectory
 
+#: Of the training and the test rows, where they are embedded texts.
+Texts = tuple[list[str], list[str]] | None
 #: Learning rate of each loss unless told otherwise.
 LEARNING_RATES = {"mse": 0.02, "cross-entropy": 0.1}
 #: Test samples explained in the report.
@@ -82,7 +84,7 @@ def main(config: PathsConfig) -> None:
     command_line.check_output(output, overwrite=config.overwrite)
     settings, rule = _check_flags(config)
     with command_line.make_progress(console) as progress:
-        dataset = _load(config, command_line.StageReport(progress))
+        dataset, texts = _load(config, command_line.StageReport(progress))
     network = _network(config, dataset.n_features, dataset.n_outputs)
     _check_memory(dataset)
     console.print(
@@ -106,7 +108,7 @@ def main(config: PathsConfig) -> None:
         "command": shlex.join(["python", "-m", "nftk_jax.paths", *sys.argv[1:]]),
         "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
         "environment": command_line.environment(),
-        **_measure(config, dataset, trajectory, terms),
+        **_measure(config, dataset, texts, trajectory, terms),
         "timings": {"train_s": train_s, "path_s": path_s},
         "peak_memory_bytes": command_line.peak_memory_bytes(),
     }
@@ -145,12 +147,14 @@ def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSetti
     )  # fmt: skip
 
 
-def _load(config: PathsConfig, report: command_line.StageReport) -> Dataset:
+def _load(config: PathsConfig, report: command_line.StageReport) -> tuple[Dataset, Texts]:
+    from nftk_jax.datasets import read_texts
+
     dataset = config.load(report)
     check_rows("--batch-size", config.batch_size, dataset)
     if dataset.classes is None and config.loss != "mse":
         raise CommandError(f"{dataset.name} has real targets; --loss cross-entropy needs classes, take mse")
-    return dataset
+    return dataset, read_texts(dataset, config.data_dir, report=report)
 
 
 def _check_memory(dataset: Dataset) -> None:
@@ -210,7 +214,9 @@ def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, ru
     return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
 
 
-def _measure(config: PathsConfig, dataset: Dataset, trajectory: Trajectory, terms: PathTerms) -> dict[str, Any]:
+def _measure(
+    config: PathsConfig, dataset: Dataset, texts: Texts, trajectory: Trajectory, terms: PathTerms
+) -> dict[str, Any]:
     """The blocks of metrics.json that tell what was found."""
     import numpy as np
 
@@ -247,7 +253,7 @@ def _measure(config: PathsConfig, dataset: Dataset, trajectory: Trajectory, term
         },
         "classes": classes_block,
         "influences": influence.influences(
-            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED)
+            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED), texts=texts
         ),
     }  # fmt: skip
     if classes:
