@@ -170,7 +170,7 @@ class _Comparison:
         kernel_omega = omega / model.scale
         ridge = self._learned.start_ridge if ridge is None else ridge
         solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, self._y, self._plan)
-        z = jnp.asarray(self._z)
+        z = jnp.asarray(self._z if solution.landmarks is None else self._z[solution.landmarks])
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
         )

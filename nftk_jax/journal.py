@@ -16,6 +16,9 @@ import numpy as np
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.search import Weights
 
+#: Least time between two files of one name; what is left out is kept in memory for `Checkpoint.flush`.
+SECONDS = 5.0
+
 
 class Journal(Protocol):
     """Where a long run leaves what it has, to be taken up again."""
@@ -51,19 +54,19 @@ class Checkpoint:
       settings: what the run computes, as JSON values: a checkpoint of other settings is not taken up.
       resume: take up what is there; otherwise it is replaced.
       writes: whether this process writes; the others of a run over several processes only read.
-      seconds: least time between two files of one name; what is left out is kept in memory for `flush`.
+      seconds: least time between two files of one name; None is `SECONDS`.
 
     Raises:
       CheckpointError: there is nothing to resume, or a run with other settings.
     """
 
     def __init__(
-        self, output: pathlib.Path, settings: dict, *, resume: bool, writes: bool = True, seconds: float = 5.0
+        self, output: pathlib.Path, settings: dict, *, resume: bool, writes: bool = True, seconds: float | None = None
     ) -> None:
         output = output.absolute()
         self.directory = output.parent / f".{output.name}-checkpoint"
         self._settings = json.loads(json.dumps(settings, default=str))
-        self._writes, self._seconds = writes, seconds
+        self._writes, self._seconds = writes, SECONDS if seconds is None else seconds
         self._written: dict[str, float] = {}
         self._waiting: dict[str, dict[str, np.ndarray]] = {}
         self._resume = resume
@@ -94,9 +97,9 @@ class Checkpoint:
         if not self._resume or not file.exists():
             return None
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             raise CheckpointError(f"{file} is damaged; leave out --resume to start anew") from None
 
     def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:

@@ -20,10 +20,9 @@ from jax.sharding import PartitionSpec as P
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.sharding import AXIS, place, shard_map
 from nftk_jax.solvers.cholesky import factor_ridge, solve_lower
+from nftk_jax.solvers.plan import BLOCK
 
 HIGHEST = lax.Precision.HIGHEST
-#: Pivots that are drawn at once: a matrix product wants hundreds.
-BLOCK = 256
 
 
 class Preconditioner(Protocol):
