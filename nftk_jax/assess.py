@@ -69,7 +69,7 @@ def _assess(
     omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
     seconds["resamples"] = time.perf_counter() - start
     start = time.perf_counter()
-    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.depth > 1 else None
+    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.n_kernels > 1 else None
     seconds["intervals"] = time.perf_counter() - start
     alignment = identifiability.centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = identifiability.gram_spectrum(
@@ -83,6 +83,7 @@ def _assess(
             "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
         },
         **_test_metrics(dataset, scores, rng),
+        "basis": model.mlp.basis,
         "omega": model.omega.tolist(),
         "kernel_omega": model.kernel_omega.tolist(),
         "scale": model.scale.tolist(),
@@ -105,6 +106,7 @@ def _assess(
                 single=table["best_single_depth"]["depth"],
                 greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
                 uniform_as_good=None if intervals is None else intervals.uniform_as_good,
+                kernel=model.mlp.basis.removesuffix("s"),
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -144,7 +146,8 @@ class _Comparison:
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
         problem, ridge = self._learned.problem, self._learned.start_ridge
-        single, depth = baselines.best_single_depth(problem, ridge)
+        candidates = baselines.single_kernels(self._settings.mlp.basis, self._learned.model.scale)
+        single, depth = baselines.best_single_depth(problem, ridge, candidates)
         entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
             ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
             ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),

@@ -51,7 +51,7 @@ class LearnSettings:
     """All that shapes a model besides its data.
 
     Attributes:
-      mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
+      mlp: the architecture, and the family of kernels that are combined (`mlp.basis`).
       search: how Omega is learned.
       ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
         search learns the ridge, this is its start.

@@ -83,6 +83,7 @@ def verdict(
     single: int | None = None,
     greyed: np.ndarray | None = None,
     uniform_as_good: np.ndarray | None = None,
+    kernel: str = "depth",
 ) -> str:
     """Say in words what Omega allows one to conclude.
 
@@ -95,24 +96,26 @@ def verdict(
         depth, and that depth; None where there is no such comparison.
       greyed: weights that cannot be told from 1 / L or from those of shuffled labels, shape (C, L), or None.
       uniform_as_good: classes whose held-out error under uniform weights is within one standard error, shape (C,).
+      kernel: what a column of Omega is: "depth", "increment" or "layer".
     """
+    what = "layer" if kernel == "layer" else "depth"  # what the increments weigh is depth too
     if depth == 1:
-        return "There is one depth, so there is nothing to weigh."
+        return f"There is one {kernel}, so there is nothing to weigh."
     sentences = []
     if rank < depth:
         sentences.append(
-            f"The {depth} depths' kernels span {rank} dimension{'s' if rank > 1 else ''} at a resolution of "
+            f"The {depth} {kernel}s' kernels span {rank} dimension{'s' if rank > 1 else ''} at a resolution of "
             f"{RANK_RESOLUTION:g}: different Omegas give nearly the same predictor, and a single weight is one choice "
             f"among many."
         )
     if learned:
-        sentences.append(_compare("uniform weights", difference_to_uniform, "depth does not matter here"))
+        sentences.append(_compare("uniform weights", difference_to_uniform, f"{what} does not matter here"))
         sentences.append(
             _compare(
                 "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
             )
         )
-        sentences += _simpler(difference_to_single, single, difference_to_shared)
+        sentences += _simpler(what, difference_to_single, single, difference_to_shared)
         if greyed is not None and uniform_as_good is not None:
             sentences.append(
                 f"{_count(greyed).capitalize()} weights cannot be told from equal weights or from those of shuffled "
@@ -129,12 +132,12 @@ def verdict(
 
 
 def _simpler(
-    single: Sequence[float | None] | None, depth: int | None, shared: Sequence[float | None] | None
+    what: str, single: Sequence[float | None] | None, place: int | None, shared: Sequence[float | None] | None
 ) -> list[str]:
-    """Say so where a simpler model is as good: one depth, or one row of weights."""
+    """Say so where a simpler model is as good: one depth (layer), or one row of weights."""
     found = []
     if single is not None and single[0] is not None and single[0] <= 0:
-        found.append(f"One depth for all, {depth}, does as well.")
+        found.append(f"One {what} for all, {place}, does as well.")
     if shared is not None and shared[0] is not None and shared[0] <= 0:
         found.append("One row of weights for all does as well.")
     return found

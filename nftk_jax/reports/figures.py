@@ -33,6 +33,7 @@ from nftk_jax.reports.reading import (
     every,
     floats,
     indistinguishable_of,
+    kernel_noun,
     noun,
     nouns,
     omega_of,
@@ -59,6 +60,7 @@ def draw_omega(metrics: Metrics) -> Figure:
     """
     unit = normalise_rows(omega_of(metrics))
     n_classes, depth = unit.shape
+    kernel = kernel_noun(metrics)
     names, depths = printable(class_names(metrics)), [str(i + 1) for i in range(depth)]
     row = 0.26 if n_classes <= 20 else 0.17
     high = float(np.clip(row * n_classes, 0.5, 14.0))
@@ -78,14 +80,14 @@ def draw_omega(metrics: Metrics) -> Figure:
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     set_title(
         ax,
-        rf"$\Omega_n$: weight of every depth in every {noun(metrics)}{shared}",
+        rf"$\Omega_n$: weight of every {kernel} in every {noun(metrics)}{shared}",
         f"white = exactly 0: {zeros}" + ("" if greyed is None else "; hatched = could as well be equal or chance"),
     )
-    name_axes(ax, "omega_n", "depth", noun(metrics))
+    name_axes(ax, "omega_n", kernel, noun(metrics))
     colour_bar(top, image, ax, 0.012)
     left, right = bottom.subplots(1, 2, width_ratios=[float(s) for s in sides])
     for ax, data, labels, label, title, axis in (
-        (left, unit.T @ unit, depths, "layers", r"$\Omega_n^\top\Omega_n$: depths", "depth"),
+        (left, unit.T @ unit, depths, "layers", rf"$\Omega_n^\top\Omega_n$: {kernel}s", kernel),
         (right, unit @ unit.T, names, "classes", rf"$\Omega_n\Omega_n^\top$: {nouns(metrics)}", noun(metrics)),
     ):
         image = heatmap(ax, data, labels, labels, vmax=float(data.max()), colours=sequential, aspect="equal")
@@ -200,8 +202,9 @@ def draw_identifiability(metrics: Metrics) -> Figure:
     image = heatmap(
         left, alignment, depths, depths, vmin=low, vmax=1.0, colours=colour_map("viridis_r"), aspect="equal"
     )
-    set_title(left, "alignment of two depths' kernels (1 = the same)", "")
-    name_axes(left, "alignment", "depth", "depth")
+    kernel = kernel_noun(metrics)
+    set_title(left, f"alignment of two {kernel}s' kernels (1 = the same)", "")
+    name_axes(left, "alignment", kernel, kernel)
     colour_bar(figure, image, left)
     values = floats(block["gram_eigenvalues"])
     values = np.sort(np.where(np.isnan(values), 0, values))[::-1]

@@ -34,6 +34,12 @@ DEFAULTS = {
         ({"uniform_as_good": np.array([True, False])}, "within it for 1 of 2 rows", "all 2"),
         ({"learned": False}, "nothing was learned", "One depth"),
         ({"depth": 1}, "nothing to weigh", "uniform"),
+        ({"kernel": "increment"}, "The 3 increments' kernels span 2 dimensions", "layer"),
+        (
+            {"kernel": "layer", "difference_to_uniform": (-0.01, 0.02), "difference_to_single": (-0.01, 0.01)},
+            "layer does not matter here.",
+            "depth",
+        ),
     ],
 )
 def test_the_verdict_says_what_the_intervals_hold(change, said, not_said):
