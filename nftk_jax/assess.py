@@ -76,6 +76,8 @@ def _assess(
         alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
     )
     omega_n = identifiability.normalise_rows(model.omega)
+    # depths and layers are positive semi-definite by Schur's product theorem
+    indefinite = identifiability.indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
     return {
         "dataset": {
             "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
@@ -96,6 +98,7 @@ def _assess(
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            "indefinite_kernels": indefinite,
             **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
@@ -107,6 +110,7 @@ def _assess(
                 greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
                 uniform_as_good=None if intervals is None else intervals.uniform_as_good,
                 kernel=model.mlp.basis.removesuffix("s"),
+                indefinite=indefinite,
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),

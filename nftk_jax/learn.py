@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -16,6 +17,7 @@ from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.identifiability import indefinite_kernels, indefinite_words
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -40,6 +42,10 @@ SEARCH_ROWS = 3000
 HELD_OUT_SHARE = 1 / 3
 #: Folds of the objective `kfold`.
 FOLDS = 5
+
+
+class IndefiniteKernelWarning(UserWarning):
+    """Some increments of depth are not positive semi-definite on the training rows."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -173,11 +179,22 @@ def learn(
       ValueError: the kernels cannot be scaled on these inputs, a weight is not positive, or no split has rows on both
         sides.
       ArithmeticError: a solve failed; the message says what to do.
+
+    Warns:
+      IndefiniteKernelWarning: the basis is "increments", and some of them are not positive semi-definite.
     """
     if weight is not None and not (weight.shape == (len(x),) and np.isfinite(weight).all() and (weight > 0).all()):
         raise ValueError(f"sample weights must be {len(x)} finite numbers > 0; leave out rows of weight zero")
     with enable_x64(settings.precision == "float64"):
-        return _learn(x, y, settings, classes, images, weight, splits, report)
+        try:
+            return _learn(x, y, settings, classes, images, weight, splits, report)
+        except ArithmeticError as error:
+            if settings.mlp.basis != "increments":
+                raise
+            raise type(error)(
+                f"{error}. An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or "
+                "one of the bases depths and layers avoid that"
+            ) from error
 
 
 def _learn(
@@ -197,6 +214,8 @@ def _learn(
     )
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
+    if settings.mlp.basis == "increments" and (indefinite := indefinite_kernels(problem.k)):
+        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=3)
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)

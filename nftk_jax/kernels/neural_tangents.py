@@ -11,6 +11,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def _layer_contributions(mlp: MLP, x1: jax.Array, x2: jax.Array | None) -> list[
     hidden = stax.Dense(1, mlp.w_std, mlp.b_std or None)[2]
     readout = stax.Dense(1, mlp.w_std, mlp.readout_bias or None)[2]
     activate = stax_layer(mlp.activation)[2]
-    kernel = hidden(x1, x2)
+    kernel: Any = hidden(x1, x2)  # neural_tangents annotates what it returns as a tree of arrays
     parts = [kernel.nngp]
     for layer in range(1, mlp.depth + 1):
         # an incoming NTK of one comes out as the derivatives' covariance
