@@ -71,7 +71,8 @@ def draw_omega(metrics: Metrics) -> Figure:
     grid = figure.add_gridspec(2, 1, height_ratios=[high + 0.8, low + 1.0])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     sequential = colour_map("viridis_r")
-    shared = f" (the same in all {nouns(metrics)})" if rows_are_equal(unit) and n_classes > 1 else ""
+    same = rows_are_equal(unit) and n_classes > 1
+    where = f"(the same in all {nouns(metrics)})" if same else f"in every {noun(metrics)}"
     ax = top.subplots()
     image = heatmap(ax, unit, names, depths, vmax=1.0, colours=sequential, aspect="auto")
     greyed = indistinguishable_of(metrics)
@@ -80,7 +81,7 @@ def draw_omega(metrics: Metrics) -> Figure:
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     set_title(
         ax,
-        rf"$\Omega_n$: weight of every {kernel} in every {noun(metrics)}{shared}",
+        rf"$\Omega_n$: weight of every {kernel} {where}",
         f"white = exactly 0: {zeros}" + ("" if greyed is None else "; hatched = could as well be equal or chance"),
     )
     name_axes(ax, "omega_n", kernel, noun(metrics))
