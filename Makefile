@@ -21,7 +21,7 @@ fit: $(READY)
 	$(BIN)/python -m nftk_jax.fit
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Table 1 of the paper: MLP and NFT-K MLP on MNIST and on the Large Movie Review data, several seeds a row.
 
-    python experiments/table1.py [--rows NAME ...] [--epochs 10] [--seeds 3] [--results FILE.json] [--checkpoints DIR]
+    python experiments/table1.py [--rows NAME ...] [--epochs 10] [--seeds 3] [--embeddings DIR|NAME]
+        [--results FILE.json] [--checkpoints DIR]
 
 Every row is trained with the paper's settings (section 4.2) on all training rows and judged on all test rows after its
 last epoch. A row is written as soon as it is done, and an interrupted row goes on from its last epoch when the command
@@ -94,13 +95,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--activation", default="relu")
+    parser.add_argument("--embeddings", help="of imdb: the model whose token table embeds the reviews; default gpt2")
+    parser.add_argument("--tensor", help="of imdb: the table's name in model.safetensors")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/table1.json"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/table1"))
     parser.add_argument("--suffix", default="", help="appended to the names of the rows in the results")
     options = parser.parse_args(arguments)
     for name in options.rows:
         row = ROWS[name]
-        dataset = load_dataset(row.dataset)
+        texts = {"embeddings_model": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
+        dataset = load_dataset(row.dataset, **texts)
         network = NetworkSettings(
             MLP(row.depth, options.activation), dataset.n_features, dataset.n_outputs, width=row.width,
             readouts=row.readouts,

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nftk_jax import command_line
 from nftk_jax.command_line import CommandError
+from nftk_jax.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nftk_jax.datasets import Dataset
     from nftk_jax.finite.networks import NetworkSettings
+    from nftk_jax.kernels.architecture import MLP
     from nftk_jax.learn import Learned, LearnSettings
     from nftk_jax.trainer import Trained
 
@@ -29,25 +31,19 @@ SCALE_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(DataFlags):
     """Flags of `python -m nftk_jax.compare`; config{} of metrics.json."""
 
-    dataset: str = "mnist-small"
-    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test; classes only."""
-    data_dir: pathlib.Path | None = None
-    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
-    n_train: int | None = None
-    """Use a stratified random subset of this many training rows."""
-    n_test: int | None = None
-    """Use a stratified random subset of this many test rows."""
-    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
-    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
     depth: int = 10
     """Hidden layers L."""
     width: int = 256
     """Units of every hidden layer of the finite networks."""
     activation: str = "relu"
     """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    w_std: float = 1.41421356
+    """Standard deviation of the weights, of the infinite network and of the parametrisation ntk."""
+    b_std: float = 0.0
+    """Standard deviation of the hidden layers' biases, of the same."""
     epochs: int = 10
     """Passes over the training rows."""
     batch_size: int = 50
@@ -72,8 +68,8 @@ class CompareConfig:
     """Training rows used to learn the infinite network's Omega; default all up to 3000."""
     ridge: float | Literal["auto"] = "auto"
     """Ridge of the infinite network in units of the kernel's unit mean diagonal; auto chooses it on held-out rows."""
-    seed: int = 0
-    """Draws subsets, held-out rows and shuffled labels; the first finite network's, the others count on from it."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the infinite network's kernels and solves."""
     output: pathlib.Path | None = None
     """Output directory; default runs/compare-DATASET-TIME."""
     overwrite: bool = False
@@ -150,8 +146,7 @@ def _check_numbers(config: CompareConfig) -> None:
     for name in ("epochs", "seeds"):
         if getattr(config, name) < 1:
             raise CommandError(f"--{name} must be >= 1; got {getattr(config, name)}")
-    if config.seed < 0:
-        raise CommandError(f"--seed must be >= 0; got {config.seed}")
+    config.check_seed()
     if config.resume and config.output is None:
         raise CommandError("--resume needs the --output of the run to go on with")
     _train_settings(config)
@@ -159,19 +154,17 @@ def _check_numbers(config: CompareConfig) -> None:
 
 
 def _load(config: CompareConfig, report: command_line.StageReport) -> Dataset:
-    from nftk_jax.datasets import load_dataset
-
-    dataset = load_dataset(
-        config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
-        report=report,
-    )  # fmt: skip
+    dataset = config.load(report)
     if dataset.classes is None:
         raise CommandError(f"{dataset.name} has real targets; compare needs classes: give labels as integers or text")
-    if config.n_search is not None and config.n_search > len(dataset.x_train):
-        raise CommandError(
-            f"--n-search must be at most the {len(dataset.x_train)} training rows; got {config.n_search}"
-        )
+    check_rows("--n-search", config.n_search, dataset)
     return dataset
+
+
+def _architecture(config: CompareConfig) -> MLP:
+    from nftk_jax.kernels.architecture import MLP
+
+    return MLP(config.depth, config.activation, config.w_std, config.b_std)
 
 
 def _train_settings(config: CompareConfig):
@@ -184,21 +177,19 @@ def _train_settings(config: CompareConfig):
 
 def _network(config: CompareConfig, kind: str, n_inputs: int, n_outputs: int) -> NetworkSettings:
     from nftk_jax.finite.networks import NetworkSettings
-    from nftk_jax.kernels.architecture import MLP
 
     return NetworkSettings(
-        MLP(config.depth, config.activation), n_inputs, n_outputs, config.width, config.parametrisation,
+        _architecture(config), n_inputs, n_outputs, config.width, config.parametrisation,
         "last" if kind == "mlp" else "all", config.omega_start, config.omega_positivity,
     )  # fmt: skip
 
 
 def _learn_settings(config: CompareConfig) -> LearnSettings:
-    from nftk_jax.kernels.architecture import MLP
     from nftk_jax.learn import LearnSettings
 
     return LearnSettings(
-        MLP(config.depth, config.activation), ridge=config.ridge, n_search=config.n_search, scaling=config.scaling,
-        seed=config.seed,
+        _architecture(config), ridge=config.ridge, n_search=config.n_search, precision=config.precision,
+        scaling=config.scaling, unit_norm=config.unit_norm, seed=config.seed,
     )  # fmt: skip
 
 
@@ -208,7 +199,7 @@ def _train(config: CompareConfig, dataset: Dataset, kind: str, checkpoints: path
     return train_on(
         dataset, _network(config, kind, dataset.n_features, dataset.n_outputs), _train_settings(config),
         seeds=range(config.seed, config.seed + config.seeds), epochs=config.epochs, scaling=config.scaling,
-        checkpoint=checkpoints / f"{kind}.safetensors", resume=config.resume,
+        unit_norm=config.unit_norm, checkpoint=checkpoints / f"{kind}.safetensors", resume=config.resume,
         report=lambda _, done, total: report(f"train {kind}, epochs", done, total),
     )  # fmt: skip
 
@@ -239,7 +230,10 @@ def _compare(
     models = {kind: _finite_block(trained, dataset, right[0]) for kind, trained in finite.items()}
     models["infinite"] = _infinite_block(learned, right)
     seconds = {f"train_{kind}": trained.training.seconds for kind, trained in finite.items()}
+    clock = time.perf_counter()
+    agreement = _agreement(finite["nftk_mlp"], dataset, learned, shuffled, models, rng)
     seconds |= {**learned.seconds, "predict": predict_s, "shuffled_labels": shuffled_s}
+    seconds["agreement"] = time.perf_counter() - clock
     return {
         "dataset": {
             "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
@@ -247,7 +241,7 @@ def _compare(
             "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
         },
         "models": models,
-        "agreement": _agreement(finite["nftk_mlp"], dataset, learned, shuffled, models, rng),
+        "agreement": agreement,
         "timings": {f"{name}_s": value for name, value in seconds.items()},
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nftk_jax import command_line
 from nftk_jax.command_line import CommandError
+from nftk_jax.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     from nftk_jax.datasets import Dataset
@@ -24,27 +25,9 @@ BASELINE_ROWS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
-class FitConfig:
+class FitConfig(DataFlags):
     """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
 
-    dataset: str = "mnist-small"
-    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
-    y_test."""
-    data_dir: pathlib.Path | None = None
-    """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
-    embeddings: str | None = None
-    """Of imdb: model whose token table embeds the reviews; a directory with model.safetensors and tokenizer.json, an
-    installed package that ships one, or a name on the Hugging Face hub; default gpt2."""
-    tensor: str | None = None
-    """Of imdb: the token table's name in model.safetensors; default wte.weight and other usual ones."""
-    n_train: int | None = None
-    """Use a stratified random subset of this many training rows."""
-    n_test: int | None = None
-    """Use a stratified random subset of this many test rows."""
-    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
-    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
-    unit_norm: bool = False
-    """Give every row of the scaled inputs length one, so that the kernel sees angles alone."""
     depth: int = 10
     """Hidden layers L; the kernels of depths 1 to L are combined."""
     activation: str = "relu"
@@ -82,8 +65,6 @@ class FitConfig:
     """How the ridge regression is solved."""
     precision: Literal["float32", "float64"] = "float32"
     """Of kernels and solves."""
-    seed: int = 0
-    """Draws subsets, held-out rows and shuffled labels."""
     output: pathlib.Path | None = None
     """Output directory; default runs/DATASET-TIME."""
     overwrite: bool = False
@@ -167,8 +148,7 @@ def _check_numbers(config: FitConfig) -> None:
         raise CommandError(f"--resamples must be >= 0; got {config.resamples}")
     if config.resamples == 1:
         raise CommandError("--resamples must be 0 or at least 2, since one has no spread; got 1")
-    if config.seed < 0:
-        raise CommandError(f"--seed must be >= 0; got {config.seed}")
+    config.check_seed()
 
 
 def _settings(config: FitConfig) -> LearnSettings:
@@ -193,16 +173,8 @@ def _settings(config: FitConfig) -> LearnSettings:
 
 
 def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
-    from nftk_jax.datasets import load_dataset
-
-    dataset = load_dataset(
-        config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
-        embeddings_model=config.embeddings, tensor=config.tensor, report=report,
-    )  # fmt: skip
-    if config.n_search is not None and config.n_search > len(dataset.x_train):
-        raise CommandError(
-            f"--n-search must be at most the {len(dataset.x_train)} training rows; got {config.n_search}"
-        )
+    dataset = config.load(report)
+    check_rows("--n-search", config.n_search, dataset)
     return dataset
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nftk_jax import command_line
 from nftk_jax.command_line import CommandError
+from nftk_jax.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from nftk_jax.finite.quadrature import Rule
     from nftk_jax.finite.trajectory import DescentSettings, Trajectory
 
+#: Of the training and the test rows, where they are embedded texts.
+Texts = tuple[list[str], list[str]] | None
 #: Learning rate of each loss unless told otherwise.
 LEARNING_RATES = {"mse": 0.02, "cross-entropy": 0.1}
 #: Test samples explained in the report.
@@ -30,19 +33,9 @@ EXPLAINED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class PathsConfig:
+class PathsConfig(DataFlags):
     """Flags of `python -m nftk_jax.paths`; config{} of metrics.json."""
 
-    dataset: str = "mnist-small"
-    """mnist-small (bundled), mnist, fashion-mnist, or FILE.npz with x_train, y_train, x_test, y_test."""
-    data_dir: pathlib.Path | None = None
-    """Where mnist.npz or IDX files live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
-    n_train: int | None = None
-    """Use a stratified random subset of this many training rows."""
-    n_test: int | None = None
-    """Use a stratified random subset of this many test rows."""
-    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
-    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
     network: Literal["mlp", "nftk"] = "mlp"
     """mlp: one readout; nftk: a readout at every layer, weighted by Omega (the paper's eqs. 7-8)."""
     loss: Literal["mse", "cross-entropy"] = "mse"
@@ -70,8 +63,6 @@ class PathsConfig:
     takes one interval a step as it is."""
     precision: Literal["float32", "float64"] = "float32"
     """Of training and quadrature."""
-    seed: int = 0
-    """Draws subsets, the network and the batches."""
     output: pathlib.Path | None = None
     """Output directory; default runs/paths-DATASET-TIME."""
     overwrite: bool = False
@@ -93,7 +84,7 @@ def main(config: PathsConfig) -> None:
     command_line.check_output(output, overwrite=config.overwrite)
     settings, rule = _check_flags(config)
     with command_line.make_progress(console) as progress:
-        dataset = _load(config, command_line.StageReport(progress))
+        dataset, texts = _load(config, command_line.StageReport(progress))
     network = _network(config, dataset.n_features, dataset.n_outputs)
     _check_memory(dataset)
     console.print(
@@ -117,7 +108,7 @@ def main(config: PathsConfig) -> None:
         "command": shlex.join(["python", "-m", "nftk_jax.paths", *sys.argv[1:]]),
         "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
         "environment": command_line.environment(),
-        **_measure(config, dataset, trajectory, terms),
+        **_measure(config, dataset, texts, trajectory, terms),
         "timings": {"train_s": train_s, "path_s": path_s},
         "peak_memory_bytes": command_line.peak_memory_bytes(),
     }
@@ -137,8 +128,7 @@ def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
     from nftk_jax.finite.quadrature import check_tolerance, gauss_legendre
     from nftk_jax.finite.trajectory import DescentSettings
 
-    if config.seed < 0:
-        raise CommandError(f"--seed must be >= 0; got {config.seed}")
+    config.check_seed()
     check_tolerance(config.tolerance)
     _network(config, 1, 1)
     rate = LEARNING_RATES[config.loss] if config.learning_rate is None else config.learning_rate
@@ -157,20 +147,14 @@ def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSetti
     )  # fmt: skip
 
 
-def _load(config: PathsConfig, report: command_line.StageReport) -> Dataset:
-    from nftk_jax.datasets import load_dataset
+def _load(config: PathsConfig, report: command_line.StageReport) -> tuple[Dataset, Texts]:
+    from nftk_jax.datasets import read_texts
 
-    dataset = load_dataset(
-        config.dataset, data_dir=config.data_dir, n_train=config.n_train, n_test=config.n_test, seed=config.seed,
-        report=report,
-    )  # fmt: skip
-    if config.batch_size is not None and config.batch_size > len(dataset.x_train):
-        raise CommandError(
-            f"--batch-size must be at most the {len(dataset.x_train)} training rows; got {config.batch_size}"
-        )
+    dataset = config.load(report)
+    check_rows("--batch-size", config.batch_size, dataset)
     if dataset.classes is None and config.loss != "mse":
         raise CommandError(f"{dataset.name} has real targets; --loss cross-entropy needs classes, take mse")
-    return dataset
+    return dataset, read_texts(dataset, config.data_dir, report=report)
 
 
 def _check_memory(dataset: Dataset) -> None:
@@ -200,7 +184,9 @@ def _train(
     from nftk_jax.model import fit_input_scaling
 
     dtype = np.dtype(config.precision)
-    inputs = fit_input_scaling(dataset.x_train, config.scaling, images=dataset.image_shape is not None)
+    inputs = fit_input_scaling(
+        dataset.x_train, config.scaling, images=dataset.image_shape is not None, unit_norm=config.unit_norm
+    )
     x, x_test = (inputs.apply(rows, dtype) for rows in (dataset.x_train, dataset.x_test))
     if dataset.classes is None:
         y = ((dataset.y_train - dataset.y_train.mean(0)) / dataset.y_train.std(0)).astype(dtype)
@@ -228,7 +214,9 @@ def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, ru
     return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
 
 
-def _measure(config: PathsConfig, dataset: Dataset, trajectory: Trajectory, terms: PathTerms) -> dict[str, Any]:
+def _measure(
+    config: PathsConfig, dataset: Dataset, texts: Texts, trajectory: Trajectory, terms: PathTerms
+) -> dict[str, Any]:
     """The blocks of metrics.json that tell what was found."""
     import numpy as np
 
@@ -265,7 +253,7 @@ def _measure(config: PathsConfig, dataset: Dataset, trajectory: Trajectory, term
         },
         "classes": classes_block,
         "influences": influence.influences(
-            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED)
+            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED), texts=texts
         ),
     }  # fmt: skip
     if classes:

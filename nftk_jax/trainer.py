@@ -46,6 +46,7 @@ def train_on(
     seeds: Sequence[int],
     epochs: int,
     scaling: ScalingName = "auto",
+    unit_norm: bool = False,
     checkpoint: pathlib.Path | None = None,
     resume: bool = False,
     report: Report = lambda stage, done, total: None,
@@ -58,7 +59,7 @@ def train_on(
       settings: how they are trained.
       seeds: one network each.
       epochs: passes over the training rows.
-      scaling: of the inputs, see `fit_input_scaling`.
+      scaling, unit_norm: of the inputs, see `fit_input_scaling`.
       checkpoint: file that is written after every epoch.
       resume: go on from that file, if there is one.
       report: called with the stage "train", the epochs done and their number.
@@ -70,12 +71,12 @@ def train_on(
     """
     if dataset.classes is None:
         raise ValueError(f"{dataset.name} has regression targets; finite networks are compared on classes")
-    inputs = fit_input_scaling(dataset.x_train, scaling, images=dataset.image_shape is not None)
+    inputs = fit_input_scaling(dataset.x_train, scaling, images=dataset.image_shape is not None, unit_norm=unit_norm)
     x, x_test = (inputs.apply(rows, np.float32) for rows in (dataset.x_train, dataset.x_test))
     y = np.eye(dataset.n_outputs, dtype=np.float32)[dataset.y_train]
     identity: dict[str, Any] = {
         "network": dataclasses.asdict(network), "settings": dataclasses.asdict(settings), "seeds": list(seeds),
-        "scaling": scaling, "data": dataset.sha256,
+        "scaling": scaling, "unit_norm": unit_norm, "data": dataset.sha256,
     }  # fmt: skip
     drawn = start = start_training(network, settings, seeds, x.dtype)
     if resume and checkpoint is not None and checkpoint.exists():

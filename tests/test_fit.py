@@ -44,11 +44,7 @@ def finished(data, tmp_path_factory):
     """One whole run, in a process of its own, that the tests below look at."""
     output = tmp_path_factory.mktemp("home") / "runs" / "insects"
     command = [sys.executable, "-m", "nftk_jax.fit", "--dataset", data, "--depth", "3", "--resamples", "2"]
-    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
-    result = subprocess.run(
-        [*map(str, command), "--output", str(output)],
-        capture_output=True, text=True, check=False, env={**environment, "HOME": str(output.parent.parent)},
-    )  # fmt: skip
+    result = subprocess.run([*map(str, command), "--output", str(output)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return output, result.stdout
 
@@ -101,9 +97,14 @@ def test_omega_csv_agrees_with_the_model(finished):
     np.testing.assert_array_equal([float(row["kernel_weight"]) for row in rows], model.kernel_omega.ravel())
 
 
-def test_compiled_code_is_kept_for_the_next_run(finished):
-    output, _ = finished
-    assert list((output.parent.parent / ".cache" / "nftk_jax" / "compiled").iterdir())
+def test_compiled_code_is_kept_for_the_next_run(tmp_path):
+    code = (
+        "from nftk_jax.command_line import use_compilation_cache as use; use(); import jax; jax.jit(lambda v: v + 1)(0)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list((tmp_path / ".cache" / "nftk_jax" / "compiled").iterdir())
 
 
 def test_the_summary_names_the_result_in_eighty_columns(finished):

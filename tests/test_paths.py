@@ -79,6 +79,25 @@ def test_influences_are_the_largest_terms(data, tmp_path, monkeypatch, capsys):
         assert row["completeness_error"] == pytest.approx(abs(total - row["value"]))
 
 
+def test_reviews_are_shown_as_texts_safe_in_html(tmp_path, monkeypatch, capsys):
+    def read_texts(dataset, data_dir, *, report):
+        return tuple([f"{part} <b>{row}</b>" for row in range(n)] for part, n in (("train", 20), ("test", 6)))
+
+    monkeypatch.setattr("nftk_jax.datasets.read_texts", read_texts)
+    flags = ["--dataset", "imdb-small", "--n-train", 20, "--n-test", 6, "--steps", 4, "--width", 6]
+    assert run(monkeypatch, capsys, *flags, "--output", tmp_path / "out")[0] == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["influences"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for row in rows:
+        assert row["text"] == f"test <b>{row['query']}</b>"
+        for entry in row["positive"] + row["negative"]:
+            assert entry["text"] == f"train <b>{entry['sample']}</b>"
+        for entry in row["positive"][:1] + row["negative"][:1]:
+            assert f"train &lt;b&gt;{entry['sample']}&lt;/b&gt;" in page
+    assert "<b>1</b>" not in page
+    assert not (tmp_path / "out" / "figures" / "influences.png").exists()
+
+
 def test_regression_in_float64(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4))

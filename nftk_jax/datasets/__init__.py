@@ -3,5 +3,6 @@
 from nftk_jax.datasets.dataset import Dataset
 from nftk_jax.datasets.errors import DataError
 from nftk_jax.datasets.loading import load_dataset, load_inputs
+from nftk_jax.datasets.texts import read_texts
 
-__all__ = ["DataError", "Dataset", "load_dataset", "load_inputs"]
+__all__ = ["DataError", "Dataset", "load_dataset", "load_inputs", "read_texts"]

@@ -26,6 +26,7 @@ class Dataset:
       y_test: test targets, as `y_train`; every class in it occurs in `y_train`.
       classes: the original labels, sorted (int64, bool or unicode), or None for regression.
       image_shape: the shape of one sample before it was flattened, where it had more than one axis.
+      train_rows, test_rows: positions of these rows in the whole data set, shapes (n_train,) and (n_test,), int64.
       sha256: of the contents: two data sets with the same digest hold the same arrays.
       titles: names of the classes, where the data set publishes them.
     """
@@ -37,6 +38,8 @@ class Dataset:
     y_test: np.ndarray
     classes: np.ndarray | None
     image_shape: tuple[int, ...] | None
+    train_rows: np.ndarray
+    test_rows: np.ndarray
     sha256: str
     titles: tuple[str, ...] | None = None
 
@@ -120,6 +123,8 @@ def make_dataset(
         y_test=y_test,
         classes=classes,
         image_shape=tuple(shape) if len(shape) > 1 else None,
+        train_rows=np.arange(len(arrays["y_train"]))[rows_train],
+        test_rows=np.arange(len(arrays["y_test"]))[rows_test],
         sha256=_digest(x_train, y_train, x_test, y_test, classes),
         titles=titles,
     )

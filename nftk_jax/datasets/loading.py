@@ -28,6 +28,11 @@ def default_data_dir() -> pathlib.Path:
     return _expand(os.environ.get("NFTK_DATA") or "~/.cache/nftk_jax")
 
 
+def data_folder(data_dir: pathlib.Path | None) -> pathlib.Path:
+    """The directory of files that a user means: the one named, or the default."""
+    return default_data_dir() if data_dir is None else _expand(data_dir)
+
+
 def _expand(path: str | os.PathLike[str]) -> pathlib.Path:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
@@ -75,7 +80,7 @@ def load_dataset(
         raise DataError(f"--embeddings and --tensor are for the data set imdb; got the data set {shorten(name, 120)}")
     if name == "imdb":
         check_request(name, n_train, 2 * imdb.REVIEWS, n_test, 2 * imdb.REVIEWS, seed)
-        folder = default_data_dir() if data_dir is None else _expand(data_dir)
+        folder = data_folder(data_dir)
         imdb.find_reviews(folder)  # before a model is fetched
         table = embeddings.load_table(embeddings_model or embeddings.DEFAULT_MODEL, tensor)
         arrays = imdb.load_imdb(folder, table, _expand("~/.cache/nftk_jax/embeddings"), report=report)
@@ -83,7 +88,7 @@ def load_dataset(
     if name in mnist.IMAGE_SETS:
         image_set = mnist.IMAGE_SETS[name]
         check_request(name, n_train, image_set.shapes["x_train"][0], n_test, image_set.shapes["x_test"][0], seed)
-        folder = default_data_dir() if data_dir is None else _expand(data_dir)
+        folder = data_folder(data_dir)
         arrays = mnist.load_image_set(image_set, folder, report=report)
         return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=image_set.titles)
     if name in BUNDLED:

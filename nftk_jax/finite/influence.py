@@ -10,10 +10,14 @@ import numpy as np
 
 from nftk_jax.finite.path_kernel import PathTerms
 
+#: Characters that are kept of a text.
+EXCERPT = 400
+
 
 def influences(
-    terms: PathTerms, labels: np.ndarray | None, query_labels: np.ndarray | None, *, queries: list[int], most: int = 6
-) -> list[dict[str, Any]]:
+    terms: PathTerms, labels: np.ndarray | None, query_labels: np.ndarray | None, *, queries: list[int], most: int = 6,
+    texts: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The samples with the largest terms, positive and negative, in the largest output of some queries.
 
     Args:
@@ -21,11 +25,13 @@ def influences(
       labels, query_labels: class indices of samples and queries, shapes (n,) and (n_queries,); None for regression.
       queries: rows of the queries to explain.
       most: samples to list on each side.
+      texts: of samples and queries, where they have some.
 
     Returns:
       For every query a dictionary: query, label, output (number of the largest one), value, start, regulariser,
       sum_of_terms, completeness_error (of the three against the value), positive_sum, negative_sum, and the lists
-      `positive` and `negative` of {sample, label, term}, largest first.
+      `positive` and `negative` of {sample, label, term}, largest first. With `texts`, queries and samples have a text,
+      its first `EXCERPT` characters.
     """
     found = []
     for query in queries:
@@ -36,6 +42,7 @@ def influences(
         def listed(rows: Sequence[int], shares: np.ndarray = shares) -> list[dict[str, Any]]:
             return [
                 {"sample": int(i), "label": None if labels is None else int(labels[i]), "term": float(shares[i])}
+                | _text(texts, 0, i)
                 for i in rows
             ]
 
@@ -53,8 +60,17 @@ def influences(
             "negative_sum": float(shares[shares < 0].sum()),
             "positive": listed([i for i in order[::-1][:most] if shares[i] > 0]),
             "negative": listed([i for i in order[:most] if shares[i] < 0]),
+            **_text(texts, 1, query),
         })  # fmt: skip
     return found
+
+
+def _text(texts: tuple[Sequence[str], Sequence[str]] | None, part: int, row: int) -> dict[str, str]:
+    """The start of a row's text, cut between words."""
+    if texts is None:
+        return {}
+    whole = texts[part][row]
+    return {"text": whole if len(whole) <= EXCERPT else f"{whole[:EXCERPT].rsplit(maxsplit=1)[0]} ..."}
 
 
 def choose_queries(terms: PathTerms, query_labels: np.ndarray | None, count: int) -> list[int]:

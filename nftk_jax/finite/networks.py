@@ -231,9 +231,11 @@ def make_network(settings: NetworkSettings, key: jax.Array, dtype: Any = jnp.flo
     return kind(settings, key, dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
 def initialise(settings: NetworkSettings, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """The parameters of `make_network`; traceable, so that several can be drawn by vmap over keys."""
+    """The parameters of `make_network`; traceable, so that several can be drawn by vmap over keys.
+
+    Not compiled as a whole: layers of one shape share the compiled draw of a normal, which takes long to compile.
+    """
     _, omega, theta = nnx.split(make_network(settings, key, dtype), Omega, ...)
     return Params(theta, omega)
 

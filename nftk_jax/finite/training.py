@@ -157,7 +157,7 @@ def start_training(network: NetworkSettings, settings: TrainSettings, seeds: Seq
         params = initialise(network, jax.random.fold_in(key, 0), dtype)
         return TrainState(params, theta_optimizer.init(params.theta), omega_optimizer.init(params.omega))
 
-    state = jax.jit(draw)(seed_keys(seeds))
+    state = draw(seed_keys(seeds))
     empty = {name: np.empty((0, len(seeds))) for name in ("train_loss", "held_out_loss", "zeros_in_omega")}
     return Training(state, state.params, 0, empty | {"seconds": np.empty(0)}, _zeros(state.params, len(seeds)))
 

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from typing import Literal, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ class AngleSeries:
       form: the variable and the basis.
       coefficients: shape (L, degree + 1), float64.
       at_zero: f_l(0), shape (L,), float64: the diagonal, exact.
-      basis: coefficients of the B functions that span f_1, ..., f_L to the tolerance, shape (B, degree + 1).
+      basis: coefficients of the B functions that span f_1, ..., f_L to ten times the tolerance, shape (B, degree + 1).
       mixing: f_l = sum_b mixing[l, b] basis_b, shape (L, B).
     """
 
@@ -147,7 +148,8 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
       dtype: "float32" or "float64": the precision of the evaluation, which sets the degree.
 
     Returns:
-      The series, or None where no series of degree <= 160 converges: the recursion is then the way.
+      The series, or None where no series of degree <= 160 converges: the recursion is then the way, and a warning says
+      so once.
     """
     nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
     angles = np.concatenate([_angle_of(warp, nodes) for warp in _WARPS])
@@ -158,11 +160,11 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
         else:
             at_zero = np.asarray(scalar_diagonals(mlp, kernel, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
     if not (np.isfinite(values).all() and np.isfinite(at_zero).all()):
-        return None
+        return _no_series(mlp, q, "has entries that are not finite")
     scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float64).tiny)
     to_coefficients = 2 / _NODES * chebyshev.chebvander(nodes, _NODES - 1)
     to_coefficients[:, 0] /= 2
-    best: tuple[float, Form, np.ndarray] | None = None
+    best: tuple[float, Form, np.ndarray, np.ndarray] | None = None
     for warp, sampled in zip(_WARPS, np.split(values, len(_WARPS), axis=1), strict=True):
         coefficients = sampled @ to_coefficients
         relative = np.abs(coefficients) / scale[:, None]
@@ -171,24 +173,51 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
         if not short.size or short[0] > _MAX_DEGREE + 1:
             continue
         size = max(int(short[0]), 2)
-        monomial = np.stack([chebyshev.cheb2poly(np.pad(row[:size], (0, 1)))[:size] for row in coefficients])
+        monomial = _to_monomials(coefficients[:, :size])
         growth = (np.abs(monomial).sum(axis=1) / scale).max()
         stable = growth <= _MAX_HORNER_GROWTH
         form = Form("monomial" if stable else "chebyshev", warp)
         cost = size * (1 if stable else 2) + (0 if math.isinf(warp) else 4)
         if best is None or cost < best[0]:
-            best = cost, form, monomial if stable else coefficients[:, :size]
+            best = cost, form, monomial if stable else coefficients[:, :size], coefficients[:, :size]
     if best is None:
-        return None
-    _, form, coefficients = best
-    basis, mixing = _low_rank(coefficients, scale, 5 * TOLERANCE[dtype])
-    return AngleSeries(form, coefficients, at_zero, basis, mixing)
+        return _no_series(mlp, q, f"has no Chebyshev series of degree <= {_MAX_DEGREE} to {TOLERANCE[dtype]:g}")
+    _, form, coefficients, by_chebyshev = best
+    basis, mixing = _low_rank(by_chebyshev, scale, 10 * TOLERANCE[dtype])
+    return AngleSeries(form, coefficients, at_zero, _to_monomials(basis) if form.basis == "monomial" else basis, mixing)
+
+
+def _no_series(mlp: MLP, q: float, reason: str) -> None:
+    warnings.warn(
+        f"the kernel of {mlp} at |x|^2/p = {q:.6g} {reason}: it goes through the slower recursion",
+        stacklevel=3,
+    )
+
+
+def _to_monomials(coefficients: np.ndarray) -> np.ndarray:
+    """Monomial coefficients of Chebyshev series, one a row."""
+    size = coefficients.shape[1]
+    return np.stack([np.pad(chebyshev.cheb2poly(row), (0, size))[:size] for row in coefficients])
 
 
 def _low_rank(coefficients: np.ndarray, scale: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Functions that span the series of every depth to the tolerance, by an SVD, and the depths' weights in them."""
+    """The fewest functions whose combinations are within `tolerance` of f_l / max|f_l| at every angle and depth.
+
+    Args:
+      coefficients: the Chebyshev coefficients of f_l, shape (L, size). (Monomials would not do: their small
+        coefficients are not small functions.)
+      scale: the largest |f_l|, shape (L,).
+
+    Returns:
+      The functions' Chebyshev coefficients (B, size), and the depths' weights in them (L, B).
+    """
     u, s, vt = np.linalg.svd(coefficients / scale[:, None], full_matrices=False)
-    rank = max(1, int((s > tolerance * s[0]).sum()))
+    for rank in range(1, len(s)):
+        rest = (u[:, rank:] * s[rank:]) @ vt[rank:]
+        if np.abs(rest).sum(axis=1).max() <= tolerance:
+            break
+    else:
+        rank = len(s)
     return s[:rank, None] * vt[:rank], scale[:, None] * u[:, :rank]
 
 

@@ -131,14 +131,20 @@ def _model_table(metrics: Metrics) -> str:
                 page.number_cell(percent(accuracy) + page.small(_interval(block)), accuracy),
                 page.number_cell(_spread(block), block["test_accuracy_std"]),
                 page.number_cell(shown, gain),
-                page.number_cell(percent(block["zeros_in_omega_n"], 0), block["zeros_in_omega_n"]),
-                page.number_cell(percent(block["zeros_at_initialisation"], 0), block["zeros_at_initialisation"]),
+                page.number_cell(_zeros(block), block["zeros_in_omega_n"]),
                 page.number_cell(duration(block["train_s"]), block["train_s"]),
             ])
         )  # fmt: skip
     headers = ["model", ">test accuracy", ">spread over seeds", ">infinite minus it, points", ">zeros in Ω<sub>n</sub>",
-               ">zeros at the start", ">training time"]  # fmt: skip
+               ">training time"]  # fmt: skip
     return page.table(headers, rows)
+
+
+def _zeros(block: Metrics) -> str:
+    if block["zeros_in_omega_n"] is None:
+        return DASH
+    start = percent(block["zeros_at_initialisation"], 0)
+    return percent(block["zeros_in_omega_n"], 0) + page.small(f"at the start {start}")
 
 
 def _omega_text(metrics: Metrics) -> list[str]:

@@ -71,6 +71,7 @@ def draw_accuracies(metrics: Metrics) -> figures.Figure:
     ax.spines[["left", "right", "top"]].set_visible(False)
     ax.grid(axis="x", color="#d9d9d9", linewidth=0.7)
     ax.margins(x=0.1)
+    ax.set_xlim(right=min(ax.get_xlim()[1], 100.5))
     return figure
 
 
@@ -96,6 +97,7 @@ def draw_training(metrics: Metrics) -> figures.Figure:
     figures.set_title(right, "zeros in Omega (%), from the start on", "")
     for ax, label in ((left, "loss"), (right, "zeros")):
         figures.name_axes(ax, label, "epoch", "")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["right", "top"]].set_visible(False)
         ax.grid(color="#d9d9d9", linewidth=0.7)
     return figure

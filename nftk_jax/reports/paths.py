@@ -160,7 +160,28 @@ def _influences(metrics: Metrics, figure: str) -> str:
         "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
         "its start; so a term belongs to this training and this test row, not to leaving the sample out."
     )
-    return page.section("Which samples made a prediction", page.paragraph(text), figure, page.table(headers, rows))
+    return page.section(
+        "Which samples made a prediction", page.paragraph(text), figure, page.table(headers, rows), _texts(metrics)
+    )
+
+
+def _texts(metrics: Metrics) -> str:
+    """The explained test texts, each beside the training texts with its largest terms; nothing where no texts are."""
+    names, rows = metrics["dataset"]["class_names"], []
+
+    def quoted(text: str, label: int, note: str) -> str:
+        return page.cell(page.as_text(text) + page.small(f"{page.as_text(names[label])}, {note}"))
+
+    for row in metrics["influences"]:
+        if "text" not in row:
+            return ""
+        cells = [quoted(row["text"], row["label"], f"read as {page.as_text(names[row['output']])}")]
+        for side in ("positive", "negative"):
+            first = next(iter(row[side]), None)
+            note = "" if first is None else f"sample {count(first['sample'])}: {fixed(first['term'], 3, sign=True)}"
+            cells.append(page.cell("") if first is None else quoted(first["text"], first["label"], note))
+        rows.append(page.row(cells))
+    return page.table(["test text", "the training text that raises it most", "that lowers it most"], rows, "wide")
 
 
 def _listed(entries: list[Metrics], names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.resources
 import io
 import lzma
 import os
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nftk_jax.datasets import DataError, embeddings, imdb, load_dataset
+from nftk_jax.datasets import DataError, embeddings, imdb, load_dataset, read_texts
 from tests.datasets.text import REVIEWS, make_model, write_archive, write_folder
 
 PACKED = {"aclImdb.tar": "w", "aclImdb_v1.tar.gz": "w:gz", "aclImdb.tgz": "w:gz", "aclImdb.tar.xz": "w:xz"}
@@ -47,6 +48,34 @@ def _check(data_dir: pathlib.Path, model: pathlib.Path) -> None:
         assert getattr(data, f"y_{part}").tolist() == [0] * 5 + [1] * 5
     assert data.class_names == ["negative", "positive"]
     assert data.image_shape is None
+
+
+def test_texts_are_those_of_the_rows(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+    write_folder(tmp_path / "data")
+    data = load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model, n_train=7, n_test=4, seed=3)
+    texts = read_texts(data, tmp_path / "data")
+    assert texts is not None
+    table = embeddings.load_table(model)
+    for rows, found in zip((data.x_train, data.x_test), texts, strict=True):
+        np.testing.assert_array_equal(embeddings.embed_texts(found, table), rows)
+    assert read_texts(load_dataset("mnist-small", n_train=10), tmp_path / "data") is None
+
+
+def test_texts_of_the_bundled_reviews_are_found_by_their_rows(tmp_path: pathlib.Path, monkeypatch) -> None:
+    data = load_dataset("imdb-small", n_train=20, n_test=9)
+    assert read_texts(data, tmp_path) is None
+    (tmp_path / "train" / "pos").mkdir(parents=True)
+    reviews = [
+        imdb.Review(part, 0, "", f"{part}<br /><br />{row}") for part in ("train", "test") for row in range(25_000)
+    ]
+    monkeypatch.setattr(imdb, "read_reviews", lambda source, report: reviews)
+    texts = read_texts(data, tmp_path)
+    assert texts is not None
+    bundle = importlib.resources.files("nftk_jax.datasets.bundled") / "imdb-small.npz"
+    with importlib.resources.as_file(bundle) as path, np.load(path) as bundled:
+        for part, found, chosen in zip(("train", "test"), texts, (data.train_rows, data.test_rows), strict=True):
+            assert found == [f"{part}\n{row}" for row in bundled[f"{part}_rows"][chosen]]
+            np.testing.assert_array_equal(getattr(data, f"x_{part}"), bundled[f"x_{part}"][chosen])
 
 
 @pytest.mark.parametrize("name", PACKED)

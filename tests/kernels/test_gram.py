@@ -58,10 +58,10 @@ ARCHITECTURES = [
 ]
 
 
-# every architecture at depth 10 in float32, every route in float64 too, and at depth 1 and 3
+# every architecture at depth 10 in float32, every route in float64 too, and both at depth 1 and 3
 CASES = [(*case, 10, "float32") for case in ARCHITECTURES]
 CASES += [(*ARCHITECTURES[k], 10, "float64") for k in (0, 1, 2, 4, 5)]
-CASES += [(*ARCHITECTURES[k], depth, "float32") for k in (0, 1, 2) for depth in (1, 3)]
+CASES += [(*ARCHITECTURES[k], depth, dtype) for k in (0, 1, 2) for depth in (1, 3) for dtype in ("float32", "float64")]
 
 
 @pytest.mark.parametrize(("activation", "b_std", "sphere", "route", "depth", "dtype"), CASES)

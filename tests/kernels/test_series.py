@@ -28,11 +28,15 @@ def test_a_series_is_the_kernel_on_a_sphere(mlp, q, dtype):
     scale = np.abs(series.at_zero)[:, None]
     # at depth 50 neural_tangents' own float64 recursion loses ten digits near t = 0
     assert np.max(np.abs(got - exact) / scale) < (4e-6 if dtype == "float32" else 1e-9)
-    assert np.max(np.abs(series.mixing @ basis - exact) / scale) < (2e-5 if dtype == "float32" else 1e-8)
+    # ten times the tolerance of the series
+    assert np.max(np.abs(series.mixing @ basis - exact) / scale) < (8e-6 if dtype == "float32" else 2e-9)
 
 
 def test_the_rank_grows_far_slower_than_the_depth():
-    assert len(angle_series(MLP(50), "ntk", 1.0, "float32").basis) <= 16
+    ranks = [len(angle_series(MLP(depth), "ntk", 1.0, "float32").basis) for depth in (1, 10, 50)]
+    assert ranks[0] == 1
+    assert ranks[1] <= 7
+    assert ranks[2] <= 9
 
 
 def test_a_deep_series_is_hardly_longer_than_a_shallow_one():
@@ -41,7 +45,8 @@ def test_a_deep_series_is_hardly_longer_than_a_shallow_one():
 
 
 def test_a_kernel_without_a_series_says_so():
-    assert angle_series(MLP(10, "sign"), "ntk", 1.0, "float32") is None
+    with pytest.warns(UserWarning, match="goes through the slower recursion"):
+        assert angle_series(MLP(10, "sign"), "ntk", 1.25, "float32") is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,0 +1,67 @@
+"""The flags that name a data set, choose its rows and scale its inputs, for every command that reads one."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from nftk_jax.command_line import CommandError
+
+if TYPE_CHECKING:
+    from nftk_jax.datasets import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """To be inherited by a command's configuration."""
+
+    dataset: str = "mnist-small"
+    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
+    y_test."""
+    data_dir: pathlib.Path | None = None
+    """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    embeddings: str | None = None
+    """Of imdb: model whose token table embeds the reviews; a directory with model.safetensors and tokenizer.json, an
+    installed package that ships one, or a name on the Hugging Face hub; default gpt2."""
+    tensor: str | None = None
+    """Of imdb: the token table's name in model.safetensors; default wte.weight and other usual ones."""
+    n_train: int | None = None
+    """Use a stratified random subset of this many training rows."""
+    n_test: int | None = None
+    """Use a stratified random subset of this many test rows."""
+    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
+    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    unit_norm: bool = False
+    """Give every row of the scaled inputs length one, so that a kernel sees angles alone."""
+    seed: int = 0
+    """Draws everything that is random, subsets first."""
+
+    def check_seed(self) -> None:
+        """Refuse a negative seed before anything is read.
+
+        Raises:
+          CommandError: it is negative.
+        """
+        if self.seed < 0:
+            raise CommandError(f"--seed must be >= 0; got {self.seed}")
+
+    def load(self, report: Callable[[str, int, int], None] | None = None) -> Dataset:
+        """Load the data set; `report` and errors are those of `load_dataset`."""
+        from nftk_jax.datasets import load_dataset  # the command line's own help does not wait for NumPy
+
+        return load_dataset(
+            self.dataset, data_dir=self.data_dir, n_train=self.n_train, n_test=self.n_test, seed=self.seed,
+            embeddings_model=self.embeddings, tensor=self.tensor, report=report,
+        )  # fmt: skip
+
+
+def check_rows(flag: str, rows: int | None, dataset: Dataset) -> None:
+    """Refuse a flag that asks for more training rows than there are.
+
+    Raises:
+      CommandError: it does.
+    """
+    if rows is not None and rows > len(dataset.x_train):
+        raise CommandError(f"{flag} must be at most the {len(dataset.x_train)} training rows; got {rows}")
