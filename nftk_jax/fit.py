@@ -203,7 +203,7 @@ def _print_plan(console, plan, dataset: Dataset) -> None:
 
 def _write(directory: pathlib.Path, metrics: dict, model) -> None:
     """Write every file of the contract."""
-    from nftk_jax.reports.figures import save_figures
+    from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report
 
     model.save(directory)
