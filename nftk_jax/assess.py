@@ -70,13 +70,15 @@ def _assess(
     omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
     seconds["resamples"] = time.perf_counter() - start
     start = time.perf_counter()
-    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.depth > 1 else None
+    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.n_kernels > 1 else None
     seconds["intervals"] = time.perf_counter() - start
     alignment = identifiability.centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = identifiability.gram_spectrum(
         alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
     )
     omega_n = identifiability.normalise_rows(model.omega)
+    # depths and layers are positive semi-definite by Schur's product theorem
+    indefinite = identifiability.indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
     return {
         "dataset": {
             "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
@@ -84,6 +86,7 @@ def _assess(
             "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
         },
         **_test_metrics(dataset, scores, rng),
+        "basis": model.mlp.basis,
         "omega": model.omega.tolist(),
         "kernel_omega": model.kernel_omega.tolist(),
         "scale": model.scale.tolist(),
@@ -96,6 +99,7 @@ def _assess(
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            "indefinite_kernels": indefinite,
             **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
@@ -106,6 +110,8 @@ def _assess(
                 single=table["best_single_depth"]["depth"],
                 greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
                 uniform_as_good=None if intervals is None else intervals.uniform_as_good,
+                kernel=model.mlp.basis.removesuffix("s"),
+                indefinite=indefinite,
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -147,7 +153,8 @@ class _Comparison:
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
         problem, ridge = self._learned.problem, self._learned.start_ridge
-        single, depth = baselines.best_single_depth(problem, ridge)
+        candidates = baselines.single_kernels(self._settings.mlp.basis, self._learned.model.scale)
+        single, depth = baselines.best_single_depth(problem, ridge, candidates)
         entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
             ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
             ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),

@@ -41,6 +41,9 @@ class FitConfig(DataFlags):
     """Standard deviation of the weights (NTK parametrisation)."""
     b_std: float = 0.0
     """Standard deviation of the hidden layers' biases."""
+    basis: Literal["depths", "increments", "layers"] = "depths"
+    """Kernels that Omega weighs: of each depth; what each further layer of depth adds; or what the parameters of each
+    layer contribute to the kernel of the deepest network."""
     objective: Literal["validation", "kfold", "loo", "evidence", "train", "alignment"] = "validation"
     """What Omega minimises: the error on held-out rows, of 5-fold cross-validation or leave-one-out; the negative log
     marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
@@ -229,7 +232,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         method=config.method, step_size=config.step_size, learn_ridge=config.ridge == "learned",
     )  # fmt: skip
     return LearnSettings(
-        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std),
+        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std, basis=config.basis),
         search=search,
         ridge="auto" if config.ridge == "learned" else config.ridge,
         n_search=config.n_search,
@@ -277,11 +280,11 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
 
 def _write(directory: pathlib.Path, metrics: dict, model) -> None:
     """Write every file of the contract."""
-    from nftk_jax.reports.figures import save_figures
+    from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report
 
     model.save(directory)
-    rows = ["class,depth,weight,kernel_weight"]
+    rows = [f"class,{metrics['basis'].removesuffix('s')},weight,kernel_weight"]
     for name, weights, kernel_weights in zip(
         metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, uni
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.sharding import agree
 from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.identifiability import indefinite_kernels, indefinite_words
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -49,6 +51,10 @@ HELD_OUT_SHARE = 1 / 3
 FOLDS = 5
 
 
+class IndefiniteKernelWarning(UserWarning):
+    """Some increments of depth are not positive semi-definite on the training rows."""
+
+
 def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
 
@@ -58,7 +64,7 @@ class LearnSettings:
     """All that shapes a model besides its data.
 
     Attributes:
-      mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
+      mlp: the architecture, and the family of kernels that are combined (`mlp.basis`).
       search: how Omega is learned.
       ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
         search learns the ridge, this is its start.
@@ -204,11 +210,22 @@ def learn(
       ValueError: the kernels cannot be scaled on these inputs, a weight is not positive, or no split has rows on both
         sides.
       ArithmeticError: a solve failed; the message says what to do.
+
+    Warns:
+      IndefiniteKernelWarning: the basis is "increments", and some of them are not positive semi-definite.
     """
     if weight is not None and not (weight.shape == (len(x),) and np.isfinite(weight).all() and (weight > 0).all()):
         raise ValueError(f"sample weights must be {len(x)} finite numbers > 0; leave out rows of weight zero")
     with enable_x64(settings.precision == "float64"):
-        return _learn(x, y, settings, classes, images, weight, splits, plan, journal or NoJournal(), report)
+        try:
+            return _learn(x, y, settings, classes, images, weight, splits, plan, journal or NoJournal(), report)
+        except ArithmeticError as error:
+            if settings.mlp.basis != "increments":
+                raise
+            raise type(error)(
+                f"{error}. An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or "
+                "one of the bases depths and layers avoid that"
+            ) from error
 
 
 def _learn(
@@ -228,6 +245,8 @@ def _learn(
     )
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
+    if settings.mlp.basis == "increments" and (indefinite := indefinite_kernels(problem.k)):
+        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=3)
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
@@ -271,7 +290,7 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: Lea
     n, features = shape
     sizes = Sizes(
         n_train=n, n_search=min(n, settings.n_search or SEARCH_ROWS), n_test=n_test, n_features=features,
-        n_classes=n_outputs, depth=settings.mlp.depth, itemsize=np.dtype(settings.precision).itemsize,
+        n_classes=n_outputs, depth=settings.mlp.n_kernels, itemsize=np.dtype(settings.precision).itemsize,
         n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
     )  # fmt: skip
     return plan_fit(sizes, this_machine(), settings.solver)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import MLP
-from nftk_jax.kernels.gram import InputsName, depth_diagonals, kernel_route, without_readout_bias
+from nftk_jax.kernels.gram import InputsName, bias_weight, depth_diagonals, kernel_route, without_readout_bias
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import angle_series, evaluate
 from nftk_jax.kernels.sharding import AXIS, device_mesh, place, shard_map
@@ -41,7 +41,7 @@ class Evaluator(NamedTuple):
     def bias(self, omega: np.ndarray) -> np.ndarray:
         """What the readout's bias adds to all kernels of a series in the angle, shape (C,) for `omega` (C, L)."""
         radial = self.plan is not None and self.plan.radial
-        return self.mlp.readout_bias**2 * omega.sum(axis=1) if radial else np.zeros(len(omega))
+        return self.mlp.readout_bias**2 * bias_weight(self.mlp.basis, omega) if radial else np.zeros(len(omega))
 
     def rectangle(
         self, table: jax.Array, x1: jax.Array, length1: jax.Array, x2: jax.Array, length2: jax.Array
