@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test lint check check-slow bench clean
+.PHONY: help setup fit test lint check check-slow bench docs clean
 
 help:
-	@echo "make setup | fit | test | lint | check | check-slow | bench | clean"
+	@echo "make setup | fit | test | lint | check | check-slow | bench | docs | clean"
 
 setup: $(READY)
 
@@ -36,5 +36,9 @@ check-slow: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 
+docs: $(READY)
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs site

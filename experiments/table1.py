@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 from pathlib import Path
 
 import numpy as np
+import store
 
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings
@@ -79,16 +78,6 @@ def describe(row: Row, trained: Trained, epochs: int, activation: str) -> dict:
     }
 
 
-def write(path: Path, name: str, entry: dict) -> None:
-    """Add or replace one row of the results."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = entry
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    aside.replace(path)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the rows of the paper's Table 1.")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
@@ -115,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             report=lambda stage, done, total, name=name: print(f"{name}: {stage} {done}/{total}", flush=True),
         )  # fmt: skip
         entry = describe(row, trained, options.epochs, options.activation)
-        write(options.results, name + options.suffix, entry)
+        store.write(options.results, name + options.suffix, entry)
         accuracy = np.round(100 * trained.accuracy, 2)
         print(f"{name}: {accuracy} % (paper {row.accuracy} %), zeros {entry['zeros_in_omega_n']}", flush=True)
 

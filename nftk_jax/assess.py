@@ -20,8 +20,9 @@ from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.model import predict_scores
-from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
+from nftk_jax.solvers.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
 from nftk_jax.solvers.cholesky import solve_classes
+from nftk_jax.solvers.plan import SolvePlan
 
 #: Rows of the random blocks on which residual and predictions are recomputed in float64.
 CERTIFICATE_ROWS = 256
@@ -142,6 +143,8 @@ class _Comparison:
             f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are more than "
             f"{baseline_rows} training rows"
         )  # fmt: skip
+        # on the search rows, which are few, by factorisation
+        self._plan = learned.plan if self._on_all else SolvePlan("cholesky", ())
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
         self._y = learned.targets.y[rows].astype(self._z.dtype)
         self.shuffled_omega = np.empty(0)  # of the baseline, once it has run
@@ -172,10 +175,9 @@ class _Comparison:
         """Test scores of a baseline's Omega, at the ridges chosen under uniform weights unless it has its own."""
         model, mlp = self._learned.model, self._settings.mlp
         kernel_omega = omega / model.scale
-        solution = solve_scaled(
-            mlp, self._z, kernel_omega, self._learned.start_ridge if ridge is None else ridge, self._y
-        )
-        z = jnp.asarray(self._z)
+        ridge = self._learned.start_ridge if ridge is None else ridge
+        solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, self._y, self._plan)
+        z = jnp.asarray(self._z if solution.landmarks is None else self._z[solution.landmarks])
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
         )
@@ -304,23 +306,21 @@ def _certify(
     """Recompute residual and predictions in float64 on random blocks of training and test rows."""
     model = learned.model
     z_train = model.scaled(dataset.x_train).astype(np.float64)
-    rows = rng.choice(len(z_train), min(CERTIFICATE_ROWS, len(z_train)), replace=False)
-    residual = relative_residual(
-        settings.mlp,
-        model.kernel_omega,
-        model.ridge,
-        z_train,
-        learned.targets.y,
-        model.dual_coef.astype(np.float64),
-        rows,
-    )
+    dual_coef, landmarks = model.dual_coef.astype(np.float64), learned.solution.landmarks
+    rows = rng.choice(len(dual_coef), min(CERTIFICATE_ROWS, len(dual_coef)), replace=False)
+    problem = settings.mlp, model.kernel_omega, model.ridge, z_train, learned.targets.y
+    if landmarks is None:
+        residual = relative_residual(*problem, dual_coef, rows)
+    else:
+        residual = nystroem_residual(*problem, landmarks, dual_coef, rows)
     block = rng.choice(len(scores), min(CERTIFICATE_ROWS, len(scores)), replace=False)
     z_test = model.scaled(dataset.x_test[block]).astype(np.float64)
-    exact = apply_float64(settings.mlp, model.kernel_omega, z_test, z_train, model.dual_coef.astype(np.float64))
+    centres = z_train if landmarks is None else z_train[landmarks]
+    exact = apply_float64(settings.mlp, model.kernel_omega, z_test, centres, dual_coef)
     exact = exact * model.target_scale + model.target_mean
     return Certificate(
-        solver="cholesky",
-        iterations=0,
+        solver=learned.solution.solver,
+        iterations=learned.solution.iterations,
         relative_residual=residual,
         condition_estimate=learned.solution.condition_estimate,
         jitter=learned.solution.jitter,

@@ -196,6 +196,7 @@ BAD_DATA = {
     "features": {"x_test": np.ones((9, 4), np.float32)},
     "empty": {"x_train": np.ones((0, 5), np.float32), "y_train": np.zeros(0, int)},
     "unseen": {"y_test": np.full(9, 7)},
+    "identifiers": {"y_train": np.arange(60)},
     "objects": {"y_train": np.array([None] * 60, dtype=object)},
     "scalar": {"x_train": np.float32(3)},
 }

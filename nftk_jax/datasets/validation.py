@@ -178,7 +178,7 @@ def encode_labels(name: str, y_train: np.ndarray, y_test: np.ndarray) -> tuple[n
       Indices for the training and the test set, int64, and the classes (int64, bool or unicode).
 
     Raises:
-      DataError: one class only, or a test label that no training row has.
+      DataError: one class only, labels that hardly repeat, or a test label that no training row has.
     """
     y_train, y_test = _normal_labels(name, "y_train", y_train), _normal_labels(name, "y_test", y_test)
     classes, encoded_train = np.unique(y_train, return_inverse=True)
@@ -186,6 +186,11 @@ def encode_labels(name: str, y_train: np.ndarray, y_test: np.ndarray) -> tuple[n
         raise DataError(
             f"{name}: y_train holds one class only ({shorten(classes[0].item())} in all {len(y_train)} rows); "
             "expected two or more"
+        )
+    if len(classes) > max(20, len(y_train) // 2):
+        raise DataError(
+            f"{name}: y_train holds {len(classes)} classes in {len(y_train)} rows; expected labels that repeat: store "
+            "a regression target as floating-point numbers"
         )
     encoded_test = np.minimum(np.searchsorted(classes, y_test), len(classes) - 1)
     unseen = np.unique(y_test[classes[encoded_test] != y_test])

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nftk_jax.finite.networks import NetworkSettings, Params, apply, check_count, initialise, project_omega
+from nftk_jax.finite.networks import (
+    NetworkSettings,
+    Params,
+    apply,
+    check_count,
+    check_number,
+    initialise,
+    project_omega,
+)
 from nftk_jax.finite.training import DivergenceError, mean_loss, seed_keys
 
 
@@ -67,11 +75,9 @@ class AlternatingSettings:
         check_count("rounds", self.rounds)
         check_count("theta_steps", self.theta_steps)
         for name in ("omega_steps", "anchor"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0; got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name), zero=True)
         for name in ("learning_rate", "omega_learning_rate", "tolerance"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a finite number > 0; got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)

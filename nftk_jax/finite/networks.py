@@ -39,6 +39,18 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
 
 
+def check_number(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0; got {value!r}")
+
+
+def check_momentum(value: float) -> None:
+    """Raise ValueError unless 0 <= `value` < 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"momentum must be from 0 to below 1; got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
     """Everything that shapes a network besides its parameters.

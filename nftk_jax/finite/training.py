@@ -26,6 +26,8 @@ from nftk_jax.finite.networks import (
     Params,
     apply,
     check_count,
+    check_momentum,
+    check_number,
     initialise,
     omega_array,
     project_omega,
@@ -72,12 +74,9 @@ class TrainSettings:
         if self.patience is not None:
             check_count("patience", self.patience)
         for name in ("learning_rate", "omega_learning_rate"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a finite number > 0; got {getattr(self, name)!r}")
-        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be a finite number >= 0; got {self.weight_decay!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be from 0 to below 1; got {self.momentum!r}")
+            check_number(name, getattr(self, name))
+        check_number("weight_decay", self.weight_decay, zero=True)
+        check_momentum(self.momentum)
         if self.loss not in get_args(LossName):
             raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}; got {self.loss!r}")
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.finite.gradients import Apply, Array, Network, trace_network
+from nftk_jax.finite.networks import check_count, check_momentum, check_number
 from nftk_jax.finite.training import DivergenceError, LossName, mean_loss
 
 Loss = Callable[[Array, Array], Array]
@@ -58,18 +59,12 @@ class DescentSettings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be a finite number > 0; got {self.learning_rate!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be from 0 to below 1; got {self.momentum!r}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be a finite number >= 0; got {self.weight_decay!r}")
+        check_count("steps", self.steps)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        check_number("learning_rate", self.learning_rate)
+        check_momentum(self.momentum)
+        check_number("weight_decay", self.weight_decay, zero=True)
 
 
 def draw_batches(n: int, settings: DescentSettings, rng: np.random.Generator) -> np.ndarray:

@@ -96,7 +96,7 @@ def _is_homogeneous(mlp: MLP) -> bool:
     return parse_activation(mlp.activation)[0] in HOMOGENEOUS and mlp.b_std == 0
 
 
-def _without_readout_bias(mlp: MLP) -> MLP:
+def without_readout_bias(mlp: MLP) -> MLP:
     return dataclasses.replace(mlp, readout_bias=0.0)
 
 
@@ -227,7 +227,7 @@ def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     if not isinstance(q, float):
         return traced_series(mlp, kernel, q)
     if route == "angle":
-        mlp = _without_readout_bias(mlp)
+        mlp = without_readout_bias(mlp)
     series = angle_series(mlp, kernel, q, x.dtype.name)
     if series is None:
         return None
@@ -316,7 +316,7 @@ def combined_ntk_matvec(
     route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None
     if route != "recursion" and isinstance(q, float):
-        core = _without_readout_bias(mlp) if route == "angle" else mlp
+        core = without_readout_bias(mlp) if route == "angle" else mlp
         series = angle_series(core, kernel, q, a.dtype.name)
     if series is None:
         return _recursion_matvec(mlp, weights, a, b, vectors, kernel, int(memory_budget))

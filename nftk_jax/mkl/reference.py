@@ -77,7 +77,7 @@ def conjugate_gradients(apply: Product, inverse: jax.Array, y: jax.Array) -> tup
     z = _multiply(inverse, y)
     bad = ~jnp.isfinite(z).all(axis=0)
     z = jnp.where(bad, 0, z)
-    state = jnp.zeros_like(y), y, z, _dot(y, z), bad, 0
+    state = jnp.zeros_like(y), y, z, _dot(y, z), bad, jnp.zeros((), int)
     x, residual, _, _, bad, count = jax.lax.while_loop(
         lambda state: open_classes(state[1], state[4]).any() & (state[5] < MAX_ITERATIONS), advance, state
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nftk_jax.reports import page
-from nftk_jax.reports.formats import DASH, clean, count, duration, fixed, memory, percent, significant
+from nftk_jax.reports.formats import DASH, MINUS, clean, count, duration, fixed, memory, percent, significant
 from nftk_jax.reports.reading import Metrics
 
 _CAPTIONS = {
@@ -139,30 +139,27 @@ def _reconstruction(metrics: Metrics, figure: str) -> str:
 
 def _influences(metrics: Metrics, figure: str) -> str:
     names, rows = metrics["dataset"]["class_names"], []
+    shown = bool(figure) or "text" in metrics["influences"][0]  # then the samples need no list of their numbers
+    parts = {"value": "value", "start": "start", "regulariser": "decay", "positive_sum": "terms +",
+             "negative_sum": f"terms {MINUS}"}  # fmt: skip
+    if not metrics["config"]["weight_decay"]:
+        del parts["regulariser"]
     for row in metrics["influences"]:
-        true = DASH if row["label"] is None else names[row["label"]]
-        rows.append(
-            page.row([
-                page.number_cell(count(row["query"]), row["query"]),
-                page.cell(page.as_text(true)),
-                page.cell(page.as_text(names[row["output"]])),
-                *(page.number_cell(fixed(row[key], 3), row[key])
-                  for key in ("value", "start", "regulariser", "positive_sum", "negative_sum")),
-                page.number_cell(significant(row["completeness_error"], 2), row["completeness_error"]),
-                page.cell(page.small(_listed(row["positive"], names))),
-                page.cell(page.small(_listed(row["negative"], names))),
-            ])
-        )  # fmt: skip
-    headers = [">test row", "its class", "largest output", ">value", ">start", ">weight decay", ">positive terms",
-               ">negative terms", ">missing", "raise it most", "lower it most"]  # fmt: skip
+        cells = [page.number_cell(count(row["query"]), row["query"])]
+        cells += [page.cell(page.as_text(DASH if c is None else names[c])) for c in (row["label"], row["output"])]
+        cells += [page.number_cell(fixed(row[key], 3), row[key]) for key in parts]
+        cells.append(page.number_cell(significant(row["completeness_error"], 2), row["completeness_error"]))
+        if not shown:
+            cells += [page.cell(page.small(_listed(row[side], names))) for side in ("positive", "negative")]
+        rows.append(page.row(cells))
+    headers = [">test row", "its class", "largest output", *(f">{name}" for name in parts.values()), ">missing"]
     text = (
         "The terms of some test rows in their largest output. Value = start + weight decay + positive + negative "
         "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
         "its start; so a term belongs to this training and this test row, not to leaving the sample out."
     )
-    return page.section(
-        "Which samples made a prediction", page.paragraph(text), figure, page.table(headers, rows), _texts(metrics)
-    )
+    listed = page.table(headers + ([] if shown else ["raise it most", "lower it most"]), rows)
+    return page.section("Which samples made a prediction", page.paragraph(text), figure, listed, _texts(metrics))
 
 
 def _texts(metrics: Metrics) -> str:

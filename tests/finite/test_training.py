@@ -205,3 +205,17 @@ def test_training_learns_separable_classes(data, loss):
     accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
     assert accuracy.min() > 0.9
     assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
+
+
+def test_the_nftk_mlp_learns_from_a_xavier_start_of_omega(data):
+    """Half of Omega is zero after the first step. A class is lost where its whole row is, so this takes some depth."""
+    x, y = data[0] + 3 * data[1] @ np.eye(3, 4), data[1]
+    network = dataclasses.replace(NFTK, mlp=MLP(5), width=32)
+    assert network.omega_start == "xavier"
+    settings = TrainSettings(batch_size=11, learning_rate=0.02, omega_learning_rate=0.05)
+    done = train(network, settings, x, y, seeds=[0, 1, 2], epochs=60)
+    accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
+    assert accuracy.min() > 0.9
+    assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
+    assert 0.2 < done.initial_zeros.mean() < 0.8
+    assert (np.asarray(done.params.omega["omega"][...]) >= 0).all()
