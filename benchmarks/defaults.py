@@ -147,22 +147,24 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="four sets, one seed, fewer changes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--seeds", type=int, default=None, help="splits of every set (default 3, fast 1)")
+    parser.add_argument("--sets", nargs="+", choices=[*CLASSES, *TARGETS], help="some of the sets (default all)")
+    parser.add_argument("--changes", nargs="+", choices=CHANGES, help="some of the changes (default all)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     seeds = arguments.seeds or (1 if arguments.fast else 3)
-    sets = [
-        {name: data for name, data in group.items() if not arguments.fast or name in FAST}
-        for group in (CLASSES, TARGETS)
-    ]
-    changes = {name: CHANGES[name] for name in ("default", "uniform")} if arguments.fast else CHANGES
+    wanted = arguments.sets or (FAST if arguments.fast else [*CLASSES, *TARGETS])
+    sets = [{name: data for name, data in group.items() if name in wanted} for group in (CLASSES, TARGETS)]
+    changed = arguments.changes or (("default", "uniform") if arguments.fast else CHANGES)
+    changes = {name: CHANGES[name] for name in changed}
     classes = run(sets[0], NFTKClassifier, SVC, seeds, changes)
     targets = run(sets[1], NFTKRegressor, SVR, seeds, {name: c for name, c in changes.items() if "decision" not in c})
     if arguments.json:
         print(json.dumps({"seeds": seeds, "accuracy": classes, "r2": targets}))
         return
     console = Console(width=140)
-    show(console, f"accuracy, %, {seeds} seeds", classes)
-    show(console, f"R2, %, {seeds} seeds", targets)
+    for title, results in (("accuracy", classes), ("R2", targets)):
+        if results:
+            show(console, f"{title}, %, {seeds} seeds", results)
 
 
 if __name__ == "__main__":
