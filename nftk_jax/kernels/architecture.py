@@ -85,7 +85,7 @@ def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class MLP:
-    r"""A fully connected network of `depth` hidden layers in the NTK parametrisation (theory: derivation eqs. 1-4).
+    r"""A fully connected network of `depth` hidden layers in the NTK parametrisation (derivation eqs. 1-4).
 
     .. math:: g^{(l+1)} = \frac{w_{std}}{\sqrt{n_l}} W h^{(l)} + b_{std}\, b, \qquad h^{(l)} = \phi(g^{(l)})
 

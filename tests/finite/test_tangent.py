@@ -109,7 +109,7 @@ def scale_errors(depth: int, width: int, seeds: int) -> tuple[float, float]:
 
 
 def test_kernel_weights_are_the_squares_of_network_weights():
-    """The second scale test, at a width where it takes a second; the slow one is that of the theory."""
+    """The second scale test, at a width where it takes a second; the slow one takes minutes."""
     squared, linear = scale_errors(depth=3, width=1024, seeds=8)
     assert linear > 10 * squared
 

@@ -195,7 +195,7 @@ def test_validation_value_is_the_held_out_error_of_a_refit(kernels, rng):
 
 
 def test_train_value_is_the_minimum_of_loss_plus_ridge(kernels, rng):
-    """min_a |K a - y|^2 / n + ridge / n a'Ka, the paper's eq. 9 in the kernel's terms (theory section 3)."""
+    """min_a |K a - y|^2 / n + ridge / n a'Ka, the paper's eq. 9 in the kernel's terms."""
     k, y = kernels
     omega = rng.dirichlet(np.ones(4), 3)
     value = make_objective("train", kernels).evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
