@@ -20,8 +20,9 @@ from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.model import predict_scores
-from nftk_jax.solvers.certificate import Certificate, apply_float64, relative_residual
+from nftk_jax.solvers.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
 from nftk_jax.solvers.cholesky import solve_classes
+from nftk_jax.solvers.plan import SolvePlan
 
 #: Rows of the random blocks on which residual and predictions are recomputed in float64.
 CERTIFICATE_ROWS = 256
@@ -69,13 +70,15 @@ def _assess(
     omega_std = _resample(learned, settings, resamples, rng, report) if resamples and descent is not None else None
     seconds["resamples"] = time.perf_counter() - start
     start = time.perf_counter()
-    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.depth > 1 else None
+    intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.n_kernels > 1 else None
     seconds["intervals"] = time.perf_counter() - start
     alignment = identifiability.centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = identifiability.gram_spectrum(
         alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
     )
     omega_n = identifiability.normalise_rows(model.omega)
+    # depths and layers are positive semi-definite by Schur's product theorem
+    indefinite = identifiability.indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
     return {
         "dataset": {
             "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
@@ -83,6 +86,7 @@ def _assess(
             "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
         },
         **_test_metrics(dataset, scores, rng),
+        "basis": model.mlp.basis,
         "omega": model.omega.tolist(),
         "kernel_omega": model.kernel_omega.tolist(),
         "scale": model.scale.tolist(),
@@ -95,6 +99,7 @@ def _assess(
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            "indefinite_kernels": indefinite,
             **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
@@ -105,6 +110,8 @@ def _assess(
                 single=table["best_single_depth"]["depth"],
                 greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
                 uniform_as_good=None if intervals is None else intervals.uniform_as_good,
+                kernel=model.mlp.basis.removesuffix("s"),
+                indefinite=indefinite,
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -136,6 +143,8 @@ class _Comparison:
             f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are more than "
             f"{baseline_rows} training rows"
         )  # fmt: skip
+        # on the search rows, which are few, by factorisation
+        self._plan = learned.plan if self._on_all else SolvePlan("cholesky", ())
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
         self._y = learned.targets.y[rows].astype(self._z.dtype)
         self.shuffled_omega = np.empty(0)  # of the baseline, once it has run
@@ -144,7 +153,8 @@ class _Comparison:
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
         problem, ridge = self._learned.problem, self._learned.start_ridge
-        single, depth = baselines.best_single_depth(problem, ridge)
+        candidates = baselines.single_kernels(self._settings.mlp.basis, self._learned.model.scale)
+        single, depth = baselines.best_single_depth(problem, ridge, candidates)
         entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
             ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
             ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),
@@ -165,10 +175,9 @@ class _Comparison:
         """Test scores of a baseline's Omega, at the ridges chosen under uniform weights unless it has its own."""
         model, mlp = self._learned.model, self._settings.mlp
         kernel_omega = omega / model.scale
-        solution = solve_scaled(
-            mlp, self._z, kernel_omega, self._learned.start_ridge if ridge is None else ridge, self._y
-        )
-        z = jnp.asarray(self._z)
+        ridge = self._learned.start_ridge if ridge is None else ridge
+        solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, self._y, self._plan)
+        z = jnp.asarray(self._z if solution.landmarks is None else self._z[solution.landmarks])
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
         )
@@ -297,23 +306,21 @@ def _certify(
     """Recompute residual and predictions in float64 on random blocks of training and test rows."""
     model = learned.model
     z_train = model.scaled(dataset.x_train).astype(np.float64)
-    rows = rng.choice(len(z_train), min(CERTIFICATE_ROWS, len(z_train)), replace=False)
-    residual = relative_residual(
-        settings.mlp,
-        model.kernel_omega,
-        model.ridge,
-        z_train,
-        learned.targets.y,
-        model.dual_coef.astype(np.float64),
-        rows,
-    )
+    dual_coef, landmarks = model.dual_coef.astype(np.float64), learned.solution.landmarks
+    rows = rng.choice(len(dual_coef), min(CERTIFICATE_ROWS, len(dual_coef)), replace=False)
+    problem = settings.mlp, model.kernel_omega, model.ridge, z_train, learned.targets.y
+    if landmarks is None:
+        residual = relative_residual(*problem, dual_coef, rows)
+    else:
+        residual = nystroem_residual(*problem, landmarks, dual_coef, rows)
     block = rng.choice(len(scores), min(CERTIFICATE_ROWS, len(scores)), replace=False)
     z_test = model.scaled(dataset.x_test[block]).astype(np.float64)
-    exact = apply_float64(settings.mlp, model.kernel_omega, z_test, z_train, model.dual_coef.astype(np.float64))
+    centres = z_train if landmarks is None else z_train[landmarks]
+    exact = apply_float64(settings.mlp, model.kernel_omega, z_test, centres, dual_coef)
     exact = exact * model.target_scale + model.target_mean
     return Certificate(
-        solver="cholesky",
-        iterations=0,
+        solver=learned.solution.solver,
+        iterations=learned.solution.iterations,
         relative_residual=residual,
         condition_estimate=learned.solution.condition_estimate,
         jitter=learned.solution.jitter,

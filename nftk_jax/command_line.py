@@ -61,8 +61,13 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
         return status
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED
+        return interrupt_status(stop)
     return 0
+
+
+def interrupt_status(stop: KeyboardInterrupt) -> int:
+    """Exit status of a command that an interrupt ended: 128 + the signal's number."""
+    return EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED
 
 
 def _parse(config_type: type[Config], prog: str, description: str) -> Config:

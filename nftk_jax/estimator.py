@@ -11,7 +11,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.architecture import MLP, BasisName
 from nftk_jax.learn import LearnSettings, Splits, learn
 from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import ObjectiveName
@@ -34,6 +34,7 @@ class _NFTKEstimator(BaseEstimator):
 
     Args:
       depth: hidden layers L; the kernels of depths 1 to L are combined.
+      basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
       activation: a name of `nftk_jax.kernels.architecture.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
@@ -72,6 +73,7 @@ class _NFTKEstimator(BaseEstimator):
         w_std: float = 2.0**0.5,
         b_std: float = 1.0,
         readout_bias: float = 0.0,
+        basis: BasisName = "depths",
         objective: ObjectiveName = "validation",
         constraint: ConstraintName = "simplex",
         penalty: float = 0.0,
@@ -90,6 +92,7 @@ class _NFTKEstimator(BaseEstimator):
         self.w_std = w_std
         self.b_std = b_std
         self.readout_bias = readout_bias
+        self.basis = basis
         self.objective = objective
         self.constraint = constraint
         self.penalty = penalty
@@ -114,7 +117,7 @@ class _NFTKEstimator(BaseEstimator):
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         settings = LearnSettings(
-            mlp=MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias),
+            mlp=MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias, own.basis),
             search=SearchSettings(own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights),
             ridge=own.ridge,
             n_search=min(own.n_search or SEARCH_ROWS, max(4, len(x))),

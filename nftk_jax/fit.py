@@ -17,8 +17,13 @@ from nftk_jax.command_line import CommandError
 from nftk_jax.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nftk_jax.datasets import Dataset
+    from nftk_jax.journal import Checkpoint
     from nftk_jax.learn import LearnSettings
+    from nftk_jax.model import NFTKModel
+    from nftk_jax.solvers.plan import Plan
 
 #: Above this many training rows the baselines are compared on the search rows.
 BASELINE_ROWS = 20_000
@@ -36,6 +41,9 @@ class FitConfig(DataFlags):
     """Standard deviation of the weights (NTK parametrisation)."""
     b_std: float = 0.0
     """Standard deviation of the hidden layers' biases."""
+    basis: Literal["depths", "increments", "layers"] = "depths"
+    """Kernels that Omega weighs: of each depth; what each further layer of depth adds; or what the parameters of each
+    layer contribute to the kernel of the deepest network."""
     objective: Literal["validation", "kfold", "loo", "evidence", "train", "alignment"] = "validation"
     """What Omega minimises: the error on held-out rows, of 5-fold cross-validation or leave-one-out; the negative log
     marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
@@ -58,8 +66,15 @@ class FitConfig(DataFlags):
     ridge: float | Literal["auto", "learned"] = "auto"
     """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
     every class together with Omega."""
-    solver: Literal["auto", "cholesky"] = "auto"
-    """How the ridge regression is solved."""
+    solver: Literal["auto", "cholesky", "cg", "nystroem"] = "auto"
+    """How the ridge regression is solved: a factorisation a class; conjugate gradients for all classes, which keep no
+    kernel; on --landmarks only, an approximation for more rows than those can take. auto: the quicker exact one."""
+    solver_tolerance: float = 1e-3
+    """Relative residual at which cg stops."""
+    landmarks: int | None = None
+    """Training rows that nystroem keeps; default 4096."""
+    inputs: Literal["auto", "general", "sphere"] = "auto"
+    """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
     precision: Literal["float32", "float64"] = "float32"
     """Of kernels and solves."""
     output: pathlib.Path | None = None
@@ -68,6 +83,14 @@ class FitConfig(DataFlags):
     """Replace an earlier result in the output directory."""
     dry_run: bool = False
     """Print the plan (memory, seconds, solver) and compute nothing."""
+    resume: bool = False
+    """Take up an interrupted run with the same flags and output directory."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes (hosts) share the work; each is started with the same flags."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Number of this one, from 0; process 0 writes the output."""
 
 
 def main(config: FitConfig) -> None:
@@ -79,13 +102,17 @@ def main(config: FitConfig) -> None:
     """
     from rich.console import Console
 
+    from nftk_jax.journal import Checkpoint
+
     started = time.perf_counter()
-    console = Console()
     output = config.output or pathlib.Path("runs") / _default_name(config)
-    if not config.dry_run:
+    writes = not config.process_id
+    console = Console(quiet=not writes)
+    if not config.dry_run and writes:
         command_line.check_output(output, overwrite=config.overwrite)
     _check_numbers(config)
     settings = _settings(config)
+    _join_processes(config)
     with command_line.make_progress(console) as progress:
         dataset = _load(config, command_line.StageReport(progress))
     plan = _plan(dataset, settings)
@@ -93,13 +120,44 @@ def main(config: FitConfig) -> None:
         _print_plan(console, plan, dataset)
         return
     plan.check()
+    checkpoint = Checkpoint(
+        output, {**_computed(config), "sha256": dataset.sha256}, resume=config.resume, writes=writes
+    )  # fmt: skip
+    try:
+        metrics, model = _compute(config, settings, dataset, plan, checkpoint, console)
+    except KeyboardInterrupt as stop:
+        checkpoint.flush()
+        if not checkpoint.exists:
+            raise
+        raise CommandError(
+            f"stopped; the same command with --resume goes on from {checkpoint.directory}",
+            command_line.interrupt_status(stop),
+        ) from None
+    metrics["timings"]["total_s"] = time.perf_counter() - started
+    if not writes:
+        return
+    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
+        _write(aside, metrics, model)
+    checkpoint.remove()
+    from nftk_jax.reports.tables import summary
+
+    console.print(summary(metrics))
+    console.print(
+        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _compute(
+    config: FitConfig, settings: LearnSettings, dataset: Dataset, plan: Plan, checkpoint: Checkpoint, console: Console
+) -> tuple[dict, NFTKModel]:
+    """Learn and judge: what metrics.json holds, and the model."""
     from nftk_jax.assess import assess
     from nftk_jax.learn import learn
 
     outputs = "targets" if dataset.classes is None else "classes"
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}",
+        f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}; solver {plan.solve.solver}",
         markup=False, highlight=False,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
@@ -107,14 +165,15 @@ def main(config: FitConfig) -> None:
         report = command_line.StageReport(progress)
         learned = learn(
             dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=dataset.image_shape is not None,
-            report=report,
+            plan=plan.solve, journal=checkpoint, report=report,
         )  # fmt: skip
+        checkpoint.flush()
         assessment = assess(
             dataset, learned, settings, resamples=config.resamples, baseline_rows=BASELINE_ROWS, report=report
         )
     for message in dict.fromkeys(str(item.message) for item in caught):
         console.print(f"note: {message}", markup=False, highlight=False)
-    metrics = {
+    return {
         "schema": "nftk_jax.fit/1",
         "version": command_line.version(),
         "command": shlex.join(["python", "-m", "nftk_jax.fit", *sys.argv[1:]]),
@@ -122,16 +181,31 @@ def main(config: FitConfig) -> None:
         "environment": command_line.environment(),
         **assessment,
         "peak_memory_bytes": command_line.peak_memory_bytes(),
-    }
-    metrics["timings"]["total_s"] = time.perf_counter() - started
-    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
-        _write(aside, metrics, learned.model)
-    from nftk_jax.reports.tables import summary
+    }, learned.model
 
-    console.print(summary(metrics))
-    console.print(
-        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+
+def _computed(config: FitConfig) -> dict:
+    """The flags that a result depends on."""
+    others = (
+        "data_dir", "output", "overwrite", "dry_run", "resume", "resamples",
+        "coordinator", "num_processes", "process_id",
+    )  # fmt: skip
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
+
+
+def _join_processes(config: FitConfig) -> None:
+    """Connect this process with the others of the run, before JAX looks for devices."""
+    flags = (config.coordinator, config.num_processes, config.process_id)
+    if all(flag is None for flag in flags):
+        return
+    if any(flag is None for flag in flags):
+        raise CommandError("--coordinator, --num-processes and --process-id go together; got only some of them")
+    import jax
+
+    try:
+        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+    except RuntimeError as error:
+        raise CommandError(f"cannot join the processes at {config.coordinator}: {error}") from None
 
 
 def _default_name(config: FitConfig) -> str:
@@ -158,7 +232,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         method=config.method, step_size=config.step_size, learn_ridge=config.ridge == "learned",
     )  # fmt: skip
     return LearnSettings(
-        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std),
+        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std, basis=config.basis),
         search=search,
         ridge="auto" if config.ridge == "learned" else config.ridge,
         n_search=config.n_search,
@@ -166,6 +240,10 @@ def _settings(config: FitConfig) -> LearnSettings:
         scaling=config.scaling,
         unit_norm=config.unit_norm,
         seed=config.seed,
+        solver=config.solver,
+        solver_tolerance=config.solver_tolerance,
+        landmarks=config.landmarks,
+        inputs=config.inputs,
     )
 
 
@@ -175,36 +253,38 @@ def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
     return dataset
 
 
-def _plan(dataset: Dataset, settings: LearnSettings):
-    from nftk_jax.learn import SEARCH_ROWS
-    from nftk_jax.solvers.plan import plan_fit
+def _plan(dataset: Dataset, settings: LearnSettings) -> Plan:
+    from nftk_jax.learn import make_plan
 
-    n_train = len(dataset.x_train)
-    return plan_fit(
-        n_train=n_train, n_search=min(n_train, settings.n_search or SEARCH_ROWS), n_test=len(dataset.x_test),
-        n_features=dataset.n_features, n_classes=dataset.n_outputs, depth=settings.mlp.depth,
-        itemsize=4 if settings.precision == "float32" else 8,
-    )  # fmt: skip
+    return make_plan((len(dataset.x_train), dataset.n_features), dataset.n_outputs, len(dataset.x_test), settings)
 
 
-def _print_plan(console, plan, dataset: Dataset) -> None:
+def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
     from rich.table import Table
 
-    table = Table("stage", "memory, GiB", "seconds (estimate)", title=f"plan: {dataset.name}, solver {plan.solver}")
+    solve = plan.solve
+    details = {"cg": f", preconditioner of rank {solve.rank}", "nystroem": f", {solve.rank} landmarks"}
+    title = f"plan: {dataset.name}, solver {solve.solver}{details.get(solve.solver, '')}"
+    table = Table("stage", "memory, GiB", "seconds (estimate)", title=title)
     for stage in plan.stages:
         table.add_row(stage.name, f"{stage.bytes / 2**30:.2f}", f"{stage.seconds:.0f}")
+    table.add_section()
+    for other in plan.alternatives:
+        table.add_row(f"solve by {other.solver}", f"{other.peak_bytes / 2**30:.2f}", f"{other.seconds:.0f}")
     console.print(table)
-    fits = "fits" if plan.peak_bytes <= plan.available_bytes else "does not fit"
-    console.print(f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {plan.available_bytes / 2**30:.1f} GiB free")
+    fits, free = "fits" if plan.fits else "does not fit", plan.machine.memory / 2**30
+    console.print(
+        f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {free:.1f} GiB free; {solve.solver}: {solve.reason}"
+    )
 
 
 def _write(directory: pathlib.Path, metrics: dict, model) -> None:
     """Write every file of the contract."""
-    from nftk_jax.reports.figures import save_figures
+    from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report
 
     model.save(directory)
-    rows = ["class,depth,weight,kernel_weight"]
+    rows = [f"class,{metrics['basis'].removesuffix('s')},weight,kernel_weight"]
     for name, weights, kernel_weights in zip(
         metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True
     ):

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
+from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.architecture import MLP
-from nftk_jax.kernels.gram import combined_ntk, depth_diagonals, unit_diagonal_scale
+from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.sharding import agree
 from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.identifiability import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -25,10 +28,16 @@ from nftk_jax.mkl.search import (
     take,
     uniform_omega,
 )
-from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling
 from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
+from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
+from nftk_jax.solvers.conjugate_gradient import TOLERANCE
+from nftk_jax.solvers.iterative import solve_iteratively
+from nftk_jax.solvers.nystroem import solve_nystroem
+from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, SolverName, plan_fit, this_machine
+from nftk_jax.targets import Targets, encode_targets
 
 PrecisionName = Literal["float32", "float64"]
 Report = Callable[[str, int, int], None]
@@ -51,7 +60,7 @@ class LearnSettings:
     """All that shapes a model besides its data.
 
     Attributes:
-      mlp: the architecture; the kernels of depths 1..mlp.depth are combined.
+      mlp: the architecture, and the family of kernels that are combined (`mlp.basis`).
       search: how Omega is learned.
       ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
         search learns the ridge, this is its start.
@@ -61,7 +70,11 @@ class LearnSettings:
       unit_norm: give every row of the scaled inputs length one.
       decision: of classes: the largest score, or a logistic regression on the held-out scores, see `calibrate`.
       one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
-      seed: draws the search rows and the held-out rows.
+      seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
+      solver: of the ridge regression on all rows; "auto" takes the quickest exact one that fits, see `solvers.plan`.
+      solver_tolerance: relative residual at which an iterative solver stops.
+      landmarks: of the solver "nystroem"; None leaves it to the plan.
+      inputs: what is promised of the inputs, see `combined_ntk`.
 
     Raises:
       ValueError: a value is out of range.
@@ -77,6 +90,10 @@ class LearnSettings:
     decision: DecisionName = "scores"
     one_standard_error: bool = False
     seed: int = 0
+    solver: SolverName = "auto"
+    solver_tolerance: float = TOLERANCE
+    landmarks: int | None = None
+    inputs: InputsName = "auto"
 
     def __post_init__(self) -> None:
         if self.ridge != "auto" and not (np.isfinite(self.ridge) and self.ridge > 0):
@@ -88,36 +105,17 @@ class LearnSettings:
             )
         if self.decision not in get_args(DecisionName):
             raise ValueError(f"decision must be one of {', '.join(get_args(DecisionName))}; got {self.decision!r}")
+        if self.solver not in get_args(SolverName) or self.inputs not in get_args(InputsName):
+            raise ValueError(
+                f"solver must be one of {', '.join(get_args(SolverName))} and inputs one of "
+                f"{', '.join(get_args(InputsName))}; got {self.solver!r} and {self.inputs!r}"
+            )
+        if not 0 < self.solver_tolerance < 1:
+            raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
+        if self.landmarks is not None and self.landmarks < 1:
+            raise ValueError(f"landmarks must be at least 1; got {self.landmarks}")
         if self.n_search is not None and self.n_search < 4:
             raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Targets:
-    """Encoded targets, shape (n, C), and what turns scores back: y = target * scale + mean."""
-
-    y: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-
-
-def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | None = None) -> Targets:
-    """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
-
-    Args:
-      y: class indices, shape (n,), or real targets, shape (n, k).
-      n_classes: number of classes, or None for regression.
-      weight: positive sample weights, shape (n,), of the frequencies, means and deviations; None is 1 everywhere.
-    """
-    if n_classes is not None:
-        one_hot = np.eye(n_classes)[y]
-        frequency = np.average(one_hot, axis=0, weights=weight)
-        return Targets(one_hot - frequency, frequency, np.ones(n_classes))
-    mean, spread = mean_and_deviation(y, weight)
-    # A constant target must not have the rounding of its mean blown up to unit size.
-    varies = spread > 1e-12 * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
-    scale, mean = np.where(varies, spread, 1.0), np.where(varies, mean, y[0])
-    return Targets((y - mean) / scale, mean, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +130,7 @@ class Learned:
       start_ridge: the ridges that the search was given, shape (C,); the model's own unless the search learned them.
       descent: the search's result, None for uniform weights.
       solution: dual coefficients with jitter and condition estimate.
+      plan: how it was solved.
       seconds: of the stages kernels, search and solve.
     """
 
@@ -142,6 +141,7 @@ class Learned:
     start_ridge: np.ndarray
     descent: DescentResult | None
     solution: RidgeSolution
+    plan: SolvePlan
     seconds: dict[str, float]
 
 
@@ -154,6 +154,8 @@ def learn(
     images: bool = False,
     weight: np.ndarray | None = None,
     splits: Splits | None = None,
+    plan: SolvePlan | None = None,
+    journal: Journal | None = None,
     report: Report = _silent,
 ) -> Learned:
     """Learn Omega on the search rows and solve on all rows (paper eqs. 14-16).
@@ -167,22 +169,33 @@ def learn(
       weight: positive sample weights, shape (n,): a row of weight 2 counts as two rows. None is 1 everywhere.
       splits: pairs (rows to solve on, rows held out) for the choice of ridge, Omega and temperature, of which those
         among the search rows are used; None draws them as `settings` say.
+      plan: of the solve on all rows; None makes one.
+      journal: gets the search's result and the solver's state, and gives them back to a run that takes up where another
+        was interrupted; None keeps nothing.
       report: called with a stage's name, what is done and the total.
 
     Raises:
       ValueError: the kernels cannot be scaled on these inputs, a weight is not positive, or no split has rows on both
         sides.
       ArithmeticError: a solve failed; the message says what to do.
+
+    Warns:
+      IndefiniteKernelWarning: the basis is "increments", and some of them are not positive semi-definite.
     """
     if weight is not None and not (weight.shape == (len(x),) and np.isfinite(weight).all() and (weight > 0).all()):
         raise ValueError(f"sample weights must be {len(x)} finite numbers > 0; leave out rows of weight zero")
     with enable_x64(settings.precision == "float64"):
-        return _learn(x, y, settings, classes, images, weight, splits, report)
+        try:
+            return _learn(x, y, settings, classes, images, weight, splits, plan, journal or NoJournal(), report)
+        except ArithmeticError as error:
+            if settings.mlp.basis != "increments":
+                raise
+            raise type(error)(f"{error}. {INDEFINITE_REMEDY}") from error
 
 
 def _learn(
     x: np.ndarray, y: np.ndarray, settings: LearnSettings, classes: np.ndarray | None, images: bool,
-    weight: np.ndarray | None, splits: Splits | None, report: Report,
+    weight: np.ndarray | None, splits: Splits | None, plan: SolvePlan | None, journal: Journal, report: Report,
 ) -> Learned:  # fmt: skip
     dtype = np.dtype(settings.precision)
     clock = _Clock()
@@ -197,14 +210,19 @@ def _learn(
     )
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
+    if settings.mlp.basis == "increments":
+        warn_if_indefinite(problem.k)
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
     start = find_ridge(padded, settings, shared=classes is not None)
-    found = learn_weights(
-        padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
-    )
-    omega, ridge = found.omega, found.ridge
+    found = restore_weights(journal.load("search"))
+    if found is None:
+        found = learn_weights(
+            padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
+        )
+        journal.save("search", flatten_weights(found))
+    omega, ridge = agree(found.omega), agree(found.ridge)
     if settings.one_standard_error and held_out:
         kept = keep_uniform(padded, omega, ridge)
         omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
@@ -213,19 +231,34 @@ def _learn(
     calibration = None
     if classes is not None:
         calibration = calibrate(padded, omega, ridge, y[rows], targets.mean, settings.decision)
-    if len(rows) == len(z):
+    if plan is None:
+        plan = make_plan(x.shape, len(targets.mean), 0, settings).solve
+    if len(rows) == len(z) and plan.solver == "cholesky":
         solution = solve_problem(problem, omega, ridge)
     else:
         solution = solve_scaled(
-            settings.mlp, z, omega / scale, ridge, targets.y.astype(dtype), weight=weight, condition=True, report=report
-        )
+            settings, z, omega / scale, ridge, targets.y.astype(dtype), plan, weight=weight, condition=True,
+            journal=journal, report=report,
+        )  # fmt: skip
     clock.lap("solve")
     model = NFTKModel(
-        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge, x_train=x, dual_coef=solution.dual_coef,
+        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge,
+        x_train=x if solution.landmarks is None else x[solution.landmarks], dual_coef=solution.dual_coef,
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
         calibration=calibration,
     )  # fmt: skip
-    return Learned(model, targets, problem, rows, start, found.descent, solution, clock.seconds)
+    return Learned(model, targets, problem, rows, start, found.descent, solution, plan, clock.seconds)
+
+
+def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: LearnSettings) -> Plan:
+    """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`."""
+    n, features = shape
+    sizes = Sizes(
+        n_train=n, n_search=min(n, settings.n_search or SEARCH_ROWS), n_test=n_test, n_features=features,
+        n_classes=n_outputs, depth=settings.mlp.n_kernels, itemsize=np.dtype(settings.precision).itemsize,
+        n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
+    )  # fmt: skip
+    return plan_fit(sizes, this_machine(), settings.solver)
 
 
 def build_problem(
@@ -250,16 +283,16 @@ def build_problem(
         chosen = restrict_splits(splits, rows, len(z))
         if not chosen:
             raise ValueError("no split of cv has rows to solve on and rows held out among the rows of the search")
-    k = depth_grams(settings.mlp, scale, z[rows])
+    k = depth_grams(settings.mlp, scale, z[rows], inputs=settings.inputs)
     return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), chosen, take(weight, rows))
 
 
-def depth_grams(mlp: MLP, scale: np.ndarray, z: np.ndarray) -> jax.Array:
+def depth_grams(mlp: MLP, scale: np.ndarray, z: np.ndarray, *, inputs: InputsName = "auto") -> jax.Array:
     """Every depth's kernel on the rows `z` of scaled inputs, of unit mean diagonal, shape (L, n, n)."""
     n = len(z)
     # the padding repeats a row, so that rows of one length stay so
     padded = np.concatenate([z, np.repeat(z[:1], padded_size(n) - n, axis=0)])
-    k = combined_ntk(mlp, np.diag(1 / scale), padded)
+    k = combined_ntk(mlp, np.diag(1 / scale), padded, inputs=inputs)
     return k if len(padded) == n else jnp.asarray(np.asarray(k)[:, :n, :n])
 
 
@@ -287,11 +320,16 @@ def draw_splits(
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
-    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights."""
+    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
+
+    Where the search learns the ridge it starts from the best of every fourth: each costs a factorisation a split.
+    """
     if settings.ridge != "auto":
         return np.full(problem.n_classes, float(settings.ridge))
-    errors = problem.held_out_errors(lambda k: k.mean(axis=0), RIDGE_GRID)
-    return choose_ridge(errors, RIDGE_GRID, shared=shared)
+    ridges = RIDGE_GRID[::4] if settings.search.learn_ridge else RIDGE_GRID
+    uniform = uniform_omega(1, problem.depth)[0]
+    errors = problem.held_out_errors(lambda k: jnp.tensordot(jnp.asarray(uniform, k.dtype), k, 1), ridges)
+    return choose_ridge(errors, ridges, shared=shared)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:
@@ -311,28 +349,41 @@ def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) 
 
 
 def solve_scaled(
-    mlp: MLP,
+    settings: LearnSettings,
     z: np.ndarray,
     kernel_omega: np.ndarray,
     ridge: np.ndarray,
     y: np.ndarray,
+    plan: SolvePlan,
     *,
     weight: np.ndarray | None = None,
     condition: bool = False,
+    journal: Journal | None = None,
     report: Report = _silent,
 ) -> RidgeSolution:
     """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels."""
-    device_z = jnp.asarray(z)
+    mlp, inputs = settings.mlp, settings.inputs
+    if plan.solver == "cg":
+        state, on_pass = None, lambda state: None
+        if journal is not None:
+            state = conjugate_gradient.restore(journal.load("solve"), y)
+            on_pass = lambda state: journal.save("solve", conjugate_gradient.flatten(state))  # noqa: E731
+        return solve_iteratively(
+            mlp, kernel_omega, ridge, z, y, plan, weight=weight, inputs=inputs, tolerance=settings.solver_tolerance,
+            seed=settings.seed, state=state, on_pass=on_pass, report=report,
+        )  # fmt: skip
     report("solve", 0, len(kernel_omega))
+    progress = lambda done, total: report("solve", done, total)  # noqa: E731
+    if plan.solver == "nystroem":
+        landmarks = np.sort(np.random.default_rng(settings.seed).permutation(len(z))[: plan.rank])
+        return solve_nystroem(
+            mlp, kernel_omega, ridge, z, y, landmarks, weight=weight, inputs=inputs, report=progress
+        )  # fmt: skip
+    device_z = jnp.asarray(z)
     return solve_classes(
-        lambda weights: combined_ntk(mlp, weights, device_z),
-        kernel_omega,
-        ridge,
-        y,
-        weight=weight,
-        condition=condition,
-        report=lambda done, total: report("solve", done, total),
-    )
+        lambda weights: combined_ntk(mlp, weights, device_z, inputs=inputs),
+        kernel_omega, ridge, y, weight=weight, condition=condition, report=progress,
+    )  # fmt: skip
 
 
 class _Clock:

@@ -308,7 +308,8 @@ def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]
     expected = {
-        "dual_coef": (n, n_classes), "omega": (n_classes, mlp.depth), "scale": (mlp.depth,), "ridge": (n_classes,),
+        "dual_coef": (n, n_classes), "omega": (n_classes, mlp.n_kernels), "scale": (mlp.n_kernels,),
+        "ridge": (n_classes,),
         "input_shift": (features,), "input_scale": (features,),
         "target_mean": (n_classes,), "target_scale": (n_classes,),
     }  # fmt: skip

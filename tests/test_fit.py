@@ -301,3 +301,28 @@ def test_predict_answers_bad_input_in_one_line(case, finished, data, tmp_path, m
     assert error.count("\n") == 1
     assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["narrow.npz"]
+
+
+@pytest.mark.parametrize("basis", ["increments", "layers"])
+def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    status, out, error = run(
+        fit.command, monkeypatch, capsys,
+        "--dataset", data, "--depth", 2, "--b-std", 0.5, "--basis", basis, "--ridge", 0.1, "--output", output,
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    metrics = json.loads((output / "metrics.json").read_text())
+    size, kernel = (3, "layer") if basis == "layers" else (2, "increment")
+    assert metrics["basis"] == metrics["config"]["basis"] == basis
+    assert np.shape(metrics["omega"]) == (3, size)
+    assert metrics["certificate"]["relative_residual"] < 1e-4
+    assert f"{kernel}s it uses" in out
+    with (output / "omega.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row[kernel]) for row in rows] == [*range(1, size + 1)] * 3
+    model = load_model(output)
+    assert model.mlp.basis == basis
+    with np.load(data) as arrays:
+        accuracy = (model.predict(arrays["x_test"]) == arrays["y_test"]).mean()
+    assert accuracy == pytest.approx(metrics["test_accuracy"])
+    assert f"Which {kernel}s each class uses" in (output / "report.html").read_text()

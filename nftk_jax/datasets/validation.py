@@ -189,8 +189,8 @@ def encode_labels(name: str, y_train: np.ndarray, y_test: np.ndarray) -> tuple[n
         )
     if len(classes) > max(20, len(y_train) // 2):
         raise DataError(
-            f"{name}: y_train holds {len(classes)} classes in {len(y_train)} rows; expected labels that repeat: store a "
-            "regression target as floating-point numbers"
+            f"{name}: y_train holds {len(classes)} classes in {len(y_train)} rows; expected labels that repeat: store "
+            "a regression target as floating-point numbers"
         )
     encoded_test = np.minimum(np.searchsorted(classes, y_test), len(classes) - 1)
     unseen = np.unique(y_test[classes[encoded_test] != y_test])

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import math
 import re
+from typing import Literal, get_args
 
 #: Every activation with a closed-form kernel in neural_tangents, by name, with the default of each parameter that may
 #: be given in brackets: ``"leaky_relu(0.1)"``. A parameter without a default (None) must be given.
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[str, tuple[float | None, ...]] = {
     "hermite": (None,),
     "polynomial": (),
 }
+
+#: Families of kernels that are combined, see `MLP`.
+BasisName = Literal["depths", "increments", "layers"]
 
 #: phi(c u) = c phi(u) for every c > 0: without biases the NTK is then |x||x'| times a function of the angle.
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abrelu", "abs", "identity"})
@@ -88,12 +92,21 @@ class MLP:
     Every dense layer, the readout included, has the weight scale `w_std`; the readout's bias has its own scale, and
     none by default (the paper's eq. 4).
 
+    It also names the family of kernels that Omega weighs:
+
+    - "depths": :math:`\Theta^{(1)}, \ldots, \Theta^{(L)}`, one network of each depth;
+    - "increments": :math:`\Theta^{(1)}, \Theta^{(2)} - \Theta^{(1)}, \ldots, \Theta^{(L)} - \Theta^{(L-1)}`, what each
+      further layer adds. They span what the depths span. Not every increment is positive semi-definite;
+    - "layers": what the parameters of each dense layer, the readout last, contribute to :math:`\Theta^{(L)}`, which is
+      their sum: L + 1 kernels of one network.
+
     Args:
-      depth: number of hidden layers L >= 1; the family of kernels is Theta^(1), ..., Theta^(L).
+      depth: number of hidden layers L >= 1.
       activation: a name of `ACTIVATIONS`, with parameters in brackets where it takes any: ``"leaky_relu(0.1)"``.
       w_std: standard deviation of the weights before the width's scaling, > 0.
       b_std: standard deviation of the hidden layers' biases, >= 0.
       readout_bias: standard deviation of the readout's bias, >= 0.
+      basis: "depths", "increments" or "layers".
 
     Raises:
       ValueError: a field is outside its range; the message names it.
@@ -104,6 +117,7 @@ class MLP:
     w_std: float = math.sqrt(2.0)
     b_std: float = 0.0
     readout_bias: float = 0.0
+    basis: BasisName = "depths"
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not hasattr(self.depth, "__index__") or self.depth < 1:
@@ -115,6 +129,13 @@ class MLP:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
+        if self.basis not in get_args(BasisName):
+            raise ValueError(f"basis must be one of {', '.join(get_args(BasisName))}; got {self.basis!r}")
+
+    @property
+    def n_kernels(self) -> int:
+        """Number of kernels in the family: L, or L + 1 for "layers"."""
+        return self.depth + (self.basis == "layers")
 
     @property
     def is_homogeneous(self) -> bool:

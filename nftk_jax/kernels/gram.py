@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
+from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, BasisName, parse_activation
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import (
@@ -35,7 +35,9 @@ _SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 
 
 def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
-    """Theta^(l)(x_i, x_i) for every depth and row, in float64, whatever the dtype of `x`: no kernel is evaluated.
+    """Theta^(l)(x_i, x_i) for every depth, or kernel of `mlp.basis`, and row: no kernel is evaluated.
+
+    In float64, whatever the dtype of `x`.
 
     For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 /
     p + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel
@@ -49,6 +51,7 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
     Returns:
       Diagonals, shape (L, n), float64.
     """
+    _check_basis(mlp, kernel)
     x = np.asarray(x)
     q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
@@ -75,11 +78,17 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     scale = depth_diagonals(mlp, x, kernel=kernel).mean(axis=1)
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
+        what = {"depths": "depth", "increments": "increment", "layers": "layer"}[mlp.basis]
         raise ValueError(
-            f"the {kernel.upper()} of depth {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and "
+            f"the {kernel.upper()} of {what} {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and "
             f"cannot be scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
         )
     return scale
+
+
+def _check_basis(mlp: MLP, kernel: KernelName) -> None:
+    if kernel == "nngp" and mlp.basis != "depths":
+        raise ValueError(f"the NNGP kernel goes with the basis 'depths', not {mlp.basis!r}: give MLP(basis='depths')")
 
 
 def _is_homogeneous(mlp: MLP) -> bool:
@@ -87,7 +96,7 @@ def _is_homogeneous(mlp: MLP) -> bool:
     return parse_activation(mlp.activation)[0] in HOMOGENEOUS and mlp.b_std == 0
 
 
-def _without_readout_bias(mlp: MLP) -> MLP:
+def without_readout_bias(mlp: MLP) -> MLP:
     return dataclasses.replace(mlp, readout_bias=0.0)
 
 
@@ -163,7 +172,8 @@ def combined_ntk(
 
     Args:
       mlp: the architecture.
-      omega: weights of the unscaled kernels, shape (C, L); the identity gives every depth's kernel.
+      omega: weights of the unscaled kernels of `mlp.basis`, shape (C, L), or (C, L + 1) for "layers"; the identity
+        gives every depth's kernel.
       x1: inputs, shape (n1, p), float32 or float64.
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, symmetric and with their exact diagonal.
       kernel: "ntk" or "nngp".
@@ -176,6 +186,7 @@ def combined_ntk(
     Raises:
       ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
     """
+    _check_basis(mlp, kernel)
     weights, a, b = _checked(mlp, omega, x1, x2)
     route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None if route == "recursion" else _series(mlp, kernel, route, q, a)
@@ -185,10 +196,10 @@ def combined_ntk(
     plan = tiles.Plan(form, route == "angle", int(memory_budget))
     extra = mlp.readout_bias**2 if route == "angle" else 0.0
     if b is not None:
-        return _combined_rectangle(plan, extra, weights, table, a, b)
+        return _combined_rectangle(plan, extra, mlp.basis, weights, table, a, b)
     if route == "sphere" and not _is_traced(a):
         at_zero = depth_diagonals(mlp, a, kernel=kernel).astype(a.dtype)
-    return _combined_gram(plan, extra, weights, table, at_zero, a)
+    return _combined_gram(plan, extra, mlp.basis, weights, table, at_zero, a)
 
 
 def _checked(
@@ -203,9 +214,10 @@ def _checked(
         if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
             raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
     omega = jnp.asarray(omega).astype(x1.dtype)
-    if omega.ndim != 2 or omega.shape[1] != mlp.depth:
+    if omega.ndim != 2 or omega.shape[1] != mlp.n_kernels:
         raise ValueError(
-            f"omega must have shape (n_classes, {mlp.depth}), one weight for every depth; got {omega.shape}"
+            f"omega must have shape (n_classes, {mlp.n_kernels}), one weight for every kernel of the basis "
+            f"{mlp.basis!r}; got {omega.shape}"
         )
     return omega, x1, x2
 
@@ -215,7 +227,7 @@ def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     if not isinstance(q, float):
         return traced_series(mlp, kernel, q)
     if route == "angle":
-        mlp = _without_readout_bias(mlp)
+        mlp = without_readout_bias(mlp)
     series = angle_series(mlp, kernel, q, x.dtype.name)
     if series is None:
         return None
@@ -223,20 +235,25 @@ def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     return series.form, (scale * series.coefficients).astype(x.dtype), (scale * series.at_zero).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _combined_rectangle(plan, extra, omega, table, x1, x2):
+def bias_weight(basis: BasisName, omega):
+    """What multiplies the readout's bias: every depth has one, of the increments the first, of the layers the last."""
+    return {"depths": omega.sum(axis=1), "increments": omega[:, 0], "layers": omega[:, -1]}[basis]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _combined_rectangle(plan, extra, basis, omega, table, x1, x2):
     k = tiles.rectangle(plan, jnp.matmul(omega, table, precision=tiles.HIGHEST), x1, x2)
-    return k + extra * jnp.sum(omega, axis=1)[:, None, None] if extra else k
+    return k + extra * bias_weight(basis, omega)[:, None, None] if extra else k
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _combined_gram(plan, extra, omega, table, at_zero, x):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _combined_gram(plan, extra, basis, omega, table, at_zero, x):
     diagonal = jnp.matmul(omega, at_zero, precision=tiles.HIGHEST)
     if diagonal.ndim == 1:
         r2 = jnp.sum(x * x, axis=1) if plan.radial else jnp.ones(len(x), x.dtype)
         diagonal = diagonal[:, None] * r2
     k = tiles.gram(plan, jnp.matmul(omega, table, precision=tiles.HIGHEST), diagonal, x)
-    return k + extra * jnp.sum(omega, axis=1)[:, None, None] if extra else k
+    return k + extra * bias_weight(basis, omega)[:, None, None] if extra else k
 
 
 def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int):
@@ -299,7 +316,7 @@ def combined_ntk_matvec(
     route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None
     if route != "recursion" and isinstance(q, float):
-        core = _without_readout_bias(mlp) if route == "angle" else mlp
+        core = without_readout_bias(mlp) if route == "angle" else mlp
         series = angle_series(core, kernel, q, a.dtype.name)
     if series is None:
         return _recursion_matvec(mlp, weights, a, b, vectors, kernel, int(memory_budget))
@@ -308,14 +325,14 @@ def combined_ntk_matvec(
     mixed = jnp.matmul(weights, (scale * series.mixing).astype(a.dtype), precision=tiles.HIGHEST)
     out = tiles.matvec(plan, series.basis.astype(a.dtype), mixed, a, b, vectors)
     if route == "angle" and mlp.readout_bias:
-        out = out + mlp.readout_bias**2 * jnp.sum(weights, axis=1) * jnp.sum(vectors, axis=0)
+        out = out + mlp.readout_bias**2 * bias_weight(mlp.basis, weights) * jnp.sum(vectors, axis=0)
     return out
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _recursion_matvec(mlp, omega, x1, x2, v, kernel, budget):
     n1, n2 = len(x1), len(x2)
-    rows = int(min(n1, 512, max(1, budget // max(1, 2 * (mlp.depth + len(omega) + 12) * n2 * x1.dtype.itemsize))))
+    rows = int(min(n1, 512, max(1, budget // max(1, 2 * (mlp.n_kernels + len(omega) + 12) * n2 * x1.dtype.itemsize))))
     starts = jnp.asarray(tiles.tile_starts(n1, rows))
 
     def fill(k, out):

@@ -11,6 +11,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,38 @@ def depth_nngps(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Arr
     readout's bias in place of the hidden layers'.
     """
     return jnp.stack(list(_sweep(mlp, x1, x2, "nngp")))
+
+
+def basis_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+    r"""Evaluate the kernels of `mlp.basis`, straight from neural_tangents, shape (n_kernels, n1, n2).
+
+    Arguments and errors are those of `depth_ntks`. Layer j of "layers" contributes the covariance of its inputs times
+    the derivatives' covariances of all layers above it, derivation eq. 27 written out:
+
+    .. math:: C_j = \Sigma^{(j)} \odot \dot\Sigma^{(j+1)} \odot \cdots \odot \dot\Sigma^{(L+1)}, \quad j = 1 \ldots L+1
+    """
+    if mlp.basis == "layers":
+        return jnp.stack(_layer_contributions(mlp, x1, x2))
+    kernels = depth_ntks(mlp, x1, x2)
+    if mlp.basis == "increments":
+        return jnp.concatenate([kernels[:1], kernels[1:] - kernels[:-1]])
+    return kernels
+
+
+def _layer_contributions(mlp: MLP, x1: jax.Array, x2: jax.Array | None) -> list[jax.Array]:
+    """What the parameters of dense layer 1, ..., L + 1 contribute to Theta^(L)."""
+    hidden = stax.Dense(1, mlp.w_std, mlp.b_std or None)[2]
+    readout = stax.Dense(1, mlp.w_std, mlp.readout_bias or None)[2]
+    activate = stax_layer(mlp.activation)[2]
+    kernel: Any = hidden(x1, x2)  # neural_tangents annotates what it returns as a tree of arrays
+    parts = [kernel.nngp]
+    for layer in range(1, mlp.depth + 1):
+        # an incoming NTK of one comes out as the derivatives' covariance
+        kernel = activate(kernel.replace(ntk=jnp.ones_like(kernel.nngp)))
+        derivative = mlp.w_std**2 * kernel.ntk
+        kernel = (hidden if layer < mlp.depth else readout)(kernel)
+        parts = [derivative * part for part in parts] + [kernel.nngp]
+    return parts
 
 
 def _sweep(mlp: MLP, x1: jax.Array, x2: jax.Array | None, get: str) -> Iterator[jax.Array]:

@@ -58,24 +58,35 @@ def _complement(a1: jax.Array, a2: jax.Array, bias: float, ratio: jax.Array) -> 
 
 
 def _piecewise_linear(mlp: MLP, kernel: KernelName, omega, delta, r1, r2) -> jax.Array:
-    """K_c of one tile from the complements (m, n) of the inputs' angles and the lengths over sqrt(p)."""
+    """K_c of one tile from the complements (m, n) of the inputs' angles and the lengths over sqrt(p).
+
+    A weighted sum of the layers' contributions is the NTK's recursion with every covariance weighted, since what a
+    layer contributes passes through all later layers alike.
+    """
     below, above = slopes(mlp)
     r, s = ((below + above) / 2) ** 2, ((above - below) / 2) ** 2
     gain = mlp.w_std * math.sqrt(r + s)
     a1, a2 = mlp.w_std * r1, mlp.w_std * r2
     norms, delta = _complement(a1, a2, mlp.b_std, delta)
+    layers = kernel == "ntk" and mlp.basis == "layers"
+    if kernel == "ntk" and mlp.basis == "increments":  # in terms of the depths
+        omega = omega - jnp.pad(omega[:, 1:], ((0, 0), (0, 1)))
+    weight = lambda place: omega[:, place, None, None]  # noqa: E731
     tangent = norms * (1 - delta)
+    if layers:
+        tangent = weight(0) * tangent
     out = jnp.full((len(omega), *delta.shape), mlp.readout_bias**2 - mlp.b_std**2, delta.dtype)
-    out = out * jnp.sum(omega, axis=1)[:, None, None]
+    out = out * (weight(-1) if layers else jnp.sum(omega, axis=1)[:, None, None])
     for depth in range(mlp.depth):
         derivative = (r + s) - (2 * s / math.pi) * angle_of_complement(delta)
         ratio = _deficit(r, s, delta) / (r + s) if r + s else jnp.zeros_like(delta)
         a1, a2 = gain * jnp.sqrt(a1**2 + mlp.b_std**2), gain * jnp.sqrt(a2**2 + mlp.b_std**2)
         norms, delta = _complement(a1, a2, mlp.b_std, ratio)
         sigma = norms * (1 - delta)
-        tangent = sigma + mlp.w_std**2 * derivative * tangent
-        out = out + omega[:, depth, None, None] * (tangent if kernel == "ntk" else sigma)
-    return out
+        tangent = (weight(depth + 1) * sigma if layers else sigma) + mlp.w_std**2 * derivative * tangent
+        if not layers:
+            out = out + weight(depth) * (tangent if kernel == "ntk" else sigma)
+    return out + tangent if layers else out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -125,7 +136,7 @@ def recursion(mlp: MLP, kernel: KernelName, budget: int, omega: jax.Array, x1: j
         return jnp.zeros((c, n1, n2), x1.dtype)
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
         return _fast(mlp, kernel, budget, omega, x1, x2)
-    rows = int(min(n1, 64, max(1, budget // ((mlp.depth + c + 8) * n2 * x1.dtype.itemsize))))
+    rows = int(min(n1, 64, max(1, budget // ((mlp.n_kernels + c + 8) * n2 * x1.dtype.itemsize))))
     starts = jnp.asarray(tiles.tile_starts(n1, rows))
 
     def tile(i):

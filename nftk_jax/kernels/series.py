@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import warnings
 from typing import Literal, NamedTuple
@@ -28,11 +29,11 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
-from nftk_jax.kernels.neural_tangents import depth_nngps, depth_ntks
+from nftk_jax.kernels.neural_tangents import basis_ntks, depth_nngps
 from nftk_jax.kernels.precision import enable_x64
 
 KernelName = Literal["ntk", "nngp"]
-SWEEPS = {"ntk": depth_ntks, "nngp": depth_nngps}
+SWEEPS = {"ntk": basis_ntks, "nngp": depth_nngps}
 
 #: Where the tail of a series may be cut, relative to the largest value of f_l.
 TOLERANCE = {"float32": 4e-7, "float64": 1e-10}
@@ -116,16 +117,23 @@ def piecewise_linear_diagonals(mlp: MLP, q, kernel: KernelName):
     """Theta^(l)(x, x) at |x|^2 / p = q in closed form: E[phi(u)^2] = m Var(u) and E[phi'(u)^2] = m, m the slopes' mean
     square.
 
-    `q` is a NumPy or JAX array of shape (n,); the result is one of shape (L, n).
+    `q` is a NumPy or JAX array of shape (n,); the result is one of shape (L, n), or (n_kernels, n) for the NTKs of
+    another basis.
     """
     below, above = slopes(mlp)
     gain = mlp.w_std**2 * (below**2 + above**2) / 2
     sigma = mlp.w_std**2 * q + mlp.b_std**2
-    tangent, out = sigma, []
+    bias = mlp.readout_bias**2 - mlp.b_std**2
+    tangent, out, layers = sigma, [], [sigma]
     for _ in range(mlp.depth):
         sigma = gain * sigma + mlp.b_std**2
         tangent = sigma + gain * tangent
-        out.append((tangent if kernel == "ntk" else sigma) - mlp.b_std**2 + mlp.readout_bias**2)
+        layers = [gain * part for part in layers] + [sigma]
+        out.append((tangent if kernel == "ntk" else sigma) + bias)
+    if kernel == "ntk" and mlp.basis == "layers":
+        out = [*layers[:-1], layers[-1] + bias]
+    elif kernel == "ntk" and mlp.basis == "increments":
+        out = [out[0], *(after - before for before, after in itertools.pairwise(out))]
     return (np if isinstance(q, np.ndarray) else jnp).stack(out)
 
 

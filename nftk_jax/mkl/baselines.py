@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.kernels.architecture import BasisName
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -32,23 +33,39 @@ def uniform(problem: SearchProblem) -> np.ndarray:
     return uniform_omega(problem.n_classes, problem.depth)
 
 
-def best_single_depth(problem: SearchProblem, ridge: np.ndarray) -> tuple[np.ndarray, int]:
-    """All weight on the one depth of least held-out error over all classes, at the given ridges.
+def single_kernels(basis: BasisName, scale: np.ndarray) -> np.ndarray:
+    """Weights of the scaled kernels that leave one network alone, shape (K, L), rows that add up to one.
+
+    The identity; for "increments" depth l, scaled to unit mean diagonal, is the sum of the first l increments; for
+    "layers" it is one layer whose parameters alone are trained.
+    """
+    if basis == "increments":
+        sums = np.tri(len(scale)) * scale
+        return sums / sums.sum(axis=1, keepdims=True)
+    return np.eye(len(scale))
+
+
+def best_single_depth(
+    problem: SearchProblem, ridge: np.ndarray, candidates: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """The one depth of least held-out error over all classes, at the given ridges.
 
     Args:
       problem: the search rows; the depth is chosen on its held-out rows.
       ridge: absolute ridges, shape (C,).
+      candidates: weights of each depth alone, as from `single_kernels`, shape (K, L); None is the identity.
 
     Returns:
-      One-hot weights, shape (C, L), and the depth, counted from 1.
+      Its weights in every class, shape (C, L), and the depth, counted from 1.
     """
+    candidates = np.eye(problem.depth) if candidates is None else candidates
     values, column = np.unique(ridge, return_inverse=True)
     errors = []
-    for depth in range(problem.depth):
-        by_ridge = problem.held_out_errors(operator.itemgetter(depth), values.tolist())
+    for weights in jnp.asarray(candidates, problem.k.dtype):
+        by_ridge = problem.held_out_errors(functools.partial(jnp.tensordot, weights, axes=1), values.tolist())
         errors.append(by_ridge[column.ravel(), np.arange(len(ridge))].mean())
-    depth = int(np.argmin(errors)) + 1
-    return np.repeat(np.eye(problem.depth)[[depth - 1]], problem.n_classes, axis=0), depth
+    best = int(np.argmin(errors))
+    return np.repeat(candidates[[best]], problem.n_classes, axis=0), best + 1
 
 
 def shared(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> Weights:

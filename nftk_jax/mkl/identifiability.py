@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,20 @@ if TYPE_CHECKING:
 #: Eigenvalues of the kernels' Gram matrix below this share of the largest do not count towards its rank.
 RANK_RESOLUTION = 1e-3
 
+#: Rows on which `least_eigenvalues` looks.
+DEFINITENESS_ROWS = 500
+
+#: What avoids a sum of increments that is not positive definite.
+INDEFINITE_REMEDY = (
+    "An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or one of the bases "
+    "depths and layers avoid that"
+)
+
 _CHUNK = 2**22
+
+
+class IndefiniteKernelWarning(UserWarning):
+    """Some increments of depth are not positive semi-definite on the training rows."""
 
 
 def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
@@ -64,6 +78,33 @@ def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, f
     return eigenvalues, rank, condition
 
 
+def least_eigenvalues(k: jax.Array | np.ndarray) -> np.ndarray:
+    """The least eigenvalue of every kernel on at most `DEFINITENESS_ROWS` of the rows, shape (L,), float64.
+
+    Eigenvalues of a principal submatrix interlace those of the whole (Cauchy): the least one on all rows is no larger.
+    """
+    n = k.shape[1]
+    rows = np.unique(np.linspace(0, n - 1, min(n, DEFINITENESS_ROWS)).astype(int))
+    return np.linalg.eigvalsh(np.asarray(k[:, rows][:, :, rows], np.float64))[:, 0]
+
+
+def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
+    """Numbers, from 1, of the kernels with an eigenvalue that is negative beyond rounding; others may be indefinite.
+
+    Args:
+      k: kernels of unit mean diagonal, shape (L, n, n). Their entries are off by a few eps of their dtype, which moves
+        an eigenvalue by at most n times that.
+    """
+    rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
+    return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
+
+
+def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
+    """Warn of the `indefinite_kernels` among increments of depth."""
+    if indefinite := indefinite_kernels(k):
+        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=4)
+
+
 def normalise_rows(omega: np.ndarray) -> np.ndarray:
     """Omega_n: every class's weights scaled to unit L2 norm (paper section 4.3), shape (C, L); zero rows stay zero."""
     norm = np.linalg.norm(omega, axis=1, keepdims=True)
@@ -83,6 +124,8 @@ def verdict(
     single: int | None = None,
     greyed: np.ndarray | None = None,
     uniform_as_good: np.ndarray | None = None,
+    kernel: str = "depth",
+    indefinite: Sequence[int] = (),
 ) -> str:
     """Say in words what Omega allows one to conclude.
 
@@ -95,24 +138,30 @@ def verdict(
         depth, and that depth; None where there is no such comparison.
       greyed: weights that cannot be told from 1 / L or from those of shuffled labels, shape (C, L), or None.
       uniform_as_good: classes whose held-out error under uniform weights is within one standard error, shape (C,).
+      kernel: what a column of Omega is: "depth", "increment" or "layer".
+      indefinite: numbers, from 1, of the kernels that are not positive semi-definite.
     """
+    what = "layer" if kernel == "layer" else "depth"  # what the increments weigh is depth too
+    meaning = "depth does not matter here" if what == "depth" else "which layers are used does not matter here"
     if depth == 1:
-        return "There is one depth, so there is nothing to weigh."
+        return f"There is one {kernel}, so there is nothing to weigh."
     sentences = []
     if rank < depth:
         sentences.append(
-            f"The {depth} depths' kernels span {rank} dimension{'s' if rank > 1 else ''} at a resolution of "
+            f"The {depth} {kernel}s' kernels span {rank} dimension{'s' if rank > 1 else ''} at a resolution of "
             f"{RANK_RESOLUTION:g}: different Omegas give nearly the same predictor, and a single weight is one choice "
             f"among many."
         )
+    if indefinite:
+        sentences.append(indefinite_words(indefinite, kernel))
     if learned:
-        sentences.append(_compare("uniform weights", difference_to_uniform, "depth does not matter here"))
+        sentences.append(_compare("uniform weights", difference_to_uniform, meaning))
         sentences.append(
             _compare(
                 "weights learned on shuffled labels", difference_to_shuffled, "no sign that they carry label signal"
             )
         )
-        sentences += _simpler(difference_to_single, single, difference_to_shared)
+        sentences += _simpler(what, difference_to_single, single, difference_to_shared)
         if greyed is not None and uniform_as_good is not None:
             sentences.append(
                 f"{_count(greyed).capitalize()} weights cannot be told from equal weights or from those of shuffled "
@@ -128,13 +177,23 @@ def verdict(
     return " ".join(sentences)
 
 
+def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> str:
+    """Name the kernels that are none by themselves, and say what that means for their weights."""
+    several = len(indefinite) > 1
+    return (
+        f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))} "
+        f"{'have' if several else 'has'} negative eigenvalues: no such {kernel} is a kernel by itself, and an Omega is "
+        "allowed only where the sum with the ridge is positive definite."
+    )
+
+
 def _simpler(
-    single: Sequence[float | None] | None, depth: int | None, shared: Sequence[float | None] | None
+    what: str, single: Sequence[float | None] | None, place: int | None, shared: Sequence[float | None] | None
 ) -> list[str]:
-    """Say so where a simpler model is as good: one depth, or one row of weights."""
+    """Say so where a simpler model is as good: one depth (layer), or one row of weights."""
     found = []
     if single is not None and single[0] is not None and single[0] <= 0:
-        found.append(f"One depth for all, {depth}, does as well.")
+        found.append(f"One {what} for all, {place}, does as well.")
     if shared is not None and shared[0] is not None and shared[0] <= 0:
         found.append("One row of weights for all does as well.")
     return found
@@ -153,4 +212,4 @@ def _compare(what: str, interval: Sequence[float | None], meaning: str) -> str:
         return f"On the test rows the learned weights are better than {what}."
     if interval[1] < 0:
         return f"On the test rows the learned weights are worse than {what}."
-    return f"On the test rows they cannot be told from {what}: {meaning}."
+    return f"On the test rows the learned weights cannot be told from {what}: {meaning}."

@@ -17,7 +17,7 @@ def cell_style(value: float) -> str:
     index = min(int(place), len(_VIRIDIS) - 2)
     low, high = (bytes.fromhex(_VIRIDIS[k]) for k in (index, index + 1))
     rgb = bytes(round(a + (place - index) * (b - a)) for a, b in zip(low, high, strict=True))
-    return f"background:#{rgb.hex()};color:{ink_on([c / 255 for c in rgb])}"
+    return f"background-color:#{rgb.hex()};color:{ink_on([c / 255 for c in rgb])}"
 
 
 def ink_on(rgb: Sequence[float]) -> str:

@@ -16,8 +16,10 @@ from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
+    family_words,
     headline,
     indistinguishable_of,
+    kernel_noun,
     kernel_omega_of,
     noun,
     nouns,
@@ -32,11 +34,11 @@ from nftk_jax.reports.reading import (
 _MOST_CELLS = 4000
 
 _FIGURES = {
-    "omega": "Weights by {noun} and depth, and what they share: depths that the same {nouns} use, {nouns} that use the "
-    "same depths. White cells are exactly zero.",
+    "omega": "Weights by {noun} and {kernel}, and what they share: {kernel}s that the same {nouns} use, {nouns} that "
+    "use the same {kernel}s. White cells are exactly zero.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
-    "identifiability": "How alike the kernels of any two depths are, and the eigenvalues of that comparison: "
+    "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
     "directions below 0.001 of the largest do not count.",
     "search": "How the search's objective fell with time, relative to its start, and its projected gradient.",
 }
@@ -83,23 +85,24 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
 def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
     if name not in figures:
         return ""
-    return page.figure(figures[name], _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics)))
+    caption = _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics), kernel=kernel_noun(metrics))
+    return page.figure(figures[name], caption)
 
 
 def _head(metrics: Metrics) -> str:
     """Title, one sentence on what was run, and the numbers that matter most."""
     score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
-    depth, search = omega_of(metrics).shape[1], metrics.get("search")
+    depth, kernel, search = omega_of(metrics).shape[1], kernel_noun(metrics), metrics.get("search")
     rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
     learned = (
         f"learned on {count(data.get('n_search'))} rows by projected gradient descent "
         f"({page.as_text(search['objective'])} objective, {page.as_text(search['constraint'])})"
         if search
-        else "the same for every depth (nothing was learned)"
+        else f"the same for every {kernel} (nothing was learned)"
     )
     text = (
-        f"Kernel ridge regression with the tangent kernels of infinitely wide networks of "
-        f"{'depth 1' if depth == 1 else f'depths 1 to {depth}'}, one weighted sum of depths per {noun(metrics)}. "
+        f"Kernel ridge regression with the tangent kernels of {family_words(metrics)}, "
+        f"one weighted sum of {kernel}s per {noun(metrics)}. "
         f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
         f"{count(data['n_features'])} features, {rows}."
     )
@@ -113,7 +116,7 @@ def _head(metrics: Metrics) -> str:
     rank = metrics["identifiability"].get("gram_rank")
     tiles += [
         (percent(metrics.get("zeros_in_omega_n"), 0), "of the weights are exactly zero", ""),
-        (f"{DASH if rank is None else rank} of {depth}", "depths can be told apart (numerical rank)", ""),
+        (f"{DASH if rank is None else rank} of {depth}", f"{kernel}s can be told apart (numerical rank)", ""),
         (significant(certificate.get("relative_residual"), 2), "relative residual of the solve", ""),
         (duration(metrics["timings"].get("total_s")), "in all", ""),
     ]
@@ -123,9 +126,9 @@ def _head(metrics: Metrics) -> str:
 
 def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str) -> str:
     """The weights as a coloured table, and beside it how far they may be read."""
-    one, many = noun(metrics), nouns(metrics)
+    one, many, kernel = noun(metrics), nouns(metrics), kernel_noun(metrics)
     intro = (
-        f"Each row is one {one}; each cell is the weight of one depth, with the row scaled to unit length "
+        f"Each row is one {one}; each cell is the weight of one {kernel}, with the row scaled to unit length "
         f"(Ω<sub>n</sub>). Hover over a cell or tap it for all of its numbers. "
         f"Weights refer to kernels scaled to unit mean diagonal; a <em>kernel weight</em> is what multiplies the "
         f"unscaled kernel: weight / scale. Both are in <code>{page.as_text(omega_csv)}</code>."
@@ -134,14 +137,14 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
         intro += f" All {many} have the same weights in this run."
     dropped = metrics.get("dropped_depths") or []
     if dropped:
-        intro += f" No {one} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
+        intro += f" No {one} uses {kernel}{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
     verdict = page.paragraph(page.as_text(metrics["identifiability"].get("verdict") or DASH))
     if indistinguishable_of(metrics) is not None:
         verdict += page.paragraph(
             "Hatched cells say nothing: within one standard error of the held-out error their weight could as well be "
             "that of equal weights, or of weights learned on shuffled labels. Hover over a cell for its whole range."
         )
-    why = page.paragraph('<a href="#alike">Why: how alike the depths are</a>')
+    why = page.paragraph(f'<a href="#alike">Why: how alike the {kernel}s are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
     views = "".join(
         f'<button type="button" value="{value}" aria-pressed="{"true" if value == "n" else "false"}">{label}</button>'
@@ -153,13 +156,13 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
     )
     beside = f'<div class="beside">{table}{aside}</div>'
     return page.section(
-        f"Which depths each {one} uses", page.paragraph(intro), beside, _figure(metrics, figures, "omega")
+        f"Which {kernel}s each {one} uses", page.paragraph(intro), beside, _figure(metrics, figures, "omega")
     )
 
 
 def _heat_table(metrics: Metrics) -> str:
     omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
-    names, depth = class_names(metrics), omega.shape[1]
+    names, depth, column = class_names(metrics), omega.shape[1], kernel_noun(metrics)
     spread = metrics["identifiability"].get("omega_std")
     greyed, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))
@@ -171,7 +174,7 @@ def _heat_table(metrics: Metrics) -> str:
             if ranges is not None:
                 deviation += f" (at no cost: {weight(ranges[i][j][0])} to {weight(ranges[i][j][1])})"
             hover = (
-                f"{noun(metrics)} {name}, depth {j + 1}: weight {significant(omega[i, j], 4)}{deviation}, "
+                f"{noun(metrics)} {name}, {column} {j + 1}: weight {significant(omega[i, j], 4)}{deviation}, "
                 f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
             )
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
@@ -187,7 +190,7 @@ def _heat_table(metrics: Metrics) -> str:
     head = "".join(f'<th scope="col">{j + 1}</th>' for j in range(depth))
     scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
     return (
-        f'<table class="heat"><thead><tr><th scope="col">depth</th>{head}</tr></thead>\n<tbody>\n'
+        f'<table class="heat"><thead><tr><th scope="col">{column}</th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
     )
@@ -222,11 +225,11 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
 
 
 def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
-    block = metrics["identifiability"]
+    block, kernel = metrics["identifiability"], kernel_noun(metrics)
     text = (
-        "Tangent kernels of neighbouring depths are nearly the same kernel, so quite different weights can give nearly "
-        "the same model. A pattern in the weights means something only where the kernels differ, the weights stay put "
-        "when the training rows are resampled, and they beat weights learned on shuffled labels."
+        f"Tangent kernels of neighbouring {kernel}s are nearly the same kernel, so quite different weights can give "
+        "nearly the same model. A pattern in the weights means something only where the kernels differ, the weights "
+        "stay put when the training rows are resampled, and they beat weights learned on shuffled labels."
     )
     numbers = (
         f"{rank_words(metrics)} at a resolution of 0.1 %; condition number of their Gram matrix "
@@ -234,7 +237,7 @@ def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> s
     )
     figure = _figure(metrics, figures, "identifiability")
     return page.section(
-        '<span id="alike">How alike the depths are</span>', page.paragraph(text), page.paragraph(numbers), figure
+        f'<span id="alike">How alike the {kernel}s are</span>', page.paragraph(text), page.paragraph(numbers), figure
     )
 
 

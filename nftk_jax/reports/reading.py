@@ -16,8 +16,8 @@ Metrics = Mapping[str, Any]
 Interval = tuple[float, float]
 
 _BASELINES = {
-    "uniform": ("uniform weights", "every depth has the same weight"),
-    "best_single_depth": ("best single depth", "one depth alone, chosen on held-out rows"),
+    "uniform": ("uniform weights", "every {kernel} has the same weight"),
+    "best_single_depth": ("best single {single}", "one {single} alone, chosen on held-out rows"),
     "shared": ("one Ω for all", "one set of weights, learned for all {nouns} together"),
     "shuffled_labels": (
         "Ω from shuffled labels",
@@ -130,8 +130,9 @@ def comparisons(metrics: Metrics) -> list[Comparison]:
 
 
 def _baseline(name: str, entry: Metrics, key: str, metrics: Metrics) -> Comparison:
-    label, description = _BASELINES.get(name, (clean(name).replace("_", " "), ""))
-    description = description.format(nouns=nouns(metrics))
+    label, description = _BASELINES.get(name, (clean(name).replace("_", " ").replace("{", "").replace("}", ""), ""))
+    words = {"nouns": nouns(metrics), "kernel": kernel_noun(metrics), "single": single_noun(metrics)}
+    label, description = label.format(**words), description.format(**words)
     if entry.get("depth") is not None:
         label = f"{label} ({entry['depth']})"
     settings = [f"{s} {range_words(entry[s])}" for s in ("width", "ridge") if entry.get(s) is not None]
@@ -165,6 +166,25 @@ def noun(metrics: Metrics) -> str:
 def nouns(metrics: Metrics) -> str:
     """Plural of `noun`."""
     return "outputs" if metrics["dataset"].get("task") == "regression" else "classes"
+
+
+def kernel_noun(metrics: Metrics) -> str:
+    """What a column of Omega stands for: a depth, an increment of depth, or a layer."""
+    return {"increments": "increment", "layers": "layer"}.get(str(metrics.get("basis")), "depth")
+
+
+def single_noun(metrics: Metrics) -> str:
+    """What the baseline with a single kernel chooses: a layer, or else a depth."""
+    return "layer" if kernel_noun(metrics) == "layer" else "depth"
+
+
+def family_words(metrics: Metrics) -> str:
+    """The kernels that are combined: "infinitely wide networks of depths 1 to 10"."""
+    size, kernel = omega_of(metrics).shape[1], kernel_noun(metrics)
+    if kernel == "layer":
+        return f"an infinitely wide network of depth {size - 1}, taken apart into its {size} layers"
+    networks = "infinitely wide networks of " + ("depth 1" if size == 1 else f"depths 1 to {size}")
+    return networks + (", each less the one before" if kernel == "increment" else "")
 
 
 def class_names(metrics: Metrics) -> list[str]:
@@ -233,9 +253,9 @@ def unconverged(metrics: Metrics) -> list[str]:
 
 
 def rank_words(metrics: Metrics) -> str:
-    """How many dimensions the depths span: "10 depths span 3 dimensions"."""
+    """How many dimensions the kernels span: "10 depths span 3 dimensions"."""
     rank, depth = finite(metrics["identifiability"].get("gram_rank")), omega_of(metrics).shape[1]
-    depths = "1 depth spans" if depth == 1 else f"{depth} depths span"
+    depths = f"1 {kernel_noun(metrics)} spans" if depth == 1 else f"{depth} {kernel_noun(metrics)}s span"
     return f"{depths} {DASH if rank is None else int(rank)} dimension{'' if rank == 1 else 's'}"
 
 

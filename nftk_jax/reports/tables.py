@@ -14,8 +14,10 @@ from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
+    family_words,
     favourite_depths,
     headline,
+    kernel_noun,
     noun,
     nouns,
     omega_of,
@@ -59,7 +61,7 @@ def _table() -> Table:
 
 def _headline(metrics: Metrics) -> Padding:
     score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
-    depth, search = omega_of(metrics).shape[1], metrics.get("search")
+    kernel, search = kernel_noun(metrics), metrics.get("search")
     text = Text()
     text.append(f"Test {score.name} {score.value(ours.score)}", style="bold")
     text.append(f"  (95 % interval {score.interval(ours.interval)})")
@@ -67,12 +69,12 @@ def _headline(metrics: Metrics) -> Padding:
         text.append(f"  mean squared error {significant(metrics.get('test_mse'))}")
     text.append(f"\n{clean(data['name'])}: {count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
     text.append(f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}; ")
-    text.append("infinitely wide networks of " + ("depth 1" if depth == 1 else f"depths 1 to {depth}"))
+    text.append(family_words(metrics))
     if search:
-        text.append(f"; depth weights learned on {count(data['n_search'])} rows")
+        text.append(f"; {kernel} weights learned on {count(data['n_search'])} rows")
         text.append(f" ({clean(search['objective'])} objective, {clean(search['constraint'])})")
     else:
-        text.append("; every depth has the same weight (nothing was learned)")
+        text.append(f"; every {kernel} has the same weight (nothing was learned)")
     left = unconverged(metrics)
     if left:
         names = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
@@ -98,28 +100,28 @@ def _baselines(metrics: Metrics) -> Table:
 
 def _depths(metrics: Metrics) -> RenderableType:
     """The depths each class uses, with their share of its weight."""
-    omega, names = omega_of(metrics), class_names(metrics)
+    omega, names, kernel = omega_of(metrics), class_names(metrics), kernel_noun(metrics)
     table = _table()
     table.add_column(noun(metrics).capitalize(), max_width=24, overflow="ellipsis", no_wrap=True)
-    table.add_column("depths it uses (share of its weight)", ratio=1)
+    table.add_column(f"{kernel}s it uses (share of its weight)", ratio=1)
     if len(names) > 1 and rows_are_equal(omega):
         names, omega = [f"all {len(names)}"], omega[:1]
     for name, row in list(zip(names, omega, strict=True))[:_MOST_CLASSES]:
         used, more = favourite_depths(row, 4)
         text = ",  ".join(f"{depth} ({share_words(share)})" for depth, share in used) or "none"
         text += f"  and {more} more" if more else ""
-        table.add_row(Text(name), "every depth, equally" if len(row) > 1 and np.all(row == row[0]) else text)
+        table.add_row(Text(name), f"every {kernel}, equally" if len(row) > 1 and np.all(row == row[0]) else text)
     if len(names) > _MOST_CLASSES:
         table.add_row("…", f"{len(names) - _MOST_CLASSES} more in omega.csv and report.html", style="dim")
     dropped = metrics.get("dropped_depths") or []
     text = f"{percent(metrics.get('zeros_in_omega_n'), 0)} of the weights are exactly zero"
     if dropped:
-        text += f"; no {noun(metrics)} uses depth{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}"
+        text += f"; no {noun(metrics)} uses {kernel}{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}"
     return Group(table, _wrapped(text + ".", style="dim"))
 
 
 def _identifiability(metrics: Metrics) -> Padding:
-    text = Text("Can the depth weights be read? ", style="bold")
+    text = Text(f"Can the {kernel_noun(metrics)} weights be read? ", style="bold")
     text.append(clean(metrics["identifiability"].get("verdict") or DASH), style="not bold")
     return _wrapped(text)
 

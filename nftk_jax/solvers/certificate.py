@@ -20,7 +20,7 @@ class Certificate:
       solver: what solved it.
       iterations: of the solver; 0 for a direct one.
       relative_residual: |y - (K + ridge I) dual_coef| / |y|, the worst class, on a random block of training rows whose
-        kernel entries are evaluated in float64.
+        kernel entries are evaluated in float64; of Nystroem's normal equations on a block of landmarks.
       condition_estimate: lower bound on the condition number of K + ridge I, the worst class.
       jitter: what was added to the ridge to factor the kernel; 0 if nothing.
       max_prediction_difference_float64: largest difference, on a random block of test rows, between the scores given
@@ -74,4 +74,30 @@ def relative_residual(
     fitted = apply_float64(mlp, kernel_omega, x_train[rows], x_train, dual_coef)
     residual = y[rows] - fitted - ridge * dual_coef[rows]
     size = np.linalg.norm(y[rows], axis=0)
+    return float(np.max(np.linalg.norm(residual, axis=0) / np.where(size > 0, size, 1.0)))
+
+
+def nystroem_residual(
+    mlp: MLP,
+    kernel_omega: np.ndarray,
+    ridge: np.ndarray,
+    x_train: np.ndarray,
+    y: np.ndarray,
+    landmarks: np.ndarray,
+    dual_coef: np.ndarray,
+    rows: np.ndarray,
+) -> float:
+    """Largest over classes of |K_mn (y - K_nm beta) - ridge K_mm beta| / |K_mn y| on the landmarks `rows`, in float64.
+
+    Args:
+      mlp, kernel_omega, ridge, x_train, y: as for `relative_residual`.
+      landmarks: positions of the m landmarks among the training rows.
+      dual_coef: beta, shape (m, C).
+      rows: positions of the block among the landmarks.
+    """
+    centres, block = x_train[landmarks], x_train[landmarks[rows]]
+    misfit = y - apply_float64(mlp, kernel_omega, x_train, centres, dual_coef)
+    residual = apply_float64(mlp, kernel_omega, block, x_train, misfit)
+    residual -= ridge * apply_float64(mlp, kernel_omega, block, centres, dual_coef)
+    size = np.linalg.norm(apply_float64(mlp, kernel_omega, block, x_train, y), axis=0)
     return float(np.max(np.linalg.norm(residual, axis=0) / np.where(size > 0, size, 1.0)))

@@ -122,11 +122,23 @@ def solve_ridge(k: jax.Array, y: jax.Array, *, ridge: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSolution:
-    """Dual coefficients of every class, shape (n, C), with what the certificate needs to know of the solves."""
+    """Dual coefficients of every class with what the certificate needs to know of the solves.
+
+    Attributes:
+      dual_coef: shape (n, C), or (m, C) on the landmarks of Nystroem's method.
+      jitter: added to the ridge; 0 if nothing.
+      condition_estimate: lower bound on the condition number of K + ridge I, the worst class; None if not estimated.
+      solver: what solved it.
+      iterations: passes over the kernels that the slowest class took; 0 for a direct solver.
+      landmarks: positions among the training rows of Nystroem's landmarks, shape (m,); None for exact solvers.
+    """
 
     dual_coef: np.ndarray
     jitter: float
     condition_estimate: float | None
+    solver: str = "cholesky"
+    iterations: int = 0
+    landmarks: np.ndarray | None = None
 
 
 def solve_classes(

@@ -1,4 +1,8 @@
-"""What a fit will need, before anything is computed: bytes and seconds of every stage."""
+"""What a fit will need, before anything is computed: bytes and seconds of every stage for every solver, and the choice.
+
+The model counts what grows: kernel entries, matrix products, factorisations, and the arrays that hold them. Its rates
+are on the low side of what was measured (docs/scaling.md).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,70 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Literal
 
-# Rates per core for the estimate of seconds, on the low side of current CPUs: single-precision operations a second in
-# large matrix products and factorisations, and kernel entries a second of one depth's recursion.
-_FLOPS_PER_CORE = 6e10
-_ENTRIES_PER_CORE = 5e7
-_GIB = 2**30
+SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
+PreconditionerName = Literal["factor", "low-rank"]
+
+GIB = 2**30
+#: Ranks of the low-rank preconditioner to choose from.
+RANKS = (256, 512, 1024, 2048, 4096, 8192)
+#: Pivots of it that are drawn at once: a matrix product wants hundreds.
+BLOCK = 256
+#: Landmarks of Nystroem's method unless told otherwise.
+LANDMARKS = 4096
+#: A factorisation a class that takes at most this long is not worth an iteration that stops at a residual of 1e-3.
+DIRECT_SECONDS = 60.0
+#: Compiling the iterative solver.
+START_SECONDS = 6.0
+#: How many times longer the thin products that build a low rank take than square ones.
+TALL = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a plan is made for.
+
+    Attributes:
+      devices: of all processes.
+      memory: bytes free for each process's arrays, or for each device's where it has its own memory.
+      shared_memory: devices that draw on one such memory.
+      flops: single-precision operations a second of one device in large matrix products.
+      entries: kernel entries a second of one device, from stored angles, of one class, with their two products.
+      factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
+    """
+
+    devices: int
+    memory: int
+    shared_memory: int
+    flops: float
+    entries: float
+    factor_rows: int | None = None
+
+
+#: One NVIDIA H100 with 80 GB, by its data sheet: 67 TFLOP/s in float32 outside the tensor cores, of which two thirds,
+#: and 3.35 TB/s, of which an entry takes 16 bytes.
+H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11)
+
+
+def this_machine() -> Machine:
+    """The devices that JAX has, and the memory that is free now."""
+    import jax
+
+    local = jax.local_device_count()
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+        return dataclasses.replace(H100, devices=jax.device_count(), memory=free)
+    cores = (os.cpu_count() or 1) / local
+    # LAPACK counts the entries of a matrix in 32 bits
+    return Machine(jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, math.isqrt(2**31))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Memory that a stage holds at its peak, and its estimated time."""
+    """Memory that a stage holds at its peak on the fullest process or device, and its estimated time."""
 
     name: str
     bytes: int
@@ -24,70 +81,233 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Stages in their order, the solver, and the memory at hand."""
+class Sizes:
+    """Of a fit; `n_kernels` distinct kernels among the classes, `itemsize` bytes of an entry."""
 
-    stages: tuple[Stage, ...]
-    solver: str
-    available_bytes: int
+    n_train: int
+    n_search: int
+    n_test: int
+    n_features: int
+    n_classes: int
+    depth: int
     itemsize: int
+    n_kernels: int | None = None
+    landmarks: int | None = None
+
+    @property
+    def kernels(self) -> int:
+        """Distinct kernels that are solved with."""
+        return self.n_classes if self.n_kernels is None else self.n_kernels
+
+    @property
+    def basis(self) -> int:
+        """Landmarks of Nystroem's method."""
+        return min(self.n_train, LANDMARKS if self.landmarks is None else self.landmarks)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolvePlan:
+    """How the ridge regression on all rows is solved.
+
+    Attributes:
+      solver: cholesky, cg or nystroem.
+      stages: its stages.
+      preconditioner: of cg.
+      rank: of a low-rank preconditioner, or the landmarks of Nystroem's method.
+      store_bytes: of angles that every device keeps between passes.
+      reason: why this solver, for people.
+    """
+
+    solver: SolverName
+    stages: tuple[Stage, ...]
+    preconditioner: PreconditionerName = "factor"
+    rank: int = 0
+    store_bytes: int = 0
+    reason: str = ""
 
     @property
     def peak_bytes(self) -> int:
         return max(stage.bytes for stage in self.stages)
 
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Stages in their order, the solve among them, what else there was to choose from, and the memory at hand."""
+
+    stages: tuple[Stage, ...]
+    solve: SolvePlan
+    alternatives: tuple[SolvePlan, ...]
+    sizes: Sizes
+    machine: Machine
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(stage.bytes for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the memory at hand."""
+        return self.peak_bytes <= self.machine.memory
+
     def check(self) -> None:
         """Raise MemoryError, in one line with what would fit, if the peak exceeds the memory at hand."""
-        if self.peak_bytes > self.available_bytes:
-            worst = max(self.stages, key=lambda stage: stage.bytes)
-            rows = int(math.sqrt(self.available_bytes / (4 * self.itemsize)) // 1000 * 1000)
-            raise MemoryError(
-                f"{worst.name} needs {worst.bytes / _GIB:.1f} GiB and {self.available_bytes / _GIB:.1f} GiB are free; "
-                f"about {rows} training rows would fit: use --n-train {rows}, --n-search, or a larger machine"
-            )
+        if self.fits:
+            return
+        worst = max(self.stages, key=lambda stage: stage.bytes)
+        rows = _largest_that_fits(self)
+        remedies = [f"--n-train {rows}"] if rows else []
+        remedies += [
+            f"--solver {plan.solver}" for plan in self.alternatives if plan.peak_bytes <= self.machine.memory
+            and plan.solver != self.solve.solver
+        ]  # fmt: skip
+        remedies.append(f"a machine with {math.ceil(self.peak_bytes / GIB)} GiB free")
+        raise MemoryError(
+            f"{worst.name} needs {worst.bytes / GIB:.1f} GiB and {self.machine.memory / GIB:.1f} GiB are free; "
+            f"these would fit: {', or '.join(remedies)}"
+        )
 
 
-def plan_fit(
-    *, n_train: int, n_search: int, n_test: int, n_features: int, n_classes: int, depth: int, itemsize: int
-) -> Plan:
-    """Plan a fit by Cholesky factorisation.
+def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Plan:
+    """Plan a fit.
 
     Args:
-      n_train, n_search, n_test, n_features, n_classes, depth: sizes.
-      itemsize: bytes of a kernel entry, 4 or 8.
+      sizes: of the data and the search.
+      machine: what it runs on.
+      solver: as asked for; "auto" see `choose_solve`.
     """
-    cores = os.cpu_count() or 1
-    flops = _FLOPS_PER_CORE * cores * 4 / itemsize
-    entries = _ENTRIES_PER_CORE * cores * 4 / itemsize
-    data = itemsize * n_features * (n_train + n_test)
-    train = math.ceil(2 * n_search / 3)
-    search_bytes = itemsize * depth * (n_search**2 + train**2 + train * (n_search - train))
-    kernel_rows = n_train * n_train * n_classes
-    return Plan(
-        stages=(
-            Stage("kernels", data + 2 * itemsize * depth * n_search**2, depth * n_search**2 / entries),
-            # About fifteen steps of a factorisation a class, and the grid of ridges.
-            Stage(
-                "search", data + search_bytes + 3 * itemsize * train**2, (15 * n_classes + 17) * train**3 / 3 / flops
-            ),
-            Stage(
-                "solve",
-                data + 4 * itemsize * n_train**2,
-                kernel_rows * depth / entries + n_classes * n_train**3 / 3 / flops,
-            ),
-            Stage("predict", data + 2**28, n_test * n_train * n_classes * depth / entries),
-        ),
-        solver="cholesky",
-        available_bytes=available_memory(),
-        itemsize=itemsize,
+    s, flops = sizes, machine.flops * machine.shared_memory * 4 / sizes.itemsize
+    entries = machine.entries * machine.shared_memory * 4 / s.itemsize
+    data = s.itemsize * s.n_features * (s.n_train + s.n_test)
+    train = math.ceil(2 * s.n_search / 3)
+    searches = 15 * s.n_classes + 17  # about fifteen steps of a factorisation a class, and the grid of ridges
+    search_bytes = s.itemsize * s.depth * (s.n_search**2 + train**2 + train * (s.n_search - train))
+    alternatives = plan_solves(sizes, machine)
+    solve = choose_solve(alternatives, machine, solver)
+    rows = s.basis if solve.solver == "nystroem" else s.n_train
+    stages = (
+        Stage("kernels", data + 2 * s.itemsize * s.depth * s.n_search**2, s.depth * s.n_search**2 / entries),
+        Stage("search", data + search_bytes + 3 * s.itemsize * train**2, searches * train**3 / 3 / flops),
+        *solve.stages,
+        Stage("predict", data + 2**29, s.n_test * rows * (2 * s.n_features / flops + s.kernels / entries)),
+    )  # fmt: skip
+    return Plan(stages, solve, alternatives, sizes, machine)
+
+
+def plan_solves(sizes: Sizes, machine: Machine) -> tuple[SolvePlan, ...]:
+    """The solve by every solver; of conjugate gradients the quickest preconditioner that fits, else the smallest."""
+    by_cg = [_conjugate_gradients(sizes, machine, "low-rank", rank) for rank in RANKS if rank < sizes.n_train]
+    if machine.factor_rows is None or sizes.n_train <= machine.factor_rows:
+        by_cg.append(_conjugate_gradients(sizes, machine, "factor", sizes.n_train))
+    return _cholesky(sizes, machine), _quickest(by_cg, machine), _nystroem(sizes, machine)
+
+
+def _quickest(plans: Sequence[SolvePlan], machine: Machine) -> SolvePlan:
+    fitting = [plan for plan in plans if plan.peak_bytes <= machine.memory]
+    return min(fitting, key=lambda p: p.seconds) if fitting else min(plans, key=lambda p: p.peak_bytes)
+
+
+def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverName) -> SolvePlan:
+    """The solver asked for; "auto": Cholesky where it fits and takes a minute or less, else the quicker exact one."""
+    by_name = {plan.solver: plan for plan in plans}
+    if solver != "auto":
+        return dataclasses.replace(by_name[solver], reason="as asked")
+    direct, iterative = by_name["cholesky"], by_name["cg"]
+    fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
+    if fits["cholesky"] and direct.seconds <= max(DIRECT_SECONDS, iterative.seconds):
+        quick = "takes a minute at most" if direct.seconds <= DIRECT_SECONDS else "is the quicker exact solver"
+        return dataclasses.replace(direct, reason=f"it is exact to rounding, fits and {quick}")
+    if fits["cg"]:
+        why = "is quicker than a factorisation a class" if fits["cholesky"] else "is the only exact solver that fits"
+        return dataclasses.replace(iterative, reason=f"it {why}")
+    return dataclasses.replace(_quickest([direct, iterative], machine), reason="it is the smallest; none fits")
+
+
+def _data_bytes(s: Sizes, copies: int) -> int:
+    """Inputs as they came (at most their scaled size), scaled, and on every device; targets."""
+    return s.itemsize * s.n_train * (2 + copies) * s.n_features + 8 * s.n_train * s.n_classes
+
+
+def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
+    """One Gram matrix, factorisation and condition estimate a class, on one device.
+
+    The estimate reads the kernel and its factor 12 and 24 times: bound by memory, as long as 1,500 operations an entry.
+    """
+    n, flops = s.n_train, machine.flops * machine.shared_memory * 4 / s.itemsize
+    entries = machine.entries * machine.shared_memory * 4 / s.itemsize
+    seconds = s.kernels * ((n**3 / 3 + (s.n_features + 1500) * n**2) / flops + n**2 / entries)
+    return SolvePlan("cholesky", (Stage("solve", _data_bytes(s, 1) + 4 * s.itemsize * n**2, seconds),))
+
+
+def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: PreconditionerName, rank: int) -> SolvePlan:
+    n, here = s.n_train, machine.shared_memory
+    share = here / machine.devices  # of what is spread over devices
+    flops = machine.flops * machine.devices * 4 / s.itemsize
+    entries = machine.entries * machine.devices * 4 / s.itemsize
+    # vectors of the iteration in double precision, inputs and results of a pass on every device
+    fixed = _data_bytes(s, here) + 8 * 12 * n * s.n_classes + s.itemsize * here * 2 * n * s.n_classes + 2**29
+    if preconditioner == "factor":
+        held, extra = s.itemsize * n**2, 2 * s.itemsize * n**2
+        make_seconds = (n**3 / 3 + s.n_features * n**2) / (machine.flops * here * 4 / s.itemsize) + n**2 / entries
+    else:
+        held = int(s.itemsize * (n * rank * share + here * rank**2))
+        extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
+        make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.n_features * n * rank) / flops
+    angles = s.itemsize * n * (n + 512) / 2 * share
+    store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
+    product = s.n_features * n**2 / flops
+    missing = 1 - store / angles
+    a_pass = (s.kernels + 1) * n**2 / 2 / entries + missing * product + 4 * n * rank * s.n_classes / flops
+    solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank) * a_pass
+    stages = (
+        Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
+        Stage("solve", int(fixed + store + held), solve_seconds),
     )
+    return SolvePlan("cg", stages, preconditioner, rank, math.ceil(store / here))
+
+
+def passes(preconditioner: PreconditionerName, n: int, rank: int) -> float:
+    """Passes of an average class to a relative residual of 1e-3; the slowest takes two or three times as many.
+
+    Measured on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23.
+    """
+    return 6.0 if preconditioner == "factor" else 2.0 + 7.8 * (n / rank) ** 0.37
+
+
+def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
+    n, m, here = s.n_train, s.basis, machine.shared_memory
+    flops = machine.flops * machine.devices * 4 / s.itemsize
+    held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
+    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.n_features * n * m + m**3) / flops
+    return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
+
+
+def _largest_that_fits(plan: Plan) -> int:
+    """Training rows, in thousands, of the largest fit that the same solver (auto: any exact one) could take on."""
+    solver: SolverName = "auto" if plan.solve.reason.startswith("the smallest") else plan.solve.solver
+    low, high = 0, plan.sizes.n_train // 1000
+    while low < high:
+        middle = (low + high + 1) // 2
+        sizes = dataclasses.replace(
+            plan.sizes, n_train=1000 * middle, n_search=min(plan.sizes.n_search, 1000 * middle)
+        )  # fmt: skip
+        fits = plan_fit(sizes, plan.machine, solver).fits
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return 1000 * low
 
 
 def available_memory() -> int:
-    """Bytes of main memory that can be taken without swapping."""
+    """Bytes of main memory that can be taken without swapping, within the process's control group."""
+    limits = []
     meminfo = pathlib.Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                limits.append(int(line.split()[1]) * 1024)
+    group = pathlib.Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()).isdigit():
+        limits.append(max(0, int(most) - int((group / "memory.current").read_text())))
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nftk_jax.reports.figures import draw_baselines, draw_identifiability, draw_omega, draw_search, save_figures
+from nftk_jax.reports.fit_figures import draw_baselines, draw_identifiability, draw_omega, draw_search, save_figures
 
 
 def axes_of(figure: Figure, label: str) -> Axes:

@@ -1,0 +1,47 @@
+"""One axis of devices, and work spread over it: the same code on one device, many, and several processes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nftk_jax.kernels.precision import enable_x64
+
+#: The mesh's only axis.
+AXIS = "devices"
+
+
+def device_mesh() -> Mesh:
+    """All devices of all processes in one row."""
+    return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def shard_map(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    """`jax.shard_map`, or what older versions of JAX call it, without the check that outputs are replicated."""
+    mapped = getattr(jax, "shard_map", None)
+    if mapped is None:
+        mapped = importlib.import_module("jax.experimental.shard_map").shard_map
+    check = "check_vma" if "check_vma" in inspect.signature(mapped).parameters else "check_rep"
+    return mapped(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **{check: False})
+
+
+def place(a: np.ndarray, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.Array:
+    """Put an array that every process holds onto the mesh; replicated unless `spec` says otherwise."""
+    sharding = NamedSharding(mesh, PartitionSpec() if spec is None else spec)
+    return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+
+def agree(a: np.ndarray) -> np.ndarray:
+    """The array of process 0 on every process: hosts of different kinds may round differently."""
+    if jax.process_count() == 1:
+        return a
+    from jax.experimental import multihost_utils
+
+    with enable_x64():  # otherwise the broadcast would round to single precision
+        return np.asarray(multihost_utils.broadcast_one_to_all(a)).astype(a.dtype)

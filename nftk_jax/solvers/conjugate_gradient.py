@@ -1,0 +1,186 @@
+"""Preconditioned conjugate gradients for one system a class, all classes in one pass over their kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nftk_jax.kernels.sharding import agree
+
+#: Relative residual at which a class has converged.
+TOLERANCE = 1e-3
+#: Passes over the kernels after which a solve has failed.
+MAX_PASSES = 500
+# how often the residual is recomputed from scratch and the iteration goes on from it
+_MAX_ROUNDS = 5
+
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class ConvergenceError(ArithmeticError):
+    """The iteration stopped above its tolerance; the message gives the residual and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything that the next pass depends on: restoring it continues the iteration bit for bit.
+
+    Attributes:
+      solution: shape (n, C), float64.
+      residual: y - A solution, by recurrence since it was last recomputed, shape (n, C).
+      direction: shape (n, C).
+      energy: residual' P^(-1) residual, shape (C,).
+      relative: |residual| / |y|, shape (C,).
+      iterations: passes that each class took part in, shape (C,).
+      quotients: least and largest p'Ap / p'p of the directions p so far, shape (2, C).
+      passes: over the kernels, all in all.
+      rounds: how often the residual was recomputed.
+    """
+
+    solution: np.ndarray
+    residual: np.ndarray
+    direction: np.ndarray
+    energy: np.ndarray
+    relative: np.ndarray
+    iterations: np.ndarray
+    quotients: np.ndarray
+    passes: int
+    rounds: int
+
+    @property
+    def condition_estimate(self) -> float:
+        """Lower bound on the condition number of A, the worst class, from the directions' Rayleigh quotients."""
+        low, high = self.quotients
+        return float(np.max(high / low, initial=1.0, where=high > 0))
+
+
+def start(y: np.ndarray) -> State:
+    """The state before the first pass, for targets of shape (n, C)."""
+    n, classes = y.shape
+    zeros = np.zeros((n, classes))
+    return State(
+        zeros, y.astype(np.float64), zeros, np.zeros(classes), (np.linalg.norm(y, axis=0) > 0).astype(float),
+        np.zeros(classes, int), np.stack([np.full(classes, np.inf), np.zeros(classes)]), 0, 0,
+    )  # fmt: skip
+
+
+def flatten(state: State) -> dict[str, np.ndarray]:
+    """The state as arrays by name."""
+    return {field.name: np.asarray(getattr(state, field.name)) for field in dataclasses.fields(State)}
+
+
+def restore(arrays: dict[str, np.ndarray] | None, y: np.ndarray) -> State:
+    """Inverse of `flatten`, on all processes what process 0 has; the state before the first pass if that is nothing."""
+    parts: dict[str, Any] = dict(flatten(start(y)) if arrays is None else arrays)
+    parts = {name: agree(part) for name, part in parts.items()}
+    parts.update({name: int(parts[name]) for name in ("passes", "rounds")})
+    return State(**parts)
+
+
+def solve(
+    apply: Product,
+    precondition: Product,
+    y: np.ndarray,
+    *,
+    tolerance: float = TOLERANCE,
+    max_passes: int = MAX_PASSES,
+    state: State | None = None,
+    on_pass: Callable[[State], None] = lambda state: None,
+) -> State:
+    r"""Solve :math:`A_c \alpha_c = y_c` for every class until :math:`|y_c - A_c \alpha_c| \le` tolerance :math:`|y_c|`.
+
+    A class that has converged leaves the passes. When all have by the recurrence, their residuals are recomputed from
+    A; a class above the tolerance goes on from there, as in iterative refinement. Vectors and sums are float64 whatever
+    the precision of `apply` and `precondition`.
+
+    Args:
+      apply: maps vectors (n, k) and the k classes they belong to, to A_c v_c, shape (n, k); symmetric positive
+        definite.
+      precondition: the same for P^(-1), one symmetric positive definite P close to every A_c.
+      y: targets, shape (n, C).
+      tolerance: on the relative residual.
+      max_passes: bound on the passes over A.
+      state: where an earlier call was interrupted; None starts from zero.
+      on_pass: called after every pass with the state.
+
+    Raises:
+      ConvergenceError: a class is above the tolerance after `max_passes`, or no longer gets nearer to it.
+    """
+    norm = np.linalg.norm(y, axis=0)
+    norm = np.where(norm > 0, norm, 1.0)
+    state = start(y) if state is None else state
+    while True:
+        while (active := np.flatnonzero(state.relative > tolerance)).size:
+            if state.passes >= max_passes:
+                raise _failure(state, tolerance, "the iteration")
+            state = _step(state, apply, precondition, active, norm)
+            on_pass(state)
+        if state.rounds and not state.energy.any():
+            return state
+        checked = _recompute(state, apply, y, norm)
+        on_pass(checked)
+        open_classes = checked.relative > tolerance
+        if open_classes.any() and checked.rounds >= _MAX_ROUNDS:
+            raise _failure(checked, tolerance, f"rounding in {_MAX_ROUNDS} rounds of refinement")
+        state = checked
+
+
+def _step(state: State, apply: Product, precondition: Product, active: np.ndarray, norm: np.ndarray) -> State:
+    """One pass over the kernels of the active classes."""
+    residual = state.residual[:, active]
+    z = precondition(residual, active)
+    energy, old = _dot(residual, z), state.energy[active]
+    direction = z + np.where(old > 0, energy / np.where(old > 0, old, 1), 0) * state.direction[:, active]
+    image = apply(direction, active)
+    curvature = _dot(direction, image)
+    if not (np.isfinite(curvature).all() and (curvature > 0).all() and (energy > 0).all()):
+        raise ConvergenceError(
+            f"after {state.passes} passes K + ridge I, or its preconditioner, is not positive definite to rounding; "
+            "raise --ridge or use --precision float64"
+        )
+    step = energy / curvature
+    residual = residual - step * image
+    quotient = curvature / _dot(direction, direction)
+    return State(
+        _replace(state.solution, active, state.solution[:, active] + step * direction),
+        _replace(state.residual, active, residual), _replace(state.direction, active, direction),
+        _replace(state.energy, active, energy),
+        _replace(state.relative, active, np.linalg.norm(residual, axis=0) / norm[active]),
+        _replace(state.iterations, active, state.iterations[active] + 1),
+        np.stack([
+            _replace(state.quotients[0], active, np.minimum(state.quotients[0][active], quotient)),
+            _replace(state.quotients[1], active, np.maximum(state.quotients[1][active], quotient)),
+        ]),
+        state.passes + 1, state.rounds,
+    )  # fmt: skip
+
+
+def _recompute(state: State, apply: Product, y: np.ndarray, norm: np.ndarray) -> State:
+    """The residual from A itself, and a fresh start from it."""
+    everyone = np.arange(y.shape[1])
+    residual = y - apply(state.solution, everyone)
+    return dataclasses.replace(
+        state, residual=residual, direction=np.zeros_like(residual), energy=np.zeros(len(everyone)),
+        relative=np.linalg.norm(residual, axis=0) / norm, passes=state.passes + 1, rounds=state.rounds + 1,
+    )  # fmt: skip
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("nc,nc->c", a, b)
+
+
+def _replace(a: np.ndarray, columns: np.ndarray, values: np.ndarray) -> np.ndarray:
+    out = a.copy()
+    out[..., columns] = values
+    return out
+
+
+def _failure(state: State, tolerance: float, what: str) -> ConvergenceError:
+    worst = int(np.argmax(state.relative))
+    return ConvergenceError(
+        f"{what} left class {worst} at a relative residual of {state.relative[worst]:.1e} after {state.passes} passes, "
+        f"wanted {tolerance:g}; raise --ridge or use --precision float64"
+    )

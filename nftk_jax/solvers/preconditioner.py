@@ -1,0 +1,206 @@
+"""Preconditioners of conjugate gradients: one reference kernel, factored or of low rank, serves every class and Omega.
+
+ReLU NTKs of different depths have equivalent spectra (Bietti & Bach 2021), so the inverse of one kernel + ridge I
+is close to the inverse of all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from nftk_jax.kernels.operators import GramOperator
+from nftk_jax.kernels.sharding import AXIS, place, shard_map
+from nftk_jax.solvers.cholesky import factor_ridge, solve_lower
+from nftk_jax.solvers.plan import BLOCK
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse of K + ridge I."""
+
+    def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Apply it to vectors of shape (n, k), which belong to the `classes`; float64."""
+        ...
+
+
+class ReferenceFactor:
+    """The Cholesky factor of the reference kernel + ridge I, held by every process: exact, n^3 / 3 operations."""
+
+    def __init__(self, k: jax.Array, *, ridge: float, weight: np.ndarray | None = None) -> None:
+        """Factor `k`, shape (n, n), with what jitter it needs; raises as `factor_ridge`."""
+        self._lower = factor_ridge(k, ridge=ridge, jitter=True, weight=weight).lower
+
+    def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        del classes
+        return np.asarray(solve_lower(self._lower, jnp.asarray(v, self._lower.dtype)), np.float64)
+
+
+class LowRank:
+    r"""(F F' + shift I)^(-1) times shift, for F F' of rank r close to the reference kernel.
+
+    F is a partial Cholesky factor whose pivots are drawn in blocks, in proportion to the diagonal of what is left
+    (Chen, Epperly, Tropp & Webber 2023; as a preconditioner: Diaz, Epperly, Frangella, Tropp & Webber 2023). The shift
+    is the ridge plus the mean of that diagonal in the end, what F F' does not hold of the kernel's trace. With
+    :math:`G = F'F + shift\,I` it is :math:`v - F G^{-1} F' v`: about 2 n r^2 operations to make, 4 n r to apply.
+    """
+
+    def __init__(
+        self,
+        operator: GramOperator,
+        weights: np.ndarray,
+        *,
+        ridge: float,
+        rank: int,
+        rng: np.random.Generator,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Build it.
+
+        Args:
+          operator: of the training rows.
+          weights: of the reference kernel, on unscaled kernels, shape (L,).
+          ridge: absolute, in the kernel's units.
+          rank: r, at most n.
+          rng: draws the pivots; all processes must give the same.
+          report: called with the blocks of pivots done and their number.
+        """
+        self._operator = operator
+        self._factor, remaining = pivoted_cholesky(operator, weights, rank=rank, rng=rng, report=report)
+        #: Share of the kernel's trace that the low rank leaves out.
+        self.remaining = float(remaining.sum() / (weights @ operator.depth_diagonals).sum())
+        shift = ridge + float(remaining.mean())
+        self._lower = _capacitance(operator.mesh, self._factor, shift)
+
+    def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        operator = self._operator
+        padded = np.zeros((operator.padded_rows, operator.n_classes), operator.dtype)
+        scale = np.abs(v).max(axis=0)
+        scale = np.where(scale > 0, scale, 1.0)
+        padded[: operator.n, : len(classes)] = v / scale
+        out = _apply(operator.mesh, self._factor, self._lower, place(padded, operator.mesh, P(AXIS)))
+        return np.asarray(out, np.float64)[: operator.n, : len(classes)] * scale
+
+
+def pivoted_cholesky(
+    operator: GramOperator,
+    weights: np.ndarray,
+    *,
+    rank: int,
+    rng: np.random.Generator,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[jax.Array, np.ndarray]:
+    """Partial Cholesky factor of a kernel by randomly drawn blocks of pivots.
+
+    Args:
+      operator: of the rows X.
+      weights: of the unscaled kernels, shape (L,).
+      rank: columns of the factor.
+      rng: draws the pivots.
+      report: called with the blocks of pivots done and their number.
+
+    Returns:
+      F as blocks of columns, shape (blocks, padded rows, columns), its rows spread over the mesh and 0 beyond n, and
+      the diagonal of K - F F', shape (n,), float64, not negative.
+    """
+    n = operator.n
+    block = min(BLOCK, rank)
+    count = -(-rank // block)
+    diagonal = weights @ operator.depth_diagonals
+    left, free = diagonal.copy(), np.ones(n, bool)
+    factor = place_zeros(operator, count, block)
+    for number in range(count):
+        report(number, count)
+        # a little of the mean keeps the draw possible where everything left is rounding
+        chance = np.where(free, np.maximum(left, 0) + 1e-9 * diagonal.mean(), 0)
+        if (chance > 0).sum() < block:
+            break
+        chosen = np.sort(rng.choice(n, block, replace=False, p=chance / chance.sum())).astype(np.int32)
+        columns = operator.columns(weights, chosen)
+        jitter = 10 * float(jnp.finfo(operator.dtype).eps) * block * float(diagonal.max())
+        factor, taken = _eliminate(
+            operator.mesh, n, factor, columns, place(chosen, operator.mesh), number, np.asarray(jitter, operator.dtype)
+        )
+        left -= np.asarray(taken, np.float64)[:n]
+        free[chosen] = False
+        left[chosen] = 0
+    report(count, count)
+    return factor, np.maximum(left, 0)
+
+
+def place_zeros(operator: GramOperator, count: int, block: int) -> jax.Array:
+    """An empty factor, made where it will live."""
+    make = shard_map(
+        lambda: jnp.zeros((count, operator.padded_rows // operator.mesh.devices.size, block), operator.dtype),
+        operator.mesh, (), P(None, AXIS),
+    )  # fmt: skip
+    return jax.jit(make)()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _eliminate(
+    mesh: Mesh, n: int, factor: jax.Array, columns: jax.Array, chosen: jax.Array, number: jax.Array | int, jitter
+) -> tuple[jax.Array, jax.Array]:
+    """Write block `number` of the factor from the kernel's `columns`; what it takes from the diagonal."""
+
+    def local(factor, columns, chosen, number, jitter):
+        rows = columns.shape[0]
+        first = lax.axis_index(AXIS) * rows
+        inside = (chosen >= first) & (chosen < first + rows)
+        position = jnp.where(inside, chosen - first, 0)
+        of_chosen = lambda a: lax.psum(jnp.where(inside[:, None], a[position], 0), AXIS)  # noqa: E731
+
+        def subtract(k, left):
+            return left - jnp.matmul(factor[k], of_chosen(factor[k]).T, precision=HIGHEST)
+
+        left = lax.fori_loop(0, number, subtract, columns)
+        square = of_chosen(left)
+        lower = lax.linalg.cholesky((square + square.T) / 2 + jitter * jnp.eye(len(chosen), dtype=left.dtype))
+        new = lax.linalg.triangular_solve(lower, left, left_side=False, lower=True, transpose_a=True)
+        new = jnp.where((first + jnp.arange(rows) < n)[:, None] & jnp.isfinite(lower[-1, -1]), new, 0)
+        return lax.dynamic_update_slice_in_dim(factor, new[None], number, 0), jnp.sum(new * new, axis=1)
+
+    specs = (P(None, AXIS), P(AXIS), P(), P(), P())
+    return shard_map(local, mesh, specs, (P(None, AXIS), P(AXIS)))(factor, columns, chosen, number, jitter)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _capacitance(mesh: Mesh, factor: jax.Array, shift) -> jax.Array:
+    """Lower Cholesky factor of F'F + shift I, shape (r, r), on every device."""
+    count, _, block = factor.shape
+    pairs = np.asarray([(i, j) for i in range(count) for j in range(i + 1)], np.int32)
+
+    def local(factor):
+        def fill(k, gram):
+            i, j = jnp.asarray(pairs)[k]
+            part = lax.dot_general(factor[i], factor[j], (((0,), (0,)), ((), ())), precision=HIGHEST)
+            return lax.dynamic_update_slice(gram, part, (i * block, j * block))
+
+        gram = jnp.zeros((count * block, count * block), factor.dtype)
+        return lax.psum(lax.fori_loop(0, len(pairs), fill, gram), AXIS)
+
+    gram = shard_map(local, mesh, P(None, AXIS), P())(factor)
+    index = jnp.arange(len(gram))
+    return lax.linalg.cholesky(gram.at[index, index].add(shift), symmetrize_input=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(mesh: Mesh, factor: jax.Array, lower: jax.Array, v: jax.Array) -> jax.Array:
+    """v - F (F'F + shift I)^(-1) F' v for v of shape (padded rows, C)."""
+
+    def local(factor, lower, v):
+        inner = lax.psum(jnp.einsum("knb,nc->kbc", factor, v, precision=HIGHEST), AXIS)
+        inner = solve_lower(lower, inner.reshape(-1, v.shape[1])).reshape(inner.shape)
+        out = v - jnp.einsum("knb,kbc->nc", factor, inner, precision=HIGHEST)
+        return lax.all_gather(out, AXIS, tiled=True)
+
+    return shard_map(local, mesh, (P(None, AXIS), P(), P(AXIS)), P())(factor, lower, v)

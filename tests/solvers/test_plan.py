@@ -1,0 +1,81 @@
+"""The plan: memory that fits, the solver it chooses, rates of its model, and refusals that name what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from nftk_jax.solvers import plan
+from nftk_jax.solvers.plan import GIB, H100, Machine, Sizes, plan_fit
+
+MNIST = Sizes(n_train=60_000, n_search=3000, n_test=10_000, n_features=784, n_classes=10, depth=10, itemsize=4)
+LAPTOP = Machine(devices=1, memory=20 * GIB, shared_memory=1, flops=8e10, entries=2.4e9, factor_rows=46_340)
+
+
+def rows(n, sizes=MNIST):
+    return dataclasses.replace(sizes, n_train=n, n_search=min(n, 3000))
+
+
+def seconds(solver, n, machine=LAPTOP):
+    return plan_fit(rows(n), machine, solver).solve.seconds - (0 if solver == "cholesky" else plan.START_SECONDS)
+
+
+def test_auto_factors_what_takes_a_minute_and_iterates_over_what_does_not_fit():
+    assert plan_fit(rows(8000), LAPTOP).solve.solver == "cholesky"
+    large = plan_fit(MNIST, LAPTOP)
+    assert (large.solve.solver, large.solve.preconditioner) == ("cg", "low-rank")
+    assert large.fits
+    assert "only exact solver that fits" in large.solve.reason
+
+
+@pytest.mark.parametrize("memory", [4, 8, 16, 32])
+@pytest.mark.parametrize("n", [3000, 12_000, 60_000])
+def test_what_auto_chooses_fits_wherever_an_exact_solver_does(n, memory):
+    chosen = plan_fit(rows(n), dataclasses.replace(LAPTOP, memory=memory * GIB))
+    exact = [solve for solve in chosen.alternatives if solve.solver != "nystroem"]
+    assert any(solve.peak_bytes <= memory * GIB for solve in exact) == (chosen.solve.peak_bytes <= memory * GIB)
+    assert all(math.isfinite(stage.seconds) and stage.bytes < 2**50 for s in exact for stage in s.stages)
+
+
+def test_angles_take_what_memory_the_rest_leaves():
+    whole = 4 * 60_000 * 60_512 / 2
+    assert plan_fit(MNIST, LAPTOP, "cg").solve.store_bytes == pytest.approx(whole, rel=1e-6)
+    small = plan_fit(MNIST, dataclasses.replace(LAPTOP, memory=6 * GIB), "cg").solve
+    assert 0 < small.store_bytes < whole
+    assert small.peak_bytes <= 6 * GIB
+    assert small.seconds > plan_fit(MNIST, LAPTOP, "cg").solve.seconds
+
+
+def test_seconds_grow_with_the_cube_the_square_and_the_first_power_of_the_rows():
+    assert seconds("cholesky", 800_000) / seconds("cholesky", 400_000) == pytest.approx(8, rel=0.02)
+    # the rank that the preconditioner may take, and so the passes, grow a little with n
+    roomy = dataclasses.replace(LAPTOP, memory=2**60)
+    assert 4 < seconds("cg", 400_000, roomy) / seconds("cg", 200_000, roomy) < 5.5
+    assert seconds("nystroem", 800_000) / seconds("nystroem", 400_000) == pytest.approx(2, rel=0.05)
+
+
+def test_eight_devices_take_an_eighth_of_the_seconds_and_of_the_angles():
+    one = plan_fit(rows(200_000), dataclasses.replace(H100, memory=2**60), "cg").solve
+    eight = plan_fit(rows(200_000), dataclasses.replace(H100, memory=2**60, devices=8), "cg").solve
+    assert eight.store_bytes == pytest.approx(one.store_bytes / 8, rel=1e-6)
+    assert eight.seconds - plan.START_SECONDS == pytest.approx((one.seconds - plan.START_SECONDS) / 8, rel=0.3)
+
+
+def test_a_refusal_names_rows_that_fit_and_not_many_fewer_than_could():
+    refused = plan_fit(MNIST, LAPTOP, "cholesky")
+    with pytest.raises(MemoryError, match=r"solve needs 5[0-9].* GiB and 20.0 GiB are free") as caught:
+        refused.check()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "--solver cg" in message
+    named = int(re.search(r"--n-train (\d+)", message)[1])
+    assert plan_fit(rows(named), LAPTOP, "cholesky").fits
+    assert not plan_fit(rows(named + 1000), LAPTOP, "cholesky").fits
+    plan_fit(rows(named), LAPTOP, "cholesky").check()
+
+
+def test_available_memory_is_within_the_machine():
+    assert 2**20 < plan.available_memory() < 2**50

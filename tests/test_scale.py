@@ -1,0 +1,160 @@
+"""Fits by every solver, interrupted and taken up again, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from nftk_jax import MLP, fit, load_model
+from nftk_jax.journal import Checkpoint
+from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.mkl.search import SearchSettings
+from nftk_jax.solvers import conjugate_gradient
+from nftk_jax.solvers.plan import SolvePlan
+
+FLAGS = ("--depth", "3", "--precision", "float64", "--n-search", "60", "--solver", "cg", "--solver-tolerance", "1e-9")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 200)
+    return (rng.normal(size=(200, 5)) + np.eye(3, 5)[y] * 2).astype(np.float32), y
+
+
+@pytest.fixture(scope="module")
+def data(arrays, tmp_path_factory):
+    x, y = arrays
+    path = tmp_path_factory.mktemp("data") / "insects.npz"
+    np.savez(path, x_train=x[:150], y_train=y[:150], x_test=x[150:], y_test=y[150:])
+    return path
+
+
+def learned(arrays, solver, *, plan=None, journal=None, **settings):
+    x, y = arrays
+    search = SearchSettings(objective="train", penalty=0.1)
+    settings = LearnSettings(
+        MLP(3), search, ridge=0.1, n_search=60, precision="float64", solver=solver, solver_tolerance=1e-9, **settings
+    )
+    return learn(x[:150], y[:150], settings, classes=np.arange(3), plan=plan, journal=journal)
+
+
+def run(capsys, *arguments):
+    """Exit status and standard error of a fit in this process."""
+    before, sys.argv = sys.argv, ["nftk_jax.fit", *map(str, arguments)]
+    try:
+        status = fit.command()
+    finally:
+        sys.argv = before
+    return status, capsys.readouterr().err
+
+
+def test_every_solver_learns_the_same_model(arrays):
+    exact = learned(arrays, "cholesky")
+    iterated = learned(arrays, "cg")
+    size = np.abs(exact.model.dual_coef).max()
+    np.testing.assert_array_equal(iterated.model.omega, exact.model.omega)
+    np.testing.assert_allclose(iterated.model.dual_coef, exact.model.dual_coef, atol=1e-7 * size)
+    assert iterated.solution.iterations > exact.solution.iterations == 0
+    everyone = learned(arrays, "nystroem", landmarks=150).model
+    test = arrays[0][150:]
+    np.testing.assert_allclose(everyone.decision_function(test), exact.model.decision_function(test), atol=1e-6)
+
+
+def test_a_nystroem_fit_keeps_its_landmarks_and_compares_like_with_like(data, tmp_path, capsys):
+    output = tmp_path / "out"
+    status, error = run(
+        capsys, "--dataset", data, "--output", output, *FLAGS, "--solver", "nystroem", "--landmarks", "20"
+    )
+    assert status == 0, error
+    model, metrics = load_model(output), json.loads((output / "metrics.json").read_text())
+    assert model.dual_coef.shape == (20, 3)
+    assert model.x_train.shape == (20, 5)
+    assert metrics["certificate"]["solver"] == "nystroem"
+    assert metrics["certificate"]["relative_residual"] < 1e-6
+    assert 0 <= metrics["baselines"]["uniform"]["test_accuracy"] <= 1
+
+
+class _Killed(BaseException):
+    """As kill -9: nothing that is not on the disk survives."""
+
+
+def stop_after(passes, how, monkeypatch):
+    step = conjugate_gradient._step
+
+    def counted(state, *arguments):
+        if state.passes == passes:
+            how()
+        return step(state, *arguments)
+
+    monkeypatch.setattr(conjugate_gradient, "_step", counted)
+
+
+def first_pass(monkeypatch):
+    """A list that gets the number of the first pass, and of those that follow."""
+    step, passes = conjugate_gradient._step, []
+    counted = lambda state, *a: (passes.append(state.passes), step(state, *a))[1]  # noqa: E731
+    monkeypatch.setattr(conjugate_gradient, "_step", counted)
+    return passes
+
+
+def test_a_killed_solve_resumes_to_the_same_bits(arrays, tmp_path, monkeypatch):
+    def kill():
+        raise _Killed
+
+    plan = SolvePlan("cg", (), "low-rank", rank=16)
+    whole = learned(arrays, "cg", plan=plan)
+    with monkeypatch.context() as patch:
+        stop_after(4, kill, patch)
+        with pytest.raises(_Killed):
+            learned(arrays, "cg", plan=plan, journal=Checkpoint(tmp_path / "out", {}, resume=False, seconds=0))
+    passes = first_pass(monkeypatch)
+    resumed = learned(arrays, "cg", plan=plan, journal=Checkpoint(tmp_path / "out", {}, resume=True, seconds=0))
+    assert passes[0] == 4
+    np.testing.assert_array_equal(resumed.model.omega, whole.model.omega)
+    np.testing.assert_array_equal(resumed.model.dual_coef, whole.model.dual_coef)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp_path, capsys, monkeypatch):
+    output, number = tmp_path / "out", getattr(signal, name)
+    with monkeypatch.context() as patch:
+        stop_after(0, lambda: os.kill(os.getpid(), number), patch)
+        status, error = run(capsys, "--dataset", data, "--output", output, *FLAGS)
+    assert status == 128 + number
+    assert error.count("\n") == 1
+    assert "--resume goes on from" in error
+    assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
+    if name == "SIGTERM":
+        monkeypatch.setattr("nftk_jax.learn.learn_weights", None)  # Omega is in the checkpoint
+        status, error = run(capsys, "--dataset", data, "--output", output, *FLAGS, "--resume")
+        assert status == 0, error
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_to_resume_is_said_in_one_line(data, tmp_path, capsys):
+    status, error = run(capsys, "--dataset", data, "--output", tmp_path / "out", *FLAGS, "--resume")
+    assert status == 2
+    assert error.count("\n") == 1
+    assert "nothing to resume" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--solver-tolerance", "2"), "solver_tolerance must be between 0 and 1"),
+        (("--landmarks", "0"), "landmarks must be at least 1"),
+        (("--coordinator", "localhost:1"), "go together"),
+    ],
+)
+def test_bad_solver_flags_are_refused_in_one_line(flags, message, data, tmp_path, capsys):
+    status, error = run(capsys, "--dataset", data, "--output", tmp_path / "out", *flags)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+    assert not list(tmp_path.iterdir())
