@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test lint check check-slow bench docs clean
+.PHONY: help setup fit test lint check check-slow bench bench-mkl docs clean
 
 help:
-	@echo "make setup | fit | test | lint | check | check-slow | bench | docs | clean"
+	@echo "make setup | fit | test | lint | check | check-slow | bench | bench-mkl | docs | clean"
 
 setup: $(READY)
 
@@ -36,9 +36,15 @@ check-slow: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 
+# The peers live in an environment of their own, so that nothing here depends on them; JSON on standard output.
+bench-mkl: $(READY)
+	@test -x .venv-bench/bin/python || $(BIN)/python -m venv .venv-bench
+	@VIRTUAL_ENV=.venv-bench $(BIN)/uv pip install --quiet --editable . himalaya MKLpy torch matplotlib 1>&2
+	@.venv-bench/bin/python benchmarks/mkl.py $(BENCH_MKL)
+
 docs: $(READY)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --editable '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist *.egg-info runs site
+	rm -rf .venv .venv-bench build dist *.egg-info runs site

@@ -113,14 +113,11 @@ def ours(task: Task, max_iterations: int = 100) -> Result:
     start = time.perf_counter()
     search = SearchSettings("kfold", learn_ridge=True, max_iterations=max_iterations)
     ridge = find_ridge(problem, LearnSettings(MLP(DEPTH), search), shared=False)
-    chosen = time.perf_counter() - start
     found = learn_weights(problem, ridge, search)
     assert found.descent is not None
-    return Result(
-        found.omega / found.ridge[:, None],
-        chosen + found.descent.seconds,
-        found.descent.value_history.mean(axis=1),
-    )
+    # whatever came before the descent, the choice of the ridge and the reference kernels among it, counts as its start
+    seconds = time.perf_counter() - start - found.descent.seconds[-1] + found.descent.seconds
+    return Result(found.omega / found.ridge[:, None], seconds, found.descent.value_history.mean(axis=1))
 
 
 def himalaya_random(task: Task, iterations: int, **settings: Any) -> Result:

@@ -1,6 +1,6 @@
 """Path kernels measured: Theorem 1 as a limit, the kernel's drift along training against the width, and the NTK.
 
-    python experiments/path_kernels.py [--widths 32 128 512 2048] [--seeds 3]
+    python experiments/path_kernels.py [--widths 64 256 1024] [--seeds 3]
 
  - limit: the error of the eps -> 0 form and of the exact one, by step size, over the same training time;
  - width: how far the tangent kernel moves in training, how far the path kernel over time is from the analytic NTK, and
@@ -118,7 +118,7 @@ def draw(results: dict, widths: list[int]) -> figures.Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Path kernels against step size and width.")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 128, 512, 2048])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path("experiments/results/path_kernels.json"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/path_kernels.png"))

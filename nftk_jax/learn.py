@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -19,7 +18,7 @@ from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, uni
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.sharding import agree
 from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.identifiability import indefinite_kernels, indefinite_words
+from nftk_jax.mkl.identifiability import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -29,7 +28,7 @@ from nftk_jax.mkl.search import (
     take,
     uniform_omega,
 )
-from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, mean_and_deviation
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling
 from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers import conjugate_gradient
@@ -38,6 +37,7 @@ from nftk_jax.solvers.conjugate_gradient import TOLERANCE
 from nftk_jax.solvers.iterative import solve_iteratively
 from nftk_jax.solvers.nystroem import solve_nystroem
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, SolverName, plan_fit, this_machine
+from nftk_jax.targets import Targets, encode_targets
 
 PrecisionName = Literal["float32", "float64"]
 Report = Callable[[str, int, int], None]
@@ -49,10 +49,6 @@ SEARCH_ROWS = 3000
 HELD_OUT_SHARE = 1 / 3
 #: Folds of the objective `kfold`.
 FOLDS = 5
-
-
-class IndefiniteKernelWarning(UserWarning):
-    """Some increments of depth are not positive semi-definite on the training rows."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -120,34 +116,6 @@ class LearnSettings:
             raise ValueError(f"landmarks must be at least 1; got {self.landmarks}")
         if self.n_search is not None and self.n_search < 4:
             raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Targets:
-    """Encoded targets, shape (n, C), and what turns scores back: y = target * scale + mean."""
-
-    y: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-
-
-def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | None = None) -> Targets:
-    """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
-
-    Args:
-      y: class indices, shape (n,), or real targets, shape (n, k).
-      n_classes: number of classes, or None for regression.
-      weight: positive sample weights, shape (n,), of the frequencies, means and deviations; None is 1 everywhere.
-    """
-    if n_classes is not None:
-        one_hot = np.eye(n_classes)[y]
-        frequency = np.average(one_hot, axis=0, weights=weight)
-        return Targets(one_hot - frequency, frequency, np.ones(n_classes))
-    mean, spread = mean_and_deviation(y, weight)
-    # A constant target must not have the rounding of its mean blown up to unit size.
-    varies = spread > 1e-12 * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
-    scale, mean = np.where(varies, spread, 1.0), np.where(varies, mean, y[0])
-    return Targets((y - mean) / scale, mean, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +190,7 @@ def learn(
         except ArithmeticError as error:
             if settings.mlp.basis != "increments":
                 raise
-            raise type(error)(
-                f"{error}. An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or "
-                "one of the bases depths and layers avoid that"
-            ) from error
+            raise type(error)(f"{error}. {INDEFINITE_REMEDY}") from error
 
 
 def _learn(
@@ -245,8 +210,8 @@ def _learn(
     )
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
-    if settings.mlp.basis == "increments" and (indefinite := indefinite_kernels(problem.k)):
-        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=3)
+    if settings.mlp.basis == "increments":
+        warn_if_indefinite(problem.k)
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
@@ -355,11 +320,16 @@ def draw_splits(
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
-    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights."""
+    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
+
+    Where the search learns the ridge it starts from the best of every fourth: each costs a factorisation a split.
+    """
     if settings.ridge != "auto":
         return np.full(problem.n_classes, float(settings.ridge))
-    errors = problem.held_out_errors(lambda k: k.mean(axis=0), RIDGE_GRID)
-    return choose_ridge(errors, RIDGE_GRID, shared=shared)
+    ridges = RIDGE_GRID[::4] if settings.search.learn_ridge else RIDGE_GRID
+    uniform = uniform_omega(1, problem.depth)[0]
+    errors = problem.held_out_errors(lambda k: jnp.tensordot(jnp.asarray(uniform, k.dtype), k, 1), ridges)
+    return choose_ridge(errors, ridges, shared=shared)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,17 @@ RANK_RESOLUTION = 1e-3
 #: Rows on which `least_eigenvalues` looks.
 DEFINITENESS_ROWS = 500
 
+#: What avoids a sum of increments that is not positive definite.
+INDEFINITE_REMEDY = (
+    "An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or one of the bases "
+    "depths and layers avoid that"
+)
+
 _CHUNK = 2**22
+
+
+class IndefiniteKernelWarning(UserWarning):
+    """Some increments of depth are not positive semi-definite on the training rows."""
 
 
 def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
@@ -86,6 +97,12 @@ def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
     """
     rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
     return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
+
+
+def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
+    """Warn of the `indefinite_kernels` among increments of depth."""
+    if indefinite := indefinite_kernels(k):
+        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=4)
 
 
 def normalise_rows(omega: np.ndarray) -> np.ndarray:

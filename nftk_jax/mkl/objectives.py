@@ -1,19 +1,22 @@
 r"""What Omega minimises: objectives J_c(omega_c) with exact gradients through the ridge solve (paper eqs. 9 and 16).
 
 With K = sum_l omega_l Theta^(l), A = K + lambda I and a = A^{-1} y, one Cholesky factor a class gives value and
-gradient. The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no derivative passes through the factorisation itself.
+gradient; on many rows `reference.py` takes its place. The gradients use dA^{-1} = -A^{-1} dA A^{-1}, so that no
+derivative passes through the factorisation itself.
 `leave_one_out.py` and `alignment.py` beside this file hold the objectives that need A^{-1} itself, or no solve at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.mkl.reference import apply_kernels, conjugate_gradients
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
 ObjectiveName = Literal["validation", "kfold", "loo", "evidence", "train", "alignment"]
@@ -54,6 +57,7 @@ class ValidationObjective:
       ridge: absolute ridges, shape (C,).
       weight_train, weight_held: sample weights, shapes (T,) and (V,); None is 1 everywhere. With weights W the solve is
         (K + lambda W^{-1})^{-1} y and the error is weighted: a row of weight 2 counts as two rows.
+      inverse: of the reference kernel, shape (T, T), with which the solves iterate (`reference.py`); None factors.
     """
 
     k_train: jax.Array
@@ -63,6 +67,7 @@ class ValidationObjective:
     ridge: jax.Array | np.ndarray
     weight_train: np.ndarray | None = None
     weight_held: np.ndarray | None = None
+    inverse: jax.Array | None = None
 
     @property
     def relative(self) -> bool:
@@ -76,7 +81,18 @@ class ValidationObjective:
     def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
         ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
         weight = jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
-        return _evaluate_validation(omega, active, self.k_train, self.k_held, self.y_train, self.y_held, ridge, weight)
+        data = self.k_train, self.k_held, self.y_train, self.y_held, ridge, weight
+        if len(omega) > 1 and bool((omega == omega[0]).all() & (ridge == ridge[0]).all()):
+            alike = _solve_alike(omega, active, *data)
+            return _gradient(*alike, self.k_train, self.k_held, weight)
+        if self.inverse is None:
+            return _gradient(*_solve_each(omega, active, *data), self.k_train, self.k_held, weight)
+        found, good = _solve_iteratively(omega, active, self.inverse, *data)
+        missing = active & ~good
+        if bool(missing.any()):
+            factored = _solve_each(omega, missing, *data)
+            found = tuple(jnp.where(missing[:, None], one, other) for one, other in zip(factored, found, strict=True))
+        return _gradient(*found, self.k_train, self.k_held, weight)
 
 
 def row_ridge(ridge, weight: np.ndarray | None, n: int, dtype) -> jax.Array:
@@ -91,7 +107,9 @@ def share(weight: np.ndarray | None, n: int) -> np.ndarray:
 
 
 @jax.jit
-def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge, weight) -> Evaluation:
+def _solve_each(omega, active, k_train, k_held, y_train, y_held, ridge, weight):
+    """a, r and b of every class, shapes (C, T), (C, V) and (C, T), by a factorisation a class."""
+
     def solve_class(operands):
         omega_c, ridge_c, y_t, y_v, _ = operands
         lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
@@ -105,11 +123,38 @@ def _evaluate_validation(omega, active, k_train, k_held, y_train, y_held, ridge,
             jnp.full(shape, jnp.nan, omega.dtype) for shape in (y_train.shape[0], y_held.shape[0], y_train.shape[0])
         )
 
-    a, r, b = jax.lax.map(
+    return jax.lax.map(
         lambda operands: jax.lax.cond(operands[-1], solve_class, skip, operands),
         (omega, ridge, y_train.T, y_held.T, active),
     )
-    # One pass over the kernels of every depth serves all classes: Theta^(l) a_c, then inner products with r_c and b_c.
+
+
+@jax.jit
+def _solve_alike(omega, active, k_train, k_held, y_train, y_held, ridge, weight):
+    """The same where all classes have one Omega and one ridge: one factorisation for all."""
+    lower = cholesky_lower(jnp.tensordot(omega[0], k_train, 1), ridge[0])
+    k_vt = jnp.tensordot(omega[0], k_held, 1)
+    a = solve_lower(lower, y_train)
+    r = k_vt @ a - y_held
+    b = solve_lower(lower, k_vt.T @ (weight[:, None] * r))
+    return tuple(jnp.where(active[:, None], part.T, jnp.nan) for part in (a, r, b))
+
+
+@jax.jit
+def _solve_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge, weight):
+    """The same by conjugate gradients, and for which classes they converged."""
+    apply = functools.partial(apply_kernels, omega, ridge, k_train)
+    a, good, _ = conjugate_gradients(apply, inverse, jnp.where(active, y_train, 0))
+    r = jnp.einsum("cl,lvc->vc", omega, k_held @ a) - y_held
+    right = jnp.einsum("cl,ltc->tc", omega, jnp.swapaxes(k_held, 1, 2) @ (weight[:, None] * r))
+    b, also, _ = conjugate_gradients(apply, inverse, jnp.where(active & good, right, 0))
+    skipped = ~active[:, None]
+    return tuple(jnp.where(skipped, jnp.nan, part.T) for part in (a, r, b)), good & also
+
+
+@jax.jit
+def _gradient(a, r, b, k_train, k_held, weight) -> Evaluation:
+    """One pass over the kernels of every depth serves all classes: Theta^(l) a_c, then products with r_c and b_c."""
     data_term = jnp.einsum("cv,lvc->cl", r * weight, k_held @ a.T)
     solve_term = jnp.einsum("ct,ltc->cl", b, k_train @ a.T)
     return Evaluation(r**2 @ weight, 2 * (data_term - solve_term))

@@ -9,8 +9,8 @@ from sklearn.preprocessing import scale as standardise
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.learn import IndefiniteKernelWarning, LearnSettings, learn
-from nftk_jax.mkl.identifiability import indefinite_kernels, least_eigenvalues, verdict
+from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.mkl.identifiability import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues, verdict
 
 DEFAULTS = {
     "depth": 3,

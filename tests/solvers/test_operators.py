@@ -12,6 +12,8 @@ from nftk_jax.kernels.operators import gram_operator
 CASES = {
     "angle": (MLP(3), False),
     "readout bias": (MLP(3, readout_bias=0.5), False),
+    "layers": (MLP(2, readout_bias=0.5, basis="layers"), False),
+    "increments": (MLP(3, readout_bias=0.5, basis="increments"), False),
     "sphere": (MLP(3, b_std=0.3), True),
     "recursion": (MLP(3, b_std=0.3), False),
 }

@@ -1,0 +1,37 @@
+"""What the ridge regression is given to learn: one-hot classes, or real targets, centred."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from nftk_jax.model import mean_and_deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Encoded targets, shape (n, C), and what turns scores back: y = target * scale + mean."""
+
+    y: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | None = None) -> Targets:
+    """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
+
+    Args:
+      y: class indices, shape (n,), or real targets, shape (n, k).
+      n_classes: number of classes, or None for regression.
+      weight: positive sample weights, shape (n,), of the frequencies, means and deviations; None is 1 everywhere.
+    """
+    if n_classes is not None:
+        one_hot = np.eye(n_classes)[y]
+        frequency = np.average(one_hot, axis=0, weights=weight)
+        return Targets(one_hot - frequency, frequency, np.ones(n_classes))
+    mean, spread = mean_and_deviation(y, weight)
+    # A constant target must not have the rounding of its mean blown up to unit size.
+    varies = spread > 1e-12 * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
+    scale, mean = np.where(varies, spread, 1.0), np.where(varies, mean, y[0])
+    return Targets((y - mean) / scale, mean, scale)

@@ -1,0 +1,99 @@
+"""One factorisation serves every Omega: the iterations are few, and what they find is what factoring finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.mkl.objectives import ValidationObjective, row_ridge
+from nftk_jax.mkl.reference import MAX_ITERATIONS, apply_kernels, conjugate_gradients, invert_reference
+
+N, HELD, DEPTH, CLASSES = 150, 60, 6, 5
+
+
+def make_objective(rng, dtype=np.float64, ridge=1e-3, weighted=False):
+    x = rng.normal(size=(N + HELD, 4))
+    mlp = MLP(DEPTH)
+    k = jnp.asarray(combined_ntk(mlp, np.diag(1 / unit_diagonal_scale(mlp, x)), x), dtype)
+    y = jnp.asarray(rng.normal(size=(N + HELD, CLASSES)), dtype)
+    weights = rng.uniform(0.5, 2, N + HELD) if weighted else None
+    ridges = np.full(CLASSES, ridge)
+    plain = ValidationObjective(
+        k[:, :N, :N], k[:, N:, :N], y[:N], y[N:], ridges,
+        None if weights is None else weights[:N], None if weights is None else weights[N:],
+    )  # fmt: skip
+    return plain, iterating(plain)
+
+
+def iterating(plain):
+    noise = row_ridge(plain.ridge, plain.weight_train, len(plain.y_train), plain.k_train.dtype)
+    return dataclasses.replace(plain, inverse=invert_reference(plain.k_train, noise))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_and_gradients_are_those_of_a_factorisation_a_class(weighted, rng, x64):
+    plain, iterated = make_objective(rng, weighted=weighted)
+    omega = jnp.asarray(rng.dirichlet(np.full(DEPTH, 0.3), CLASSES))
+    active = jnp.asarray([True, True, False, True, True])
+    for one, other in zip(plain.evaluate(omega, active), iterated.evaluate(omega, active), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-10)
+        assert np.isnan(np.asarray(other)[2]).all()
+
+
+def test_one_omega_for_all_classes_is_factored_once_with_the_same_result(rng, x64, monkeypatch):
+    plain, _ = make_objective(rng)
+    omega, active = jnp.asarray(np.tile(rng.dirichlet(np.ones(DEPTH)), (CLASSES, 1))), np.ones(CLASSES, bool)
+    active[1] = False
+    together = plain.evaluate(omega, jnp.asarray(active))
+    slightly_other = omega.at[1, 0].add(1e-3)  # the class that is skipped: the rest are the same problems, one by one
+    apart = plain.evaluate(slightly_other, jnp.asarray(active))
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_as_few_iterations_at_every_ridge_where_plain_ones_never_end(rng, x64):
+    counts = {}
+    for ridge in (1e-2, 1e-4, 1e-6):
+        plain, iterated = make_objective(rng, ridge=ridge)
+        omega = jnp.asarray(np.eye(DEPTH)[[0, 1, 3, 5, 2]])  # the hardest: one depth alone
+        apply = functools.partial(apply_kernels, omega, row_ridge(plain.ridge, None, N, np.float64), plain.k_train)
+        a, good, count = conjugate_gradients(apply, iterated.inverse, plain.y_train)
+        assert good.all()
+        np.testing.assert_allclose(apply(a), plain.y_train, atol=1e-10)
+        counts[ridge] = int(count)
+    assert max(counts.values()) <= 1.3 * min(counts.values())  # over four decades
+    assert conjugate_gradients(apply, jnp.eye(N), plain.y_train)[2] == MAX_ITERATIONS
+
+
+def test_float32_iterations_are_as_near_to_float64_as_float32_factors(rng, x64):
+    plain, _ = make_objective(rng, ridge=1e-3)
+    omega, active = rng.dirichlet(np.full(DEPTH, 0.3), CLASSES), jnp.ones(CLASSES, bool)
+    exact = plain.evaluate(jnp.asarray(omega), active)
+    arrays = plain.k_train, plain.k_held, plain.y_train, plain.y_held
+    single = [jnp.asarray(array, np.float32) for array in arrays]
+    rough = ValidationObjective(*single, plain.ridge)
+    for objective in (rough, iterating(rough)):
+        found = objective.evaluate(jnp.asarray(omega, np.float32), active)
+        np.testing.assert_allclose(found.value, exact.value, rtol=2e-4)
+        np.testing.assert_allclose(found.gradient, exact.gradient, atol=2e-3 * np.abs(exact.gradient).max())
+
+
+def test_a_class_that_does_not_converge_is_factored(rng, x64):
+    plain, iterated = make_objective(rng)
+    omega, active = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)), jnp.ones(CLASSES, bool)
+    useless = dataclasses.replace(iterated, inverse=jnp.full((N, N), jnp.nan))
+    for one, other in zip(plain.evaluate(omega, active), useless.evaluate(omega, active), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_indefinite_kernel_reads_as_not_finite(rng, x64):
+    _, iterated = make_objective(rng)
+    omega = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)).at[2].multiply(-1)
+    value, _ = iterated.evaluate(omega, jnp.ones(CLASSES, bool))
+    np.testing.assert_array_equal(np.isfinite(value), [True, True, False, True, True])
