@@ -125,6 +125,11 @@ def main(config: FitConfig) -> None:
     )  # fmt: skip
     try:
         metrics, model = _compute(config, settings, dataset, plan, checkpoint, console)
+        metrics["timings"]["total_s"] = time.perf_counter() - started
+        if not writes:
+            return
+        with command_line.output_directory(output, overwrite=config.overwrite) as aside:
+            _write(aside, metrics, model)
     except KeyboardInterrupt as stop:
         checkpoint.flush()
         if not checkpoint.exists:
@@ -133,11 +138,6 @@ def main(config: FitConfig) -> None:
             f"stopped; the same command with --resume goes on from {checkpoint.directory}",
             command_line.interrupt_status(stop),
         ) from None
-    metrics["timings"]["total_s"] = time.perf_counter() - started
-    if not writes:
-        return
-    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
-        _write(aside, metrics, model)
     checkpoint.remove()
     from nftk_jax.reports.tables import summary
 

@@ -68,7 +68,7 @@ _scalar_diagonals = jax.jit(scalar_diagonals, static_argnums=(0, 1))
 
 
 def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
-    """The scale_l of docs/mathematics.md, "Units": mean diagonal of Theta^(l) over the rows of `x`, shape (L,), float64.
+    """The scale_l of docs/mathematics.md: mean diagonal of Theta^(l) over the rows of `x`, shape (L,), float64.
 
     Theta^(l) / scale_l has unit mean diagonal.
 

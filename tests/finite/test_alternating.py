@@ -65,7 +65,7 @@ def error(width: int, seeds: int, **changes) -> float:
 
 
 def test_a_trained_wide_network_is_its_start_plus_ridge_regression_of_the_rest():
-    """Theorem 1 with the ridge of docs/mathematics.md, point 2, the squares of Omega and f_0; each of them is needed."""
+    """Theorem 1 with the ridge of point 2 of docs/mathematics.md, the squares of Omega and f_0; each is needed."""
     right = error(512, 8)
     wrong = {
         "ridge": error(512, 8, ridge=N_TRAIN * 0.2),
