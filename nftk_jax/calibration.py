@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
-from sklearn.linear_model import LogisticRegression
 
 from nftk_jax.mkl.search import SearchProblem, take
 from nftk_jax.model import Calibration, DecisionName
@@ -126,6 +125,8 @@ def calibrate(
     scores, labels, weight = scores[good] + mean, labels[positions[good]], weight[good]
     if decision == "scores" or n_classes > LOGISTIC_CLASSES or len(np.unique(labels)) < n_classes:
         return Calibration(minimise_log_loss(scores, labels, weight) * np.eye(n_classes), np.zeros(n_classes))
+    from sklearn.linear_model import LogisticRegression  # a second of imports, which few fits need
+
     logistic = LogisticRegression(C=LOGISTIC_STRENGTH, solver="newton-cholesky", tol=1e-10, max_iter=200)
     logistic.fit(scores, labels, sample_weight=weight)
     matrix, offset = np.asarray(logistic.coef_).T, np.asarray(logistic.intercept_)
