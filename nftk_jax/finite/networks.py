@@ -113,7 +113,8 @@ class Dense(nnx.Module):
         """Draw the parameters.
 
         Args:
-          n_in, n_out: sizes.
+          n_in: size of the input.
+          n_out: size of the output.
           key: draws them.
           w_std: scale of the NTK parametrisation, or None for Xavier normal weights and a bias of zero.
           bias: scale of the bias, or None for none.

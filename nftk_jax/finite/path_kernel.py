@@ -192,7 +192,8 @@ def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Arr
     Args:
       network: gives f.
       params: w, flattened from its tree.
-      x1, x2: samples, shapes (n1, ...) and (n2, ...).
+      x1: samples, shape (n1, ...).
+      x2: samples, shape (n2, ...).
 
     Returns:
       Shape (n_parameters, n1, n_outputs, n2, n_outputs); its sum over the first axis is the kernel.
@@ -219,7 +220,8 @@ def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | No
 
     Args:
       trajectory: the training.
-      x1, x2: samples, shapes (n1, ...) and (n2, ...).
+      x1: samples, shape (n1, ...).
+      x2: samples, shape (n2, ...).
       rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
 
     Returns:

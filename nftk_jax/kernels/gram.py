@@ -297,8 +297,11 @@ def combined_ntk_matvec(
     costs one matrix product, that many polynomials, and that many thin products.
 
     Args:
+      mlp: as in `combined_ntk`, and so are `kernel`, `inputs` and `memory_budget`.
+      omega: weights of the unscaled kernels, shape (C, L).
+      x1: inputs, shape (n1, p).
+      x2: inputs, shape (n2, p).
       v: vectors, shape (n2, C).
-      mlp, omega, x1, x2, kernel, inputs, memory_budget: as in `combined_ntk`.
 
     Returns:
       Shape (n1, C), dtype of `x1`.

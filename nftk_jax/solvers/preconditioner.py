@@ -76,8 +76,6 @@ class LowRank:
         """
         self._operator = operator
         self._factor, remaining = pivoted_cholesky(operator, weights, rank=rank, rng=rng, report=report)
-        #: Share of the kernel's trace that the low rank leaves out.
-        self.remaining = float(remaining.sum() / (weights @ operator.depth_diagonals).sum())
         shift = ridge + float(remaining.mean())
         self._lower = _capacitance(operator.mesh, self._factor, shift)
 
