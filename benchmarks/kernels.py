@@ -122,7 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
     plan += [(n, depth, "float32", depth <= 20 and not options.fast) for depth in (1, 5, 20, 50)]
     plan += [(size, 10, "float32", True) for size in ((256,) if options.fast else (1024, 2048))]
     plan += [] if options.fast else [(8192, 10, "float32", False), (16384, 10, "float32", False)]
-    rows = []
+    rows, to_file = [], options.json and options.json != "-"
+    result = {"schema": 1, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "measurements": rows}
     for size, depth, dtype, peers in plan:
         for row in measure(size, p, depth, dtype, repeats, peers=peers):
             rows.append(row)
@@ -130,11 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
                 speed = f"{row['speed']:6.1f}x neural_tangents" if row["speed"] else ""
                 head = f"n={size:<6} depth={depth:<3} {dtype}  {row['method']:<28}"
                 print(f"{head}{1e3 * row['seconds']:9.1f} ms {row['products']:7.2f} products {speed}", flush=True)
-    result = {"schema": 1, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "measurements": rows}
+        if to_file:  # as it goes: a run that is stopped keeps the sizes that are done
+            Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     if options.json == "-":
         json.dump(result, sys.stdout, indent=1)
-    elif options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     if options.figure:
         draw(rows, options.figure)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +142,9 @@ class _Comparison:
             f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are more than "
             f"{baseline_rows} training rows"
         )  # fmt: skip
+        self._iterative = learned.iterative if self._on_all else None
+        if learned.iterative is not None and not self._on_all:
+            learned.iterative.release()
         # on the search rows, which are few, by factorisation
         self._plan = learned.plan if self._on_all else SolvePlan("cholesky", ())
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)
@@ -152,47 +154,45 @@ class _Comparison:
 
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline of the contract with its test metric and the paired difference, ours minus theirs."""
-        problem, ridge = self._learned.problem, self._learned.start_ridge
-        candidates = baselines.single_kernels(self._settings.mlp.basis, self._learned.model.scale)
+        learned, search = self._learned, self._settings.search
+        problem, ridge = learned.problem, learned.start_ridge
+        candidates = baselines.single_kernels(self._settings.mlp.basis, learned.model.scale)
+        report("baselines", 0, 5)
         single, depth = baselines.best_single_depth(problem, ridge, candidates)
-        entries: list[tuple[str, Callable[[], tuple[np.ndarray, dict[str, Any]]]]] = [
-            ("uniform", lambda: (self._ntk_scores(baselines.uniform(problem)), {})),
-            ("best_single_depth", lambda: (self._ntk_scores(single), {"depth": depth})),
-            ("shared", lambda: (self._shared_scores(), {})),
-            ("shuffled_labels", lambda: (self._shuffled_scores(rng), {})),
-            ("rbf", lambda: self._distance_scores("rbf")),
-            ("laplace", lambda: self._distance_scores("laplace")),
-        ]
-        table = {}
-        for done, (name, compute) in enumerate(entries):
-            report("baselines", done, len(entries))
-            scores, details = compute()
-            table[name] = {**self._compare(scores), **details}
-        report("baselines", len(entries), len(entries))
+        report("baselines", 1, 5)
+        shared = baselines.shared(problem, ridge, search)
+        report("baselines", 2, 5)
+        self.shuffled_omega = baselines.shuffled_labels(problem, learned.model.ridge, search, rng)
+        report("baselines", 3, 5)
+        weighted = {
+            "uniform": (baselines.uniform(problem), ridge), "best_single_depth": (single, ridge),
+            "shared": (shared.omega, shared.ridge), "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
+        }  # fmt: skip
+        scores = self._ntk_scores(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
+        parts = np.split(scores, len(weighted), axis=1)
+        table = {name: self._compare(part) for name, part in zip(weighted, parts, strict=True)}
+        table["best_single_depth"]["depth"] = depth
+        report("baselines", 4, 5)
+        for name in get_args(baselines.DistanceKernelName):
+            part, details = self._distance_scores(name)
+            table[name] = {**self._compare(part), **details}
+        report("baselines", 5, 5)
         return table
 
-    def _ntk_scores(self, omega: np.ndarray, ridge: np.ndarray | None = None) -> np.ndarray:
-        """Test scores of a baseline's Omega, at the ridges chosen under uniform weights unless it has its own."""
+    def _ntk_scores(self, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+        """Test scores of one or several Omegas at their ridges, shapes (k C, L) and (k C,): shape (m, k C).
+
+        All at once: they share the kernels that are alike, and the angles of all others.
+        """
         model, mlp = self._learned.model, self._settings.mlp
-        kernel_omega = omega / model.scale
-        ridge = self._learned.start_ridge if ridge is None else ridge
-        solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, self._y, self._plan)
+        times = len(omega) // len(model.omega)
+        kernel_omega, y = omega / model.scale, np.tile(self._y, times)
+        solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, y, self._plan, iterative=self._iterative)
         z = jnp.asarray(self._z if solution.landmarks is None else self._z[solution.landmarks])
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
         )
-        return scores * model.target_scale + model.target_mean
-
-    def _shared_scores(self) -> np.ndarray:
-        shared = baselines.shared(self._learned.problem, self._learned.start_ridge, self._settings.search)
-        return self._ntk_scores(shared.omega, shared.ridge)
-
-    def _shuffled_scores(self, rng: np.random.Generator) -> np.ndarray:
-        learned = self._learned
-        self.shuffled_omega = baselines.shuffled_labels(
-            learned.problem, learned.model.ridge, self._settings.search, rng
-        )
-        return self._ntk_scores(self.shuffled_omega, learned.model.ridge)
+        return scores * np.tile(model.target_scale, times) + np.tile(model.target_mean, times)
 
     def _distance_scores(self, name: baselines.DistanceKernelName) -> tuple[np.ndarray, dict[str, Any]]:
         model, dataset = self._learned.model, self._dataset

@@ -8,10 +8,9 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from nftk_jax.mkl.search import SearchProblem, take
+from nftk_jax.mkl.search import SearchProblem, held_out_objective
 from nftk_jax.model import Calibration, DecisionName
-from nftk_jax.padding import pad_rows, padded_size
-from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+from nftk_jax.padding import PADDED_ROWS, pad_rows, padded_size
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
@@ -28,6 +27,8 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     solved on have weight 1, the one that is held out has weight 0.
     """
     n = len(problem.y)
+    if n > PADDED_ROWS:
+        return problem
     sizes = [(padded_size(len(train)), padded_size(len(held))) for train, held in problem.splits]
     if all(size == (len(train), len(held)) for size, (train, held) in zip(sizes, problem.splits, strict=True)):
         return problem
@@ -70,32 +71,15 @@ def held_out_scores(
       Positions among the search rows, shape (m,); scores in units of the encoded targets, shape (m, C), float64; sample
       weights, shape (m,). A row that several splits hold out comes several times.
     """
-    dtype = problem.k.dtype
-    rows, scores = [], []
-    for train, held in problem.splits:
-        weight = take(problem.weight, train)
-        inverse = np.ones(len(train)) if weight is None else 1 / weight
-        columns = problem.k[:, :, train]
-        there = _held_out_scores(
-            jnp.asarray(omega, dtype), columns[:, train], columns[:, held], problem.y[train],
-            jnp.asarray(ridge[:, None] * inverse, dtype),
-        )  # fmt: skip
-        rows.append(held)
-        scores.append(np.asarray(there, np.float64).T)
-    positions, found = np.concatenate(rows), np.concatenate(scores)
+    everyone = jnp.ones(problem.n_classes, bool)
+    scores = [
+        np.asarray(part.residuals(jnp.asarray(omega, problem.k.dtype), everyone).T + part.y_held, np.float64)
+        for part in held_out_objective(problem, ridge).parts
+    ]
+    positions, found = np.concatenate([held for _, held in problem.splits]), np.concatenate(scores)
     weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
     counted = weight > 0
     return positions[counted], found[counted], weight[counted]
-
-
-@jax.jit
-def _held_out_scores(omega, k_train, k_held, y_train, ridge):
-    def scores(operands):
-        omega_c, ridge_c, y_c = operands
-        lower = cholesky_lower(jnp.tensordot(omega_c, k_train, 1), ridge_c)
-        return jnp.tensordot(omega_c, k_held, 1) @ solve_lower(lower, y_c)
-
-    return jax.lax.map(scores, (omega, ridge, y_train.T))
 
 
 def calibrate(

@@ -101,7 +101,7 @@ def use_compilation_cache() -> None:
         return
     if os.access(directory, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def make_progress(console: Console) -> rich.progress.Progress:

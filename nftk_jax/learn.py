@@ -33,8 +33,7 @@ from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
-from nftk_jax.solvers.conjugate_gradient import TOLERANCE
-from nftk_jax.solvers.iterative import solve_iteratively
+from nftk_jax.solvers.iterative import IterativeSolver
 from nftk_jax.solvers.nystroem import solve_nystroem
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, SolverName, plan_fit, this_machine
 from nftk_jax.targets import Targets, encode_targets
@@ -72,7 +71,7 @@ class LearnSettings:
       one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
       solver: of the ridge regression on all rows; "auto" takes the quickest exact one that fits, see `solvers.plan`.
-      solver_tolerance: relative residual at which an iterative solver stops.
+      solver_tolerance: relative residual at which an iterative solver stops; None takes that of `TOLERANCE`.
       landmarks: of the solver "nystroem"; None leaves it to the plan.
       inputs: what is promised of the inputs, see `combined_ntk`.
 
@@ -91,7 +90,7 @@ class LearnSettings:
     one_standard_error: bool = False
     seed: int = 0
     solver: SolverName = "auto"
-    solver_tolerance: float = TOLERANCE
+    solver_tolerance: float | None = None
     landmarks: int | None = None
     inputs: InputsName = "auto"
 
@@ -110,7 +109,7 @@ class LearnSettings:
                 f"solver must be one of {', '.join(get_args(SolverName))} and inputs one of "
                 f"{', '.join(get_args(InputsName))}; got {self.solver!r} and {self.inputs!r}"
             )
-        if not 0 < self.solver_tolerance < 1:
+        if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
             raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
         if self.landmarks is not None and self.landmarks < 1:
             raise ValueError(f"landmarks must be at least 1; got {self.landmarks}")
@@ -131,6 +130,7 @@ class Learned:
       descent: the search's result, None for uniform weights.
       solution: dual coefficients with jitter and condition estimate.
       plan: how it was solved.
+      iterative: what a further solve on all rows can share, if conjugate gradients solved; it holds their angles.
       seconds: of the stages kernels, search and solve.
     """
 
@@ -142,6 +142,7 @@ class Learned:
     descent: DescentResult | None
     solution: RidgeSolution
     plan: SolvePlan
+    iterative: IterativeSolver | None
     seconds: dict[str, float]
 
 
@@ -233,12 +234,20 @@ def _learn(
         calibration = calibrate(padded, omega, ridge, y[rows], targets.mean, settings.decision)
     if plan is None:
         plan = make_plan(x.shape, len(targets.mean), 0, settings).solve
+    iterative = None
     if len(rows) == len(z) and plan.solver == "cholesky":
         solution = solve_problem(problem, omega, ridge)
     else:
+        if plan.solver == "cg":
+            # half of it uniform, for the baselines that follow
+            reference = (omega.mean(axis=0) + 1 / problem.depth) / 2 / scale
+            iterative = IterativeSolver(
+                settings.mlp, omega / scale, ridge, z, plan, reference=reference, weight=weight,
+                inputs=settings.inputs, seed=settings.seed, report=report,
+            )  # fmt: skip
         solution = solve_scaled(
             settings, z, omega / scale, ridge, targets.y.astype(dtype), plan, weight=weight, condition=True,
-            journal=journal, report=report,
+            iterative=iterative, journal=journal, report=report,
         )  # fmt: skip
     clock.lap("solve")
     model = NFTKModel(
@@ -247,7 +256,7 @@ def _learn(
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
         calibration=calibration,
     )  # fmt: skip
-    return Learned(model, targets, problem, rows, start, found.descent, solution, plan, clock.seconds)
+    return Learned(model, targets, problem, rows, start, found.descent, solution, plan, iterative, clock.seconds)
 
 
 def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: LearnSettings) -> Plan:
@@ -257,6 +266,7 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: Lea
         n_train=n, n_search=min(n, settings.n_search or SEARCH_ROWS), n_test=n_test, n_features=features,
         n_classes=n_outputs, depth=settings.mlp.n_kernels, itemsize=np.dtype(settings.precision).itemsize,
         n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
+        folds=count_folds(settings.search),
     )  # fmt: skip
     return plan_fit(sizes, this_machine(), settings.solver)
 
@@ -358,19 +368,24 @@ def solve_scaled(
     *,
     weight: np.ndarray | None = None,
     condition: bool = False,
+    iterative: IterativeSolver | None = None,
     journal: Journal | None = None,
     report: Report = _silent,
 ) -> RidgeSolution:
-    """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels."""
+    """Solve every class on the rows `z`, shape (n, p), already scaled; `kernel_omega` weighs the unscaled kernels.
+
+    `iterative` is on these rows; the plan's "cg" needs it.
+    """
     mlp, inputs = settings.mlp, settings.inputs
     if plan.solver == "cg":
+        assert iterative is not None
         state, on_pass = None, lambda state: None
         if journal is not None:
             state = conjugate_gradient.restore(journal.load("solve"), y)
             on_pass = lambda state: journal.save("solve", conjugate_gradient.flatten(state))  # noqa: E731
-        return solve_iteratively(
-            mlp, kernel_omega, ridge, z, y, plan, weight=weight, inputs=inputs, tolerance=settings.solver_tolerance,
-            seed=settings.seed, state=state, on_pass=on_pass, report=report,
+        tolerance = settings.solver_tolerance or conjugate_gradient.TOLERANCE[settings.precision]
+        return iterative.solve(
+            kernel_omega, ridge, y, tolerance=tolerance, state=state, on_pass=on_pass, report=report
         )  # fmt: skip
     report("solve", 0, len(kernel_omega))
     progress = lambda done, total: report("solve", done, total)  # noqa: E731

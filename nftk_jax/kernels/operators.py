@@ -107,6 +107,13 @@ class GramOperator:
         """Of the kernel entries."""
         return np.dtype(self._table.dtype)
 
+    def with_omega(self, omega: np.ndarray) -> GramOperator:
+        """The same rows and stored angles under other weights, of any number of classes, shape (C, L)."""
+        return dataclasses.replace(
+            self, _table=(omega @ self._depths).astype(self.dtype), _bias=self._evaluator.bias(omega),
+            _group=np.unique(omega, axis=0, return_inverse=True)[1].ravel(),
+        )  # fmt: skip
+
     def apply(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """K_c v_c for the classes named: `v` has shape (n, len(classes)), the result too, float64.
 

@@ -26,6 +26,7 @@ DistanceKernelName = Literal["rbf", "laplace"]
 
 _WIDTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _DISTANCE_RIDGES = RIDGE_GRID[::2]
+_TILE_ROWS = 512
 
 
 def uniform(problem: SearchProblem) -> np.ndarray:
@@ -92,9 +93,15 @@ def distance_kernel(name: DistanceKernelName, x1: jax.Array, x2: jax.Array, widt
     Both use the Euclidean distance; this Laplace kernel has the function space of the ReLU NTK on the sphere (Chen & Xu
     2021), which makes it the natural rival.
     """
-    product = jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
-    square = jnp.maximum((x1**2).sum(1)[:, None] + (x2**2).sum(1) - 2 * product, 0.0)
-    return jnp.exp(-square / (2 * width**2)) if name == "rbf" else jnp.exp(-jnp.sqrt(square) / width)
+    squares = (x2**2).sum(1)
+
+    def row(x):
+        product = jnp.matmul(x2, x, precision=jax.lax.Precision.HIGHEST)
+        square = jnp.maximum((x**2).sum() + squares - 2 * product, 0.0)
+        return jnp.exp(-square / (2 * width**2)) if name == "rbf" else jnp.exp(-jnp.sqrt(square) / width)
+
+    # in tiles that a cache holds: one matrix product of everything would go through memory once for every operation
+    return jax.lax.map(row, x1, batch_size=_TILE_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,17 +133,21 @@ def choose_distance_kernel(
     squares = (sample**2).sum(1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * sample @ sample.T, 0.0))
     median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
-    best: tuple[float, DistanceKernel] | None = None
-    for factor in _WIDTH_FACTORS:
-        kernel = DistanceKernel(name, median * factor, np.empty(0))
-        gram = kernel.gram(jnp.asarray(x))[None]
-        errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
-        if not np.isfinite(errors).any(axis=0).all():
-            continue
-        ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
-        chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
-        if best is None or chosen < best[0]:
-            best = float(chosen), dataclasses.replace(kernel, ridge=ridge)
-    if best is None:
+    tried: dict[int, tuple[float, DistanceKernel]] = {}
+    for places in (range(0, len(_WIDTH_FACTORS), 2), None):  # every other width, then the neighbours of the best
+        if places is None:
+            best = min(tried, key=lambda place: tried[place][0])
+            places = [place for place in (best - 1, best + 1) if 0 <= place < len(_WIDTH_FACTORS)]
+        for place in places:
+            kernel = DistanceKernel(name, median * _WIDTH_FACTORS[place], np.empty(0))
+            gram = kernel.gram(jnp.asarray(x))[None]
+            errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
+            tried[place] = np.inf, kernel
+            if np.isfinite(errors).any(axis=0).all():
+                ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
+                chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
+                tried[place] = float(chosen), dataclasses.replace(kernel, ridge=ridge)
+    error, found = min(tried.values(), key=operator.itemgetter(0))
+    if not np.isfinite(error):
         raise ArithmeticError(f"the {name} kernel is singular at every width and ridge tried; use --precision float64")
-    return best[1]
+    return found

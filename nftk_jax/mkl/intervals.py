@@ -17,7 +17,7 @@ computed; the true ranges may be wider, never narrower. (The number of solves is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,17 @@ import scipy.optimize
 
 from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import row_ridge
-from nftk_jax.mkl.search import SearchProblem, sum_held_out_errors, take, uniform_omega
+from nftk_jax.mkl.search import SearchProblem, held_out_objective, take, uniform_omega
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
 _BISECTIONS = 12
 _TRIALS = 4  # of the true error along a line, beyond its farthest point
-_OPERATIONS, _MOST_SOLVES = 3e11, 160  # spent on true errors; ends that are left are the model's, unchecked
+_OPERATIONS, _MOST_CALLS = 3e11, 240  # spent on true errors; ends that are left are the model's, unchecked
+_ITERATED = 20  # operations an entry of every kernel that an iterated solve takes
 _ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
+
+
+Trials = Generator[np.ndarray, bool, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,77 +84,99 @@ def find_intervals(
       ridge: absolute ridges, shape (C,), the same everywhere in the set.
       constraint: the set that the weights may vary in.
       shared: whether all classes have one Omega, which then varies for all of them together.
-      report: called with the number of classes done and their total.
+      report: called with the calls of the judge that are done and those it may take.
     """
     n_classes, depth = omega.shape
     residuals, slopes, mass = _linearise(problem, omega, ridge)
     groups = [np.arange(n_classes)] if shared else [np.array([c]) for c in range(n_classes)]
-    judge = _Judge(problem, ridge)
-    error, spread, uniform = np.empty(n_classes), np.empty(n_classes), np.empty(n_classes, bool)
-    searches: list[_EndSearch] = []
+    judge = _Judge(problem, omega, ridge)
+    error, spread = np.empty(n_classes), np.empty(n_classes)
+    searches: list[list[_EndSearch]] = []
     for group in groups:
         squares = (residuals[:, group] ** 2).mean(axis=1)
         level = float(mass @ squares)
         room = float(np.sqrt(mass**2 @ (squares - level) ** 2))
         error[group], spread[group] = level, room
         allowed, start = level + room, omega[group[0]]
-        uniform[group] = judge(uniform_omega(1, depth)[0], group) <= allowed
         root = np.sqrt(mass / len(group))[:, None, None]
         design = (root * slopes[:, group]).reshape(-1, depth)
         target = design @ start - (root[..., 0] * residuals[:, group]).ravel()
         model = _Model(design, target, start, allowed, constraint)
-        searches += [
-            _EndSearch(place, side, group, start, allowed, model.end(place, side), model.bound(side))
+        searches.append([
+            _EndSearch(place, side, start, model.end(place, side), model.bound(side))
             for place in range(depth)
             for side in (0, 1)
-        ]
+        ])  # fmt: skip
+    everyone = judge(np.repeat(uniform_omega(1, depth), n_classes, axis=0), np.ones(n_classes, bool))
+    uniform = np.concatenate([np.full(len(g), everyone[g].mean()) for g in groups]) <= error + spread
+    _settle(searches, groups, error + spread, judge, report)
     interval = np.repeat(omega[:, :, None], 2, axis=2)
-    for stage, step in enumerate((_EndSearch.try_farthest, _EndSearch.bisect)):  # first what most often settles it
-        for number, search in enumerate(searches):
-            report(stage * len(searches) + number, 2 * len(searches))
-            step(search, judge)
-            interval[search.group, search.place, search.side] = search.found
-    report(2 * len(searches), 2 * len(searches))
-    return OmegaIntervals(interval, error, spread, uniform, float(np.mean([search.checked for search in searches])))
+    for group, ends in zip(groups, searches, strict=True):
+        for search in ends:
+            interval[group, search.place, search.side] = search.found
+    checked = np.mean([search.checked for ends in searches for search in ends])
+    return OmegaIntervals(interval, error, spread, uniform, float(checked))
 
 
 class _Judge:
-    """The true held-out error of one Omega, averaged over some classes; no (Omega, ridge) is solved twice."""
+    """The true held-out error of every class at an Omega of its own, all classes at once; so many calls at most."""
 
-    def __init__(self, problem: SearchProblem, ridge: np.ndarray) -> None:
-        self._problem, self._ridge = problem, ridge
-        self._known: dict[tuple[bytes, float], np.ndarray] = {}
-        affordable = int(_OPERATIONS / sum(len(train) ** 3 / 3 for train, _ in problem.splits))
-        self._solves = min(affordable, _MOST_SOLVES) + 4 * problem.depth
-        weight = np.ones(len(problem.y)) if problem.weight is None else problem.weight
-        self._mass = float(sum(weight[held].sum() for _, held in problem.splits))
-        self._blocks = [(k[:, t], k[:, v], t, v) for t, v in problem.splits for k in (problem.k[:, :, t],)]
+    def __init__(self, problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> None:
+        self._objective, self._omega, self._dtype = held_out_objective(problem, ridge), omega, problem.k.dtype
+        operations = sum(
+            len(train) ** 2 * (_ITERATED * problem.depth if part.inverse is not None else len(train) / 3)
+            for part, (train, _) in zip(self._objective.parts, problem.splits, strict=True)
+        )
+        self.calls_left = int(np.clip(_OPERATIONS / (operations * problem.n_classes), 2, _MOST_CALLS))
 
-    @property
-    def spent(self) -> bool:
-        """Whether no more solves are allowed."""
-        return self._solves <= 0
+    def __call__(self, omega: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Errors, shape (C,); infinite where a kernel is singular, NaN where a class is not active."""
+        self.calls_left -= 1
+        rows = jnp.asarray(np.where(active[:, None], omega, self._omega), self._dtype)
+        errors = np.asarray(self._objective.values(rows, jnp.asarray(active)), np.float64)
+        return np.where(active & ~np.isfinite(errors), np.inf, errors)
 
-    def __call__(self, omega: np.ndarray, group: np.ndarray) -> float:
-        return float(np.mean([self._errors(omega, float(self._ridge[c]))[c] for c in group]))
 
-    def _errors(self, omega: np.ndarray, ridge: float) -> np.ndarray:
-        """Errors of all classes' targets, shape (C,): they share the factor."""
-        key = omega.tobytes(), ridge
-        if key not in self._known and self._solves <= 0:
-            return np.full(self._problem.n_classes, np.inf)
-        if key not in self._known:
-            self._solves -= 1
-            p, weights = self._problem, jnp.asarray(omega, self._problem.k.dtype)
-            parts = [
-                sum_held_out_errors(
-                    jnp.tensordot(weights, k_train, 1), jnp.tensordot(weights, k_held, 1), p.y[t], p.y[v], [ridge],
-                    take(p.weight, t), take(p.weight, v),
-                )[0]
-                for k_train, k_held, t, v in self._blocks
-            ]  # fmt: skip
-            self._known[key] = np.sum(parts, axis=0) / self._mass
-        return self._known[key]
+def _settle(
+    searches: list[list[_EndSearch]], groups: list[np.ndarray], allowed: np.ndarray, judge: _Judge,
+    report: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    """Run the searches of all groups side by side, every group's next trial in one call of the judge."""
+    trials = [_propose(ends) for ends in searches]
+    waiting = {number: trial for number, run in enumerate(trials) if (trial := next(run, None)) is not None}
+    known: list[dict[bytes, bool]] = [{} for _ in groups]
+    total = judge.calls_left
+    while waiting and judge.calls_left > 0:
+        report(total - judge.calls_left, total)
+        rows, active = np.zeros((len(allowed), len(searches[0][0].start))), np.zeros(len(allowed), bool)
+        for number, trial in waiting.items():
+            rows[groups[number]], active[groups[number]] = trial, True
+        errors = judge(rows, active)
+        for number, trial in list(waiting.items()):
+            group = groups[number]
+            known[number][trial.tobytes()] = bool(errors[group].mean() <= allowed[group[0]])
+            following: np.ndarray | None = trial
+            while following is not None and following.tobytes() in known[number]:
+                try:
+                    following = trials[number].send(known[number][following.tobytes()])
+                except StopIteration:
+                    following = None
+            if following is None:
+                del waiting[number]
+            else:
+                waiting[number] = following
+    for number in waiting:
+        for search in searches[number]:
+            search.give_up()
+    report(total, total)
+
+
+def _propose(ends: list[_EndSearch]) -> Trials:
+    """The trials of one group's ends, first those that most often settle one."""
+    for search in ends:
+        yield from search.try_farthest()
+    for search in ends:
+        yield from search.bisect()
 
 
 class _Model:
@@ -206,17 +232,18 @@ class _Model:
 
 
 class _EndSearch:
-    """One end of one weight's range: `found` is the farthest weight so far whose Omega has an allowed true error."""
+    """One end of one weight's range: `found` is the farthest weight so far whose Omega has an allowed true error.
 
-    def __init__(
-        self, place: int, side: int, group: np.ndarray, start: np.ndarray, allowed: float, end: np.ndarray, bound: float
-    ) -> None:
-        self.place, self.side, self.group, self.found = place, side, group, float(start[place])
-        self._start, self._allowed, self._bound = start, allowed, bound
+    `try_farthest` and `bisect` yield Omegas to be judged and are sent whether they are allowed.
+    """
+
+    def __init__(self, place: int, side: int, start: np.ndarray, end: np.ndarray, bound: float) -> None:
+        self.place, self.side, self.start, self.found = place, side, start, float(start[place])
+        self._bound = bound
         alone = np.delete(start, place)
         if start.sum() > 0 and bound <= 1 and alone.sum() > 0:  # the simplex: the others in proportion
             alone = alone * ((start.sum() - bound) / alone.sum())
-        self._directions, self._model_end, self.checked = [], float(end[place]), True
+        self._directions, self._model_end, self.checked = [], float(end[place]), False
         for target in (end, np.insert(alone, place, bound)):
             direction = target - start
             if abs(direction[place]) > 1e-12:
@@ -225,31 +252,39 @@ class _EndSearch:
     def _farthest(self, direction: np.ndarray) -> float:
         """The multiple of a direction at which the first weight reaches 0, or this one its bound."""
         falling = direction < -1e-15
-        to_zero = float((self._start[falling] / -direction[falling]).min()) if falling.any() else np.inf
-        return max(min(to_zero, (self._bound - self._start[self.place]) / direction[self.place]), 0.0)
+        to_zero = float((self.start[falling] / -direction[falling]).min()) if falling.any() else np.inf
+        return max(min(to_zero, (self._bound - self.start[self.place]) / direction[self.place]), 0.0)
 
-    def _allows(self, judge: _Judge, direction: np.ndarray, length: float) -> bool:
-        trial = np.maximum(self._start + length * direction, 0)
+    def _try(self, direction: np.ndarray, length: float) -> Generator[np.ndarray, bool, bool]:
+        trial = np.maximum(self.start + length * direction, 0)
         if (trial[self.place] - self.found) * (1 if self.side else -1) <= 0:
             return True  # no farther than what is known
-        good = judge(trial, self.group) <= self._allowed
+        good = yield trial
         if good:
             self.found = float(trial[self.place])
         return good
 
-    def try_farthest(self, judge: _Judge) -> None:
+    def try_farthest(self) -> Trials:
         """Go to the end of every line; drop the lines that have nothing more to give."""
-        if judge.spent:
-            self.found, self.checked, self._directions = self._model_end, False, []
-        self._directions = [d for d in self._directions if not self._allows(judge, d, 1.0)]
+        left = []
+        for direction in self._directions:
+            if not (yield from self._try(direction, 1.0)):
+                left.append(direction)
+        self._directions, self.checked = left, True
 
-    def bisect(self, judge: _Judge) -> None:
+    def bisect(self) -> Trials:
         """Halve the lines whose farthest point is not allowed."""
         for direction in self._directions:
             low, high = 0.0, 1.0
             for _ in range(_TRIALS):
                 middle = (low + high) / 2
-                low, high = (middle, high) if self._allows(judge, direction, middle) else (low, middle)
+                good = yield from self._try(direction, middle)
+                low, high = (middle, high) if good else (low, middle)
+
+    def give_up(self) -> None:
+        """Take the model's end where no farthest point was judged."""
+        if not self.checked:
+            self.found = self._model_end
 
 
 def _linearise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -52,6 +53,12 @@ class SearchProblem:
     splits: tuple[tuple[np.ndarray, np.ndarray], ...]
     weight: np.ndarray | None = None
 
+    @functools.cached_property
+    def blocks(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        """Theta_TT and Theta_VT of every split, shapes (L, T, T) and (L, V, T)."""
+        columns = ((self.k[:, :, train], train, held) for train, held in self.splits)
+        return tuple((k[:, train], k[:, held]) for k, train, held in columns)
+
     @property
     def depth(self) -> int:
         return self.k.shape[0]
@@ -68,19 +75,17 @@ class SearchProblem:
         """Mean squared error on the held-out rows of one kernel for every ridge and class, over all splits.
 
         Args:
-          kernels: maps the kernels of every depth, shape (L, n, n), to one kernel (n, n).
+          kernels: maps the kernels of every depth, shape (L, n, m), to one kernel (n, m).
           ridges: the R ridges.
 
         Returns:
           Errors, shape (R, C), float64; infinite where the kernel is singular.
         """
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
-        k = kernels(self.k)
-        for train, held in self.splits:
-            columns = k[:, train]
+        for (train, held), (k_train, k_held) in zip(self.splits, self.blocks, strict=True):
             weights = take(self.weight, train), take(self.weight, held)
             total = total + sum_held_out_errors(
-                columns[train], columns[held], self.y[train], self.y[held], ridges, *weights
+                kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridges, *weights
             )
             mass += len(held) if weights[1] is None else weights[1].sum()
         return total / mass
@@ -316,20 +321,23 @@ def make_objective(problem: SearchProblem, ridge: np.ndarray, settings: SearchSe
         return EvidenceObjective(problem.k, problem.y, ridge, problem.weight, free_scale=settings.learn_ridge)
     if settings.objective == "alignment":
         return AlignmentObjective.of(problem.k, problem.y, problem.weight)
-    return MeanObjective(tuple(validation_objective(problem, train, held, ridge) for train, held in problem.splits))
+    return held_out_objective(problem, ridge)
 
 
-def validation_objective(
-    problem: SearchProblem, train: np.ndarray, held: np.ndarray, ridge: np.ndarray
-) -> ValidationObjective:
+def held_out_objective(problem: SearchProblem, ridge: np.ndarray) -> MeanObjective:
+    """The mean squared error on the held-out rows of all splits, `validation` or `kfold`; `ridge` has shape (C,)."""
+    return MeanObjective(tuple(validation_objective(problem, number, ridge) for number in range(len(problem.splits))))
+
+
+def validation_objective(problem: SearchProblem, number: int, ridge: np.ndarray) -> ValidationObjective:
     """The objective `validation` of one split, with a reference kernel where that is faster."""
-    columns = problem.k[:, :, train]
-    k_train, weight = columns[:, train], take(problem.weight, train)
+    (train, held), (k_train, k_held) = problem.splits[number], problem.blocks[number]
+    weight = take(problem.weight, train)
     inverse = None
     if is_worthwhile(len(train), problem.n_classes, k_train.dtype):
         inverse = invert_reference(k_train, row_ridge(ridge, weight, len(train), k_train.dtype))
     return ValidationObjective(
-        k_train, columns[:, held], problem.y[train], problem.y[held], ridge, weight, take(problem.weight, held), inverse
+        k_train, k_held, problem.y[train], problem.y[held], ridge, weight, take(problem.weight, held), inverse
     )
 
 

@@ -82,9 +82,10 @@ def heatmap(
     ax.set_xticks(range(len(columns)), labels=columns, parse_math=False)
     ax.set_yticks(range(len(rows)), labels=rows, parse_math=False)
     if max(len(rows), len(columns)) <= 60:
-        for axis, n in ((ax.xaxis, len(columns)), (ax.yaxis, len(rows))):
-            axis.set_ticks(np.arange(n + 1) - 0.5, minor=True)
-        ax.grid(which="minor", color=GRID, linewidth=0.5)
+        edges = [np.arange(n + 1) - 0.5 for n in (len(columns), len(rows))]
+        ax.vlines(edges[0], *edges[1][[0, -1]], color=GRID, linewidth=0.5)
+        ax.hlines(edges[1], *edges[0][[0, -1]], color=GRID, linewidth=0.5)
+        ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[-1, 0]])
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_color(GRID)
     return image
@@ -117,6 +118,7 @@ def fit_text(figure: Figure, write: Callable[[float], str]) -> None:
         if turned and longest > 1:
             ax.tick_params(axis="x", labelrotation=90)
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it stays as it is laid out now
     for ax in heatmaps:
         _write_values(ax, write)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from nftk_jax.kernels.sharding import agree
 
-#: Relative residual at which a class has converged.
-TOLERANCE = 1e-3
+#: Relative residual at which a class has converged, by the precision of its kernel entries.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 #: Passes over the kernels after which a solve has failed.
 MAX_PASSES = 500
 # how often the residual is recomputed from scratch and the iteration goes on from it
@@ -50,11 +50,13 @@ class State:
     passes: int
     rounds: int
 
-    @property
-    def condition_estimate(self) -> float:
-        """Lower bound on the condition number of A, the worst class, from the directions' Rayleigh quotients."""
-        low, high = self.quotients
-        return float(np.max(high / low, initial=1.0, where=high > 0))
+    def condition_estimate(self, seen: np.ndarray | float = 0.0) -> float:
+        """Lower bound on the condition number of A, the worst class, from the directions' Rayleigh quotients.
+
+        `seen` are quotients that the caller knows of, shape (C,).
+        """
+        low, high = self.quotients[0], np.maximum(self.quotients[1], seen)
+        return float(np.max(high / np.where(np.isfinite(low), low, high), initial=1.0, where=high > 0))
 
 
 def start(y: np.ndarray) -> State:
@@ -85,7 +87,7 @@ def solve(
     precondition: Product,
     y: np.ndarray,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float,
     max_passes: int = MAX_PASSES,
     state: State | None = None,
     on_pass: Callable[[State], None] = lambda state: None,

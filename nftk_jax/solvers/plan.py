@@ -23,8 +23,8 @@ RANKS = (256, 512, 1024, 2048, 4096, 8192)
 BLOCK = 256
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
-#: A factorisation a class that takes at most this long is not worth an iteration that stops at a residual of 1e-3.
-DIRECT_SECONDS = 60.0
+#: A factorisation a class that takes at most this long is not worth an iteration that stops at a residual of 1e-4.
+DIRECT_SECONDS = 10.0
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: How many times longer the thin products that build a low rank take than square ones.
@@ -82,7 +82,10 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a fit; `n_kernels` distinct kernels among the classes, `itemsize` bytes of an entry."""
+    """Of a fit; `n_kernels` distinct kernels among the classes, `itemsize` bytes of an entry.
+
+    The search holds a third of its rows out once, or every one of several `folds`.
+    """
 
     n_train: int
     n_search: int
@@ -93,6 +96,7 @@ class Sizes:
     itemsize: int
     n_kernels: int | None = None
     landmarks: int | None = None
+    folds: int = 1
 
     @property
     def kernels(self) -> int:
@@ -182,9 +186,10 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
     s, flops = sizes, machine.flops * machine.shared_memory * 4 / sizes.itemsize
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
     data = s.itemsize * s.n_features * (s.n_train + s.n_test)
-    train = math.ceil(2 * s.n_search / 3)
-    searches = 15 * s.n_classes + 17  # about fifteen steps of a factorisation a class, and the grid of ridges
-    search_bytes = s.itemsize * s.depth * (s.n_search**2 + train**2 + train * (s.n_search - train))
+    train = math.ceil(s.n_search * (2 / 3 if s.folds == 1 else 1 - 1 / s.folds))
+    # about fifteen steps of a factorisation a class, and the grid of ridges
+    searches = s.folds * (15 * s.n_classes + 17)
+    search_bytes = s.itemsize * s.depth * (s.n_search**2 + s.folds * train * s.n_search)
     alternatives = plan_solves(sizes, machine)
     solve = choose_solve(alternatives, machine, solver)
     rows = s.basis if solve.solver == "nystroem" else s.n_train
@@ -211,14 +216,14 @@ def _quickest(plans: Sequence[SolvePlan], machine: Machine) -> SolvePlan:
 
 
 def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverName) -> SolvePlan:
-    """The solver asked for; "auto": Cholesky where it fits and takes a minute or less, else the quicker exact one."""
+    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker one."""
     by_name = {plan.solver: plan for plan in plans}
     if solver != "auto":
         return dataclasses.replace(by_name[solver], reason="as asked")
     direct, iterative = by_name["cholesky"], by_name["cg"]
     fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
     if fits["cholesky"] and direct.seconds <= max(DIRECT_SECONDS, iterative.seconds):
-        quick = "takes a minute at most" if direct.seconds <= DIRECT_SECONDS else "is the quicker exact solver"
+        quick = "takes ten seconds at most" if direct.seconds <= DIRECT_SECONDS else "is the quicker exact solver"
         return dataclasses.replace(direct, reason=f"it is exact to rounding, fits and {quick}")
     if fits["cg"]:
         why = "is quicker than a factorisation a class" if fits["cholesky"] else "is the only exact solver that fits"
@@ -270,11 +275,12 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
 
 
 def passes(preconditioner: PreconditionerName, n: int, rank: int) -> float:
-    """Passes of an average class to a relative residual of 1e-3; the slowest takes two or three times as many.
+    """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
-    Measured on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23.
+    Measured on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23, to 1e-3;
+    4/3 of that.
     """
-    return 6.0 if preconditioner == "factor" else 2.0 + 7.8 * (n / rank) ** 0.37
+    return 8.0 if preconditioner == "factor" else 2.7 + 10.4 * (n / rank) ** 0.37
 
 
 def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:

@@ -42,7 +42,10 @@ class ReferenceFactor:
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         del classes
-        return np.asarray(solve_lower(self._lower, jnp.asarray(v, self._lower.dtype)), np.float64)
+        # a multiple of 16 columns: few shapes are compiled as classes converge
+        padded = np.pad(v, ((0, 0), (0, -v.shape[1] % 16)))
+        out = solve_lower(self._lower, jnp.asarray(padded, self._lower.dtype))
+        return np.asarray(out, np.float64)[:, : v.shape[1]]
 
 
 class LowRank:
@@ -81,7 +84,8 @@ class LowRank:
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         operator = self._operator
-        padded = np.zeros((operator.padded_rows, operator.n_classes), operator.dtype)
+        columns = -(-len(classes) // operator.n_classes) * operator.n_classes  # few shapes, as classes converge
+        padded = np.zeros((operator.padded_rows, columns), operator.dtype)
         scale = np.abs(v).max(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
         padded[: operator.n, : len(classes)] = v / scale

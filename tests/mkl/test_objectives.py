@@ -22,7 +22,7 @@ from nftk_jax.mkl.objectives import (
     TrainObjective,
     ValidationObjective,
 )
-from nftk_jax.mkl.search import SearchProblem, validation_objective
+from nftk_jax.mkl.search import SearchProblem, held_out_objective
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def make_objective(name, kernels):
     weighted = SearchProblem(k, y, tuple(folds), weight)
     return {
         "validation": validation,
-        "kfold": MeanObjective(tuple(validation_objective(weighted, *fold, ridge) for fold in folds)),
+        "kfold": held_out_objective(weighted, ridge),
         "loo": LeaveOneOutObjective(k, y, ridge),
         "loo, weighted": LeaveOneOutObjective(k, y, ridge, weight),
         "evidence": EvidenceObjective(k, y, ridge),
@@ -269,7 +269,7 @@ def test_the_mean_over_folds_is_cross_validation(kernels, rng):
     omega = rng.dirichlet(np.ones(4), 3)
     ridge = np.array([0.01, 0.05, 0.2])
     problem = SearchProblem(k, y, splits)
-    objective = MeanObjective(tuple(validation_objective(problem, *split, ridge) for split in splits))
+    objective = held_out_objective(problem, ridge)
     value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
     for c in range(3):
         k_c = np.einsum("l,lij->ij", omega[c], k)

@@ -52,15 +52,18 @@ def test_a_zero_cell_is_white_and_the_smallest_weight_is_not(six_classes):
     assert np.abs(colours[0, 1, :3] - 1.0).max() > 0.5
 
 
+def hatches(figure):
+    return [found for found in axes_of(figure, "omega_n").collections if found.get_hatch()]
+
+
 def test_cells_that_say_nothing_are_hatched(six_classes):
     greyed = np.zeros((6, 3), bool)
     greyed[[0, 4], [2, 1]] = True
-    assert not axes_of(draw_omega(six_classes), "omega_n").collections
+    assert not hatches(draw_omega(six_classes))
     six_classes["identifiability"]["indistinguishable"] = greyed.tolist()
     figure = draw_omega(six_classes)
     figure.canvas.draw()
-    (hatched,) = axes_of(figure, "omega_n").collections
-    assert hatched.get_hatch()
+    (hatched,) = hatches(figure)
     centres = {tuple(path.get_extents().get_points().mean(axis=0)) for path in hatched.get_paths()}
     assert centres == {(2.0, 0.0), (1.0, 4.0)}
 

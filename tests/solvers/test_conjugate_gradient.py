@@ -12,7 +12,7 @@ from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.operators import gram_operator
 from nftk_jax.solvers import conjugate_gradient as cg
-from nftk_jax.solvers.iterative import solve_iteratively
+from nftk_jax.solvers.iterative import IterativeSolver
 from nftk_jax.solvers.nystroem import solve_nystroem
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, ReferenceFactor, pivoted_cholesky
@@ -54,22 +54,22 @@ def test_the_error_falls_at_the_rate_of_the_condition_number(systems):
 def test_the_condition_estimate_is_a_lower_bound_above_one(systems):
     a, y = systems
     state = cg.solve(product(a), IDENTITY, y, tolerance=1e-10)
-    assert 1 < state.condition_estimate <= 50
+    assert 1 < state.condition_estimate() <= 50
 
 
 def test_an_interrupted_solve_goes_on_to_the_same_bits(systems):
     a, y = systems
     states = []
-    whole = cg.solve(product(a), IDENTITY, y, on_pass=states.append)
+    whole = cg.solve(product(a), IDENTITY, y, tolerance=1e-3, on_pass=states.append)
     middle = cg.restore(cg.flatten(states[3]), y)
-    resumed = cg.solve(product(a), IDENTITY, y, state=middle)
+    resumed = cg.solve(product(a), IDENTITY, y, tolerance=1e-3, state=middle)
     for field in dataclasses.fields(whole):
         np.testing.assert_array_equal(getattr(resumed, field.name), getattr(whole, field.name))
 
 
 def test_targets_of_zero_have_the_solution_zero(systems):
     a, _ = systems
-    assert not cg.solve(product(a), IDENTITY, np.zeros((60, 3))).solution.any()
+    assert not cg.solve(product(a), IDENTITY, np.zeros((60, 3)), tolerance=1e-3).solution.any()
 
 
 @pytest.mark.parametrize(("sign", "message"), [(-1, "not positive definite"), (1, "after 2 passes")])
@@ -100,13 +100,21 @@ def test_iterative_solves_agree_with_numpy(preconditioner, weighted, kernels, rn
     mlp, x, omega, y = kernels
     ridge, weight = np.array([0.1, 0.2]), rng.uniform(0.5, 2, 200) if weighted else np.ones(200)
     plan = SolvePlan("cg", (), preconditioner, rank=64, store_bytes=10**8)
-    solution = solve_iteratively(
-        mlp, omega, ridge, x, y, plan, weight=weight if weighted else None, tolerance=1e-10
-    )  # fmt: skip
+    solver = IterativeSolver(mlp, omega, ridge, x, plan, weight=weight if weighted else None)
+    solution = solver.solve(omega, ridge, y, tolerance=1e-10)
     np.testing.assert_allclose(solution.dual_coef, direct(mlp, x, omega, y, ridge, weight), rtol=1e-6, atol=1e-8)
     assert solution.iterations > 0
     exact = max(np.linalg.cond(k + r * np.eye(200)) for k, r in zip(combined_ntk(mlp, omega, x), ridge, strict=True))
     assert weighted or 1 < solution.condition_estimate <= exact * (1 + 1e-9)
+
+
+def test_what_is_shared_serves_another_omega_ridge_and_target(kernels, rng, x64):
+    mlp, x, omega, y = kernels
+    solver = IterativeSolver(mlp, omega, np.array([0.1, 0.2]), x, SolvePlan("cg", (), "factor", store_bytes=10**8))
+    others, ridge = np.eye(3)[[2, 2]], np.array([0.05, 0.3])
+    solution = solver.solve(others, ridge, y[:, ::-1], tolerance=1e-10)
+    expected = direct(mlp, x, others, y[:, ::-1], ridge, np.ones(200))
+    np.testing.assert_allclose(solution.dual_coef, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_low_rank_preconditioner_saves_passes(kernels, x64):

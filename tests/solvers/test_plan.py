@@ -23,8 +23,11 @@ def seconds(solver, n, machine=LAPTOP):
     return plan_fit(rows(n), machine, solver).solve.seconds - (0 if solver == "cholesky" else plan.START_SECONDS)
 
 
-def test_auto_factors_what_takes_a_minute_and_iterates_over_what_does_not_fit():
-    assert plan_fit(rows(8000), LAPTOP).solve.solver == "cholesky"
+def test_auto_factors_what_takes_seconds_and_iterates_over_what_does_not_fit():
+    assert plan_fit(rows(3000), LAPTOP).solve.solver == "cholesky"
+    middle = plan_fit(rows(8000), LAPTOP).solve
+    assert (middle.solver, middle.preconditioner) == ("cg", "factor")
+    assert "quicker than a factorisation a class" in middle.reason
     large = plan_fit(MNIST, LAPTOP)
     assert (large.solve.solver, large.solve.preconditioner) == ("cg", "low-rank")
     assert large.fits
