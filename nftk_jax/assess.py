@@ -54,6 +54,8 @@ def _assess(
     dataset: Dataset, learned: Learned, settings: LearnSettings, resamples: int, baseline_rows: int, report: Report
 ) -> dict[str, Any]:
     model, descent = learned.model, learned.descent
+    if learned.iterative is not None and len(dataset.x_train) > baseline_rows:
+        learned.iterative.release()  # nothing else is solved on all rows
     rng = np.random.default_rng(settings.seed + 1)
     seconds = dict(learned.seconds)
     start = time.perf_counter()
@@ -143,8 +145,6 @@ class _Comparison:
             f"{baseline_rows} training rows"
         )  # fmt: skip
         self._iterative = learned.iterative if self._on_all else None
-        if learned.iterative is not None and not self._on_all:
-            learned.iterative.release()
         # on the search rows, which are few, by factorisation
         self._plan = learned.plan if self._on_all else SolvePlan("cholesky", ())
         self._z, self._z_test = model.scaled(dataset.x_train[rows]), model.scaled(dataset.x_test)

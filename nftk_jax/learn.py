@@ -383,7 +383,7 @@ def solve_scaled(
         if journal is not None:
             state = conjugate_gradient.restore(journal.load("solve"), y)
             on_pass = lambda state: journal.save("solve", conjugate_gradient.flatten(state))  # noqa: E731
-        tolerance = settings.solver_tolerance or conjugate_gradient.TOLERANCE[settings.precision]
+        tolerance = settings.solver_tolerance or conjugate_gradient.TOLERANCE[plan.preconditioner, settings.precision]
         return iterative.solve(
             kernel_omega, ridge, y, tolerance=tolerance, state=state, on_pass=on_pass, report=report
         )  # fmt: skip

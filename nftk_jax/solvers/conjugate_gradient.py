@@ -10,8 +10,11 @@ import numpy as np
 
 from nftk_jax.kernels.sharding import agree
 
-#: Relative residual at which a class has converged, by the precision of its kernel entries.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+#: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
+TOLERANCE = {
+    ("factor", "float32"): 1e-4, ("low-rank", "float32"): 1e-3,
+    ("factor", "float64"): 1e-10, ("low-rank", "float64"): 1e-10,
+}  # fmt: skip
 #: Passes over the kernels after which a solve has failed.
 MAX_PASSES = 500
 # how often the residual is recomputed from scratch and the iteration goes on from it
