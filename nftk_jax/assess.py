@@ -169,6 +169,8 @@ class _Comparison:
             "shared": (shared.omega, shared.ridge), "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
         }  # fmt: skip
         scores = self._ntk_scores(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
+        if self._iterative is not None:
+            self._iterative.release()  # the kernels that follow need the memory
         parts = np.split(scores, len(weighted), axis=1)
         table = {name: self._compare(part) for name, part in zip(weighted, parts, strict=True)}
         table["best_single_depth"]["depth"] = depth

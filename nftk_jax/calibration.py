@@ -21,7 +21,8 @@ LOGISTIC_STRENGTH = 10.0
 
 
 def pad_problem(problem: SearchProblem) -> SearchProblem:
-    """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the same errors.
+    """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the same errors. Above
+    `PADDED_ROWS` rows it stays as it is.
 
     The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
     solved on have weight 1, the one that is held out has weight 0.

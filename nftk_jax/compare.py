@@ -217,6 +217,8 @@ def _compare(
         dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=dataset.image_shape is not None,
         report=report,
     )  # fmt: skip
+    if learned.iterative is not None:
+        learned.iterative.release()  # nothing else is solved on all rows
     clock = time.perf_counter()
     scores = learned.model.decision_function(dataset.x_test, report=lambda *state: report("predict", *state))
     if not np.isfinite(scores).all():

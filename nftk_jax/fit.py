@@ -70,8 +70,8 @@ class FitConfig(DataFlags):
     """How the ridge regression is solved: a factorisation a class; conjugate gradients for all classes, which keep no
     kernel; on --landmarks only, an approximation for more rows than those can take. auto: the quicker exact one."""
     solver_tolerance: float | None = None
-    """Relative residual at which cg stops; default 1e-4 on a factored kernel, 1e-3 on one of
-    low rank, and 1e-10 in float64."""
+    """Relative residual at which cg stops; default 1e-4, 1e-3 with a low-rank preconditioner, and 1e-10
+    in float64."""
     landmarks: int | None = None
     """Training rows that nystroem keeps; default 4096."""
     inputs: Literal["auto", "general", "sphere"] = "auto"

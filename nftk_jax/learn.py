@@ -71,7 +71,7 @@ class LearnSettings:
       one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
       solver: of the ridge regression on all rows; "auto" takes the quickest exact one that fits, see `solvers.plan`.
-      solver_tolerance: relative residual at which an iterative solver stops; None takes that of `TOLERANCE`.
+      solver_tolerance: relative residual at which an iterative solver stops; None is `conjugate_gradient.TOLERANCE`.
       landmarks: of the solver "nystroem"; None leaves it to the plan.
       inputs: what is promised of the inputs, see `combined_ntk`.
 
@@ -240,10 +240,10 @@ def _learn(
     else:
         if plan.solver == "cg":
             # half of it uniform, for the baselines that follow
-            reference = (omega.mean(axis=0) + 1 / problem.depth) / 2 / scale
+            reference, middle = (omega.mean(axis=0) + 1 / problem.depth) / 2 / scale, np.exp(np.log(ridge).mean())
             iterative = IterativeSolver(
-                settings.mlp, omega / scale, ridge, z, plan, reference=reference, weight=weight,
-                inputs=settings.inputs, seed=settings.seed, report=report,
+                settings.mlp, reference, float(middle), z, plan, weight=weight, inputs=settings.inputs,
+                seed=settings.seed, report=report,
             )  # fmt: skip
         solution = solve_scaled(
             settings, z, omega / scale, ridge, targets.y.astype(dtype), plan, weight=weight, condition=True,

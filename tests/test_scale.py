@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from nftk_jax import MLP, fit, load_model
+from nftk_jax import MLP, combined_ntk, fit, load_model
+from nftk_jax.assess import _Comparison
+from nftk_jax.datasets import load_dataset
 from nftk_jax.journal import Checkpoint
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.mkl.search import SearchSettings
@@ -35,12 +37,16 @@ def data(arrays, tmp_path_factory):
     return path
 
 
-def learned(arrays, solver, *, plan=None, journal=None, **settings):
-    x, y = arrays
+def settings_of(solver, **settings):
     search = SearchSettings(objective="train", penalty=0.1)
-    settings = LearnSettings(
+    return LearnSettings(
         MLP(3), search, ridge=0.1, n_search=60, precision="float64", solver=solver, solver_tolerance=1e-9, **settings
     )
+
+
+def learned(arrays, solver, *, plan=None, journal=None, **settings):
+    x, y = arrays
+    settings = settings_of(solver, **settings)
     return learn(x[:150], y[:150], settings, classes=np.arange(3), plan=plan, journal=journal)
 
 
@@ -64,6 +70,23 @@ def test_every_solver_learns_the_same_model(arrays):
     everyone = learned(arrays, "nystroem", landmarks=150).model
     test = arrays[0][150:]
     np.testing.assert_allclose(everyone.decision_function(test), exact.model.decision_function(test), atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_baselines_solved_together_score_as_each_by_numpy(solver, arrays, data, rng, x64):
+    ours, dataset = learned(arrays, solver), load_dataset(str(data), seed=0)
+    model = ours.model
+    comparison = _Comparison(dataset, ours, settings_of(solver), 1000, np.zeros((50, 3)))
+    omega = np.concatenate([np.full((3, 3), 1 / 3), np.eye(3), np.eye(3)[[1, 1, 1]]])
+    ridge = np.repeat([0.1, 0.2, 0.05], 3)
+    scores = comparison._ntk_scores(omega, ridge)
+    z, z_test = model.scaled(dataset.x_train), model.scaled(dataset.x_test)
+    for column, (row, noise) in enumerate(zip(omega / model.scale, ridge, strict=True)):
+        k, k_test = (np.asarray(combined_ntk(model.mlp, row[None], a, z))[0] for a in (z, z_test))
+        y = ours.targets.y[:, column % 3]
+        expected = k_test @ np.linalg.solve(k + noise * np.eye(150), y)
+        expected = expected * model.target_scale[column % 3] + model.target_mean[column % 3]
+        np.testing.assert_allclose(scores[:, column], expected, atol=1e-6)
 
 
 def test_a_nystroem_fit_keeps_its_landmarks_and_compares_like_with_like(data, tmp_path, capsys):

@@ -109,10 +109,7 @@ class GramOperator:
 
     def with_omega(self, omega: np.ndarray) -> GramOperator:
         """The same rows and stored angles under other weights, of any number of classes, shape (C, L)."""
-        return dataclasses.replace(
-            self, _table=(omega @ self._depths).astype(self.dtype), _bias=self._evaluator.bias(omega),
-            _group=np.unique(omega, axis=0, return_inverse=True)[1].ravel(),
-        )  # fmt: skip
+        return dataclasses.replace(self, **_weigh(self._evaluator, self._depths, omega, self.dtype))
 
     def apply(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """K_c v_c for the classes named: `v` has shape (n, len(classes)), the result too, float64.
@@ -184,10 +181,19 @@ def gram_operator(
     kept = min(local, int(store_bytes // each))
     return GramOperator(
         n=n, depth_diagonals=diagonals, stored=kept / local, mesh=mesh, _evaluator=evaluator, _size=size,
-        _rows=on_mesh, _depths=depths, _table=(omega @ depths).astype(dtype),
-        _group=np.unique(omega, axis=0, return_inverse=True)[1].ravel(), _bias=evaluator.bias(omega), _tiles=spread,
+        _rows=on_mesh, _depths=depths, _tiles=spread,
         _store=_fill_store(evaluator, size, mesh, kept, on_mesh, spread[0]),
+        **_weigh(evaluator, depths, omega, dtype),
     )  # fmt: skip
+
+
+def _weigh(evaluator: Evaluator, depths: np.ndarray, omega: np.ndarray, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The fields of a `GramOperator` that depend on Omega, shape (C, L)."""
+    return {
+        "_table": (omega @ depths).astype(dtype),
+        "_group": np.unique(omega, axis=0, return_inverse=True)[1].ravel(),
+        "_bias": evaluator.bias(omega),
+    }
 
 
 def prepare(mlp: MLP, x: np.ndarray, inputs: InputsName) -> tuple[Evaluator, np.ndarray, np.ndarray, np.ndarray]:

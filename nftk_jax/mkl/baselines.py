@@ -133,20 +133,21 @@ def choose_distance_kernel(
     squares = (sample**2).sum(1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * sample @ sample.T, 0.0))
     median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
-    tried: dict[int, tuple[float, DistanceKernel]] = {}
-    for places in (range(0, len(_WIDTH_FACTORS), 2), None):  # every other width, then the neighbours of the best
-        if places is None:
-            best = min(tried, key=lambda place: tried[place][0])
-            places = [place for place in (best - 1, best + 1) if 0 <= place < len(_WIDTH_FACTORS)]
-        for place in places:
-            kernel = DistanceKernel(name, median * _WIDTH_FACTORS[place], np.empty(0))
-            gram = kernel.gram(jnp.asarray(x))[None]
-            errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
-            tried[place] = np.inf, kernel
-            if np.isfinite(errors).any(axis=0).all():
-                ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
-                chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
-                tried[place] = float(chosen), dataclasses.replace(kernel, ridge=ridge)
+
+    def judge(place: int) -> tuple[float, DistanceKernel]:
+        kernel = DistanceKernel(name, median * _WIDTH_FACTORS[place], np.empty(0))
+        gram = kernel.gram(jnp.asarray(x))[None]
+        errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
+        if not np.isfinite(errors).any(axis=0).all():
+            return np.inf, kernel
+        ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
+        chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
+        return float(chosen), dataclasses.replace(kernel, ridge=ridge)
+
+    # every other width, then the neighbours of the best
+    tried = {place: judge(place) for place in range(0, len(_WIDTH_FACTORS), 2)}
+    best = min(tried, key=lambda place: tried[place][0])
+    tried |= {place: judge(place) for place in (best - 1, best + 1) if 0 <= place < len(_WIDTH_FACTORS)}
     error, found = min(tried.values(), key=operator.itemgetter(0))
     if not np.isfinite(error):
         raise ArithmeticError(f"the {name} kernel is singular at every width and ridge tried; use --precision float64")

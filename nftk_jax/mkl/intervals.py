@@ -32,10 +32,10 @@ from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 _BISECTIONS = 12
 _TRIALS = 4  # of the true error along a line, beyond its farthest point
 _OPERATIONS, _MOST_CALLS = 3e11, 240  # spent on true errors; ends that are left are the model's, unchecked
-_ITERATED = 20  # operations an entry of every kernel that an iterated solve takes
+_OPERATIONS_AN_ENTRY = 20  # of every kernel in an iterated solve: about ten passes
 _ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
 
-
+#: Omegas to be judged; gets back whether each is allowed.
 Trials = Generator[np.ndarray, bool, None]
 
 
@@ -89,7 +89,7 @@ def find_intervals(
     n_classes, depth = omega.shape
     residuals, slopes, mass = _linearise(problem, omega, ridge)
     groups = [np.arange(n_classes)] if shared else [np.array([c]) for c in range(n_classes)]
-    judge = _Judge(problem, omega, ridge)
+    judge = _Judge(problem, omega, ridge, shared=shared)
     error, spread = np.empty(n_classes), np.empty(n_classes)
     searches: list[list[_EndSearch]] = []
     for group in groups:
@@ -102,8 +102,9 @@ def find_intervals(
         design = (root * slopes[:, group]).reshape(-1, depth)
         target = design @ start - (root[..., 0] * residuals[:, group]).ravel()
         model = _Model(design, target, start, allowed, constraint)
+        known: dict[bytes, bool] = {}  # the searches of one group meet in the corners
         searches.append([
-            _EndSearch(place, side, start, model.end(place, side), model.bound(side))
+            _EndSearch(place, side, start, model.end(place, side), model.bound(side), known)
             for place in range(depth)
             for side in (0, 1)
         ])  # fmt: skip
@@ -121,13 +122,15 @@ def find_intervals(
 class _Judge:
     """The true held-out error of every class at an Omega of its own, all classes at once; so many calls at most."""
 
-    def __init__(self, problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> None:
+    def __init__(self, problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, *, shared: bool) -> None:
         self._objective, self._omega, self._dtype = held_out_objective(problem, ridge), omega, problem.k.dtype
+        iterated = _OPERATIONS_AN_ENTRY * problem.depth
+        one_factor = shared and np.ptp(ridge) == 0
         operations = sum(
-            len(train) ** 2 * (_ITERATED * problem.depth if part.inverse is not None else len(train) / 3)
-            for part, (train, _) in zip(self._objective.parts, problem.splits, strict=True)
-        )
-        self.calls_left = int(np.clip(_OPERATIONS / (operations * problem.n_classes), 2, _MOST_CALLS))
+            len(part.y_train) ** 2 * (len(part.y_train) / 3 if one_factor or part.inverse is None else iterated)
+            for part in self._objective.parts
+        ) * (1 if one_factor else problem.n_classes)  # fmt: skip
+        self.calls_left = int(np.clip(_OPERATIONS / operations, 2, _MOST_CALLS))
 
     def __call__(self, omega: np.ndarray, active: np.ndarray) -> np.ndarray:
         """Errors, shape (C,); infinite where a kernel is singular, NaN where a class is not active."""
@@ -144,7 +147,6 @@ def _settle(
     """Run the searches of all groups side by side, every group's next trial in one call of the judge."""
     trials = [_propose(ends) for ends in searches]
     waiting = {number: trial for number, run in enumerate(trials) if (trial := next(run, None)) is not None}
-    known: list[dict[bytes, bool]] = [{} for _ in groups]
     total = judge.calls_left
     while waiting and judge.calls_left > 0:
         report(total - judge.calls_left, total)
@@ -152,19 +154,12 @@ def _settle(
         for number, trial in waiting.items():
             rows[groups[number]], active[groups[number]] = trial, True
         errors = judge(rows, active)
-        for number, trial in list(waiting.items()):
+        for number in list(waiting):
             group = groups[number]
-            known[number][trial.tobytes()] = bool(errors[group].mean() <= allowed[group[0]])
-            following: np.ndarray | None = trial
-            while following is not None and following.tobytes() in known[number]:
-                try:
-                    following = trials[number].send(known[number][following.tobytes()])
-                except StopIteration:
-                    following = None
-            if following is None:
+            try:
+                waiting[number] = trials[number].send(bool(errors[group].mean() <= allowed[group[0]]))
+            except StopIteration:
                 del waiting[number]
-            else:
-                waiting[number] = following
     for number in waiting:
         for search in searches[number]:
             search.give_up()
@@ -237,9 +232,11 @@ class _EndSearch:
     `try_farthest` and `bisect` yield Omegas to be judged and are sent whether they are allowed.
     """
 
-    def __init__(self, place: int, side: int, start: np.ndarray, end: np.ndarray, bound: float) -> None:
+    def __init__(
+        self, place: int, side: int, start: np.ndarray, end: np.ndarray, bound: float, known: dict[bytes, bool]
+    ) -> None:
         self.place, self.side, self.start, self.found = place, side, start, float(start[place])
-        self._bound = bound
+        self._bound, self._known = bound, known
         alone = np.delete(start, place)
         if start.sum() > 0 and bound <= 1 and alone.sum() > 0:  # the simplex: the others in proportion
             alone = alone * ((start.sum() - bound) / alone.sum())
@@ -259,10 +256,12 @@ class _EndSearch:
         trial = np.maximum(self.start + length * direction, 0)
         if (trial[self.place] - self.found) * (1 if self.side else -1) <= 0:
             return True  # no farther than what is known
-        good = yield trial
-        if good:
+        key = trial.tobytes()
+        if key not in self._known:
+            self._known[key] = yield trial
+        if self._known[key]:
             self.found = float(trial[self.place])
-        return good
+        return self._known[key]
 
     def try_farthest(self) -> Trials:
         """Go to the end of every line; drop the lines that have nothing more to give."""

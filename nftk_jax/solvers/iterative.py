@@ -27,12 +27,11 @@ class IterativeSolver:
     def __init__(
         self,
         mlp: MLP,
-        kernel_omega: np.ndarray,
-        ridge: np.ndarray,
+        reference: np.ndarray,
+        ridge: float,
         x: np.ndarray,
         plan: SolvePlan,
         *,
-        reference: np.ndarray | None = None,
         weight: np.ndarray | None = None,
         inputs: InputsName = "auto",
         seed: int = 0,
@@ -42,11 +41,10 @@ class IterativeSolver:
 
         Args:
           mlp: the architecture.
-          kernel_omega: weights of the unscaled kernels, shape (C, L).
-          ridge: absolute ridge of every class, shape (C,); the preconditioner has their geometric mean.
+          reference: weights of the unscaled kernels, shape (L,): the kernel of the preconditioner.
+          ridge: its absolute ridge.
           x: inputs as the kernel takes them, shape (n, p), float32 or float64: the precision of entries and products.
           plan: preconditioner, rank and memory.
-          reference: weights of the kernel that is the preconditioner, shape (L,); None is the mean of `kernel_omega`.
           weight: positive sample weights W, shape (n,); None is 1 everywhere.
           inputs: as in `combined_ntk`.
           seed: draws the pivots of a low-rank preconditioner.
@@ -56,19 +54,17 @@ class IterativeSolver:
           NotPositiveDefiniteError: the reference kernel cannot be factored even with jitter.
         """
         report("angles", 0, 1)
-        self._operator = gram_operator(mlp, kernel_omega, x, inputs=inputs, store_bytes=plan.store_bytes)
+        self._operator = gram_operator(mlp, reference[None], x, inputs=inputs, store_bytes=plan.store_bytes)
         report("angles", 1, 1)
         self._inverse_weight = np.ones((len(x), 1)) if weight is None else 1 / weight[:, None]
-        middle_kernel = kernel_omega.mean(axis=0) if reference is None else reference
-        middle = float(np.exp(np.log(ridge).mean()))
         if plan.preconditioner == "factor":
             report("preconditioner", 0, 1)
-            k = combined_ntk(mlp, middle_kernel[None], x, inputs=inputs)[0]
-            self._precondition: Preconditioner = ReferenceFactor(k, ridge=middle, weight=weight)
+            k = combined_ntk(mlp, reference[None], x, inputs=inputs)[0]
+            self._precondition: Preconditioner = ReferenceFactor(k, ridge=ridge, weight=weight)
             report("preconditioner", 1, 1)
         else:
             self._precondition = LowRank(
-                self._operator, middle_kernel, ridge=middle * float(self._inverse_weight.mean()),
+                self._operator, reference, ridge=ridge * float(self._inverse_weight.mean()),
                 rank=min(plan.rank, len(x)), rng=np.random.default_rng(seed),
                 report=lambda done, total: report("preconditioner", done, total),
             )  # fmt: skip

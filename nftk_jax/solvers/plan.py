@@ -277,8 +277,8 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
 def passes(preconditioner: PreconditionerName, n: int, rank: int) -> float:
     """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
-    Measured on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23, to 1e-3;
-    4/3 of that.
+    Preconditioners are compared at one residual, although a low rank stops at 1e-3 by default. 4/3 of what was measured
+    to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23.
     """
     return 8.0 if preconditioner == "factor" else 2.7 + 10.4 * (n / rank) ** 0.37
 

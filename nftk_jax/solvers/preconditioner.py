@@ -23,6 +23,8 @@ from nftk_jax.solvers.cholesky import factor_ridge, solve_lower
 from nftk_jax.solvers.plan import BLOCK
 
 HIGHEST = lax.Precision.HIGHEST
+#: Vectors are padded to a multiple of so many, so that few shapes are compiled as classes converge.
+COLUMNS = 16
 
 
 class Preconditioner(Protocol):
@@ -42,8 +44,7 @@ class ReferenceFactor:
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         del classes
-        # a multiple of 16 columns: few shapes are compiled as classes converge
-        padded = np.pad(v, ((0, 0), (0, -v.shape[1] % 16)))
+        padded = np.pad(v, ((0, 0), (0, -v.shape[1] % COLUMNS)))
         out = solve_lower(self._lower, jnp.asarray(padded, self._lower.dtype))
         return np.asarray(out, np.float64)[:, : v.shape[1]]
 
@@ -84,8 +85,7 @@ class LowRank:
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         operator = self._operator
-        columns = -(-len(classes) // operator.n_classes) * operator.n_classes  # few shapes, as classes converge
-        padded = np.zeros((operator.padded_rows, columns), operator.dtype)
+        padded = np.zeros((operator.padded_rows, len(classes) + -len(classes) % COLUMNS), operator.dtype)
         scale = np.abs(v).max(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
         padded[: operator.n, : len(classes)] = v / scale

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nftk_jax.learn import draw_splits
+from nftk_jax.mkl import intervals
 from nftk_jax.mkl.intervals import _linearise, find_intervals
 from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_omega, make_objective
 
@@ -83,6 +84,18 @@ def test_the_ranges_are_those_of_a_search_over_the_simplex(problem, rng):
         slack = 0.12
         assert ((found.interval[..., 0] - slack <= trial) & (trial <= found.interval[..., 1] + slack))[good].all()
     assert inside > 20
+
+
+def test_ends_that_may_not_be_judged_are_the_models_and_are_counted(problem, monkeypatch):
+    omega = learned(problem, SearchSettings(tolerance=1e-6))
+    whole = find_intervals(problem, omega, RIDGE, constraint="simplex", shared=False)
+    assert whole.checked == 1
+    monkeypatch.setattr(intervals, "_OPERATIONS", 0)
+    found = find_intervals(problem, omega, RIDGE, constraint="simplex", shared=False)
+    assert found.checked < 0.5
+    assert (found.interval[..., 0] <= omega).all()
+    assert (omega <= found.interval[..., 1]).all()
+    np.testing.assert_array_equal(found.uniform_as_good, whole.uniform_as_good)
 
 
 def test_weighted_rows_and_the_orthant(problem, rng):

@@ -11,7 +11,7 @@ import pytest
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.mkl.objectives import ValidationObjective, row_ridge
+from nftk_jax.mkl.objectives import MeanObjective, ValidationObjective, row_ridge
 from nftk_jax.mkl.reference import MAX_ITERATIONS, apply_kernels, conjugate_gradients, invert_reference
 
 N, HELD, DEPTH, CLASSES = 150, 60, 6, 5
@@ -44,6 +44,18 @@ def test_values_and_gradients_are_those_of_a_factorisation_a_class(weighted, rng
     for one, other in zip(plain.evaluate(omega, active), iterated.evaluate(omega, active), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-10)
         assert np.isnan(np.asarray(other)[2]).all()
+
+
+def test_values_alone_are_those_beside_the_gradient(rng, x64):
+    active = jnp.asarray([True, True, False, True, True])
+    for weighted in (False, True):
+        for objective in make_objective(rng, weighted=weighted):
+            apart = jnp.asarray(rng.dirichlet(np.full(DEPTH, 0.3), CLASSES))
+            for omega in (apart, jnp.broadcast_to(apart[:1], apart.shape)):
+                mean = MeanObjective((objective, objective))
+                np.testing.assert_allclose(
+                    mean.values(omega, active), objective.evaluate(omega, active).value, rtol=1e-9
+                )
 
 
 def test_one_omega_for_all_classes_is_factored_once_with_the_same_result(rng, x64, monkeypatch):
@@ -90,6 +102,7 @@ def test_a_class_that_does_not_converge_is_factored(rng, x64):
     useless = dataclasses.replace(iterated, inverse=jnp.full((N, N), jnp.nan))
     for one, other in zip(plain.evaluate(omega, active), useless.evaluate(omega, active), strict=True):
         np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(useless.values(omega, active), plain.values(omega, active))
 
 
 def test_an_indefinite_kernel_reads_as_not_finite(rng, x64):

@@ -100,7 +100,7 @@ def test_iterative_solves_agree_with_numpy(preconditioner, weighted, kernels, rn
     mlp, x, omega, y = kernels
     ridge, weight = np.array([0.1, 0.2]), rng.uniform(0.5, 2, 200) if weighted else np.ones(200)
     plan = SolvePlan("cg", (), preconditioner, rank=64, store_bytes=10**8)
-    solver = IterativeSolver(mlp, omega, ridge, x, plan, weight=weight if weighted else None)
+    solver = IterativeSolver(mlp, omega.mean(axis=0), 0.15, x, plan, weight=weight if weighted else None)
     solution = solver.solve(omega, ridge, y, tolerance=1e-10)
     np.testing.assert_allclose(solution.dual_coef, direct(mlp, x, omega, y, ridge, weight), rtol=1e-6, atol=1e-8)
     assert solution.iterations > 0
@@ -110,7 +110,7 @@ def test_iterative_solves_agree_with_numpy(preconditioner, weighted, kernels, rn
 
 def test_what_is_shared_serves_another_omega_ridge_and_target(kernels, rng, x64):
     mlp, x, omega, y = kernels
-    solver = IterativeSolver(mlp, omega, np.array([0.1, 0.2]), x, SolvePlan("cg", (), "factor", store_bytes=10**8))
+    solver = IterativeSolver(mlp, omega.mean(axis=0), 0.15, x, SolvePlan("cg", (), "factor", store_bytes=10**8))
     others, ridge = np.eye(3)[[2, 2]], np.array([0.05, 0.3])
     solution = solver.solve(others, ridge, y[:, ::-1], tolerance=1e-10)
     expected = direct(mlp, x, others, y[:, ::-1], ridge, np.ones(200))
