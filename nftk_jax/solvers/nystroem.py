@@ -79,7 +79,7 @@ def solve_nystroem(
         members = np.flatnonzero(group.ravel() == number)
         first = members[0]
         row, constant = place(table[first], mesh), np.asarray(bias[first], dtype)
-        k_mm = evaluator.rectangle(row, z, z_length, z, z_length) + constant
+        k_mm = _kernel(evaluator, row, constant, z, z_length)
         unit = float(jnp.mean(jnp.diagonal(k_mm)))
         factor = factor_ridge(k_mm, ridge=10 * float(jnp.finfo(dtype).eps) * unit * math.sqrt(len(landmarks)))
         lower = place(np.asarray(factor.lower), mesh)
@@ -100,6 +100,11 @@ def solve_nystroem(
         dual_coef[:, members] = np.asarray(beta)
         jitter = max(jitter, inner.jitter)
     return RidgeSolution(dual_coef, jitter, None, solver="nystroem", landmarks=np.asarray(landmarks))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _kernel(evaluator: Evaluator, table: jax.Array, bias: jax.Array, z: jax.Array, length: jax.Array) -> jax.Array:
+    return evaluator.rectangle(table, z, length, z, length) + bias
 
 
 @functools.partial(jax.jit, donate_argnums=0)

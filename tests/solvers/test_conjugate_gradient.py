@@ -10,7 +10,7 @@ import pytest
 
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
-from nftk_jax.kernels.operators import gram_operator
+from nftk_jax.kernels.operators import Evaluator, gram_operator
 from nftk_jax.solvers import conjugate_gradient as cg
 from nftk_jax.solvers.iterative import IterativeSolver
 from nftk_jax.solvers.nystroem import solve_nystroem
@@ -164,3 +164,12 @@ def test_nystroem_on_all_rows_is_exact_and_on_few_rows_the_normal_equations(kern
         wide, square = k[:, landmarks], k[np.ix_(landmarks, landmarks)]
         expected = np.linalg.solve(wide.T @ wide + ridge[c] * square, wide.T @ y[:, c])
         np.testing.assert_allclose(some.dual_coef[:, c], expected, rtol=1e-6)
+
+
+def test_nystroem_traces_its_kernels_once_whatever_the_classes(kernels, monkeypatch):
+    mlp, x, omega, y = kernels
+    traced, rectangle = [], Evaluator.rectangle
+    monkeypatch.setattr(Evaluator, "rectangle", lambda *args: (traced.append(args[2].shape), rectangle(*args))[1])
+    landmarks = np.arange(0, 200, 11)  # of a number that no other test has compiled
+    solve_nystroem(mlp, omega, np.array([0.1, 0.2]), x, y, landmarks)
+    assert sorted(traced) == sorted([(len(landmarks), x.shape[1]), (200, x.shape[1])])  # K_mm and K_nm, not one a class
