@@ -22,14 +22,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
 
 
+from nftk_jax.kernels.precision import enable_x64
+
+
 def pytest_configure() -> None:
     if "XLA_FLAGS" not in os.environ:  # the workers inherit it
         env = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
         trial = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=env, capture_output=True)
         os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if trial.returncode == 0 else ""
-
-
-from nftk_jax.kernels.precision import enable_x64
 
 
 @pytest.fixture
