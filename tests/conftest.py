@@ -16,13 +16,12 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+from nftk_jax.kernels.precision import enable_x64
+
 # Most of the tests' time is compilation, and code that XLA does not optimise compiles four times quicker. Without fused
 # multiply-adds (AVX has none) it rounds one expression the same way everywhere. `XLA_FLAGS= make test` tests the
 # optimised code. XLA ends a process with a flag that it does not know: a process of its own tries them.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
-
-
-from nftk_jax.kernels.precision import enable_x64
 
 
 def pytest_configure() -> None:
