@@ -160,6 +160,8 @@ class NFTKModel:
     ) -> np.ndarray:
         """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
 
+        Beside inputs and scores, memory for one tile of rows is taken.
+
         Args:
           x: inputs, shape (m, p), as they were given in training (unscaled).
           report: called with the rows done and their total.
@@ -170,15 +172,19 @@ class NFTKModel:
         Raises:
           ValueError: the inputs' shape is wrong or they are not finite.
         """
-        z = self.scaled(x)
+        self.scaled(x[:0])  # its shape
+        if x.size and not np.isfinite([x.min(), x.max()]).all():
+            raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
             size = padded_size(len(self.x_train))  # rows of zeros with dual coefficients of zero
             z_train = jnp.asarray(pad_rows(self.scaled(self.x_train), size))
             scores = predict_scores(
-                lambda rows, omega: combined_ntk(self.mlp, omega, rows, z_train),
-                z, self.kernel_omega, pad_rows(self.dual_coef, size), report=report,
+                lambda rows, omega: combined_ntk(self.mlp, omega, self.scaled(rows), z_train),
+                x, self.kernel_omega, pad_rows(self.dual_coef, size), report=report,
             )  # fmt: skip
-        return scores * self.target_scale + self.target_mean
+        scores *= self.target_scale
+        scores += self.target_mean
+        return scores
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from nftk_jax import load_model
+from nftk_jax import model as model_module
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.model import ModelError, predict_scores
@@ -25,6 +27,22 @@ def test_a_saved_model_predicts_the_same_bits(model, rng, tmp_path):
     np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
     assert again.mlp == model.mlp
+
+
+def test_prediction_takes_memory_for_a_tile_beside_inputs_and_scores(model, rng, monkeypatch):
+    monkeypatch.setattr(model_module, "_TILE_BYTES", 2**20)
+    x = rng.normal(size=(1_000_000, 4)).astype(np.float32)
+    whole = model.decision_function(x[:300])
+    tracemalloc.start()
+    try:
+        scores = model.decision_function(x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(scores[:300], whole)
+    assert peak < 1.2 * scores.nbytes
+    with pytest.raises(ValueError, match="finite"):
+        model.decision_function(np.concatenate([x, np.full((1, 4), np.inf)]))
 
 
 def test_uint8_inputs_stay_uint8_in_the_file(rng, tmp_path):
