@@ -164,13 +164,19 @@ class KernelFamily:
         return found.transpose(1, 0, 2).reshape(self.n_kernels, -1)[:, :n]
 
     def _pairs(self, budget: int, n_classes: int, x: jax.Array) -> int:
-        """Pairs of rows whose temporary arrays fit the budget, judged by the functions' largest array for 4 x 4 rows.
+        """Pairs of rows whose temporary arrays fit the budget."""
+        numbers = self.n_kernels + n_classes + 4 * _pair_numbers(self, x.shape[1], x.dtype.name)
+        return max(1, int(budget / (x.dtype.itemsize * numbers)))
 
-        Images count: a convolution's kernel has an entry for every pixel, or pair of pixels, of a pair of images.
-        """
-        some = jax.ShapeDtypeStruct((4, x.shape[1]), x.dtype)
-        widest = _widest(jax.make_jaxpr(self.kernels)(some, some)) / 16
-        return max(1, int(budget / (x.dtype.itemsize * (self.n_kernels + n_classes + 4 * widest))))
+
+@functools.lru_cache(maxsize=64)
+def _pair_numbers(family: KernelFamily, features: int, dtype: str) -> float:
+    """Numbers that the functions' largest array holds for a pair of rows, judged by 4 x 4 of them.
+
+    Images count: a convolution's kernel has an entry for every pixel, or pair of pixels, of a pair of images.
+    """
+    some = jax.ShapeDtypeStruct((4, features), dtype)
+    return _widest(jax.make_jaxpr(family.kernels)(some, some)) / 16
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
