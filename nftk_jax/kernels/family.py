@@ -67,10 +67,22 @@ class KernelFamily:
     def from_neural_tangents(
         cls, kernel_functions: Sequence[Callable], input_shape: tuple[int, ...] | None = None
     ) -> KernelFamily:
-        """The NTKs of neural_tangents networks, of which every ``kernel_fn`` is the third of init, apply, kernel.
+        """The NTKs of neural_tangents networks.
 
         Import ``stax`` from `nftk_jax.kernels.neural_tangents`: neural_tangents' own import fails on JAX 0.6 and later.
+
+        Args:
+          kernel_functions: the ``kernel_fn`` of every network, the third of ``init_fn, apply_fn, kernel_fn``.
+          input_shape: of one sample, channels last, such as (28, 28, 1); None is (p,).
+
+        Raises:
+          ValueError: a ``kernel_fn`` cannot be called, or as for the class.
         """
+        if not all(callable(function) for function in kernel_functions):
+            raise ValueError(
+                "kernel_functions must be the kernel_fn of every network, the third of (init_fn, apply_fn, kernel_fn); "
+                f"got {', '.join(type(function).__name__ for function in kernel_functions)}"
+            )
         return cls(tuple(functools.partial(function, get="ntk") for function in kernel_functions), input_shape)
 
     @classmethod
@@ -78,7 +90,8 @@ class KernelFamily:
         """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
 
         Args:
-          grams: Gram matrices, shape (L, n, n), float32 or float64; they stay in main memory.
+          grams: Gram matrices, shape (L, n, n), float32 or float64. They stay in main memory as long as programs that
+            read them are compiled (`jax.clear_caches`).
 
         Raises:
           ValueError: the matrices are not square, finite and symmetric, or have more than 2^24 rows.
@@ -199,14 +212,19 @@ def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) ->
 
 
 def _look_up(gram: np.ndarray, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """Entries of a Gram matrix in main memory: as a constant, every compiled program would hold a copy of it."""
-    shape = jax.ShapeDtypeStruct((len(x1), len(x2)), x1.dtype)
+    """Entries of a Gram matrix in main memory: as a constant, every compiled program would hold a copy of it.
+
+    They come as words of 32 bits, since JAX calls back from a thread in which 64-bit types may be switched off.
+    """
+    dtype = x1.dtype
+    words = jax.ShapeDtypeStruct((len(x1), len(x2), dtype.itemsize // 4), np.uint32)
 
     def read(rows, columns):
         rows, columns = (np.asarray(part)[:, 0].astype(np.int64) for part in (rows, columns))
-        return gram[np.ix_(rows, columns)].astype(shape.dtype)
+        return gram[np.ix_(rows, columns)].astype(dtype).view(np.uint32).reshape(words.shape)
 
-    return jax.pure_callback(read, shape, x1, x2, vmap_method="sequential")
+    found = jax.pure_callback(read, words, x1, x2, vmap_method="sequential")
+    return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
 
 
 def _widest(jaxpr: Any) -> int:

@@ -186,6 +186,16 @@ def test_precomputed_grams_go_through_the_operator_in_either_precision(rng):
             np.testing.assert_allclose(operator.apply(v, np.arange(1)), truth, rtol=tolerance, atol=100 * tolerance)
 
 
+def test_entries_in_float64_stay_so_in_programs_that_run_in_threads_of_their_own(rng):
+    z = rng.normal(size=(600, 4))
+    gram = z @ z.T
+    known, rows = KernelFamily.precomputed(gram[None]), np.arange(600.0)[:, None]
+    with enable_x64():
+        k = combined_ntk(known, np.ones((1, 1)), rows[450:], rows)
+    assert k.dtype == np.float64
+    np.testing.assert_array_equal(k[0], gram[450:])
+
+
 def test_a_copy_is_the_family_itself(dense):
     assert copy.deepcopy(dense) is dense
     assert repr(dense) == "KernelFamily(3 functions, input_shape=None)"
@@ -196,6 +206,7 @@ def test_a_copy_is_the_family_itself(dense):
     [
         (lambda: KernelFamily(()), "one callable"),
         (lambda: KernelFamily((3,)), "one callable"),  # type: ignore[arg-type]
+        (lambda: KernelFamily.from_neural_tangents([stax.Dense(1)]), "the third of .* got tuple"),  # type: ignore
         (lambda: KernelFamily((jnp.dot,), (0, 2)), "positive sizes"),
         (lambda: KernelFamily((jnp.dot,), n_rows=2**24 + 1), "exact in float32"),
         (lambda: KernelFamily.precomputed(np.eye(3)), r"shape \(L, n, n\)"),
