@@ -2,8 +2,8 @@
 # # Convolutions at three depths
 #
 # Infinitely wide convolutional networks of one, two and three layers are a family of kernels like the depths of an MLP.
-# Which depth does each digit use, and is it worth learning? Scikit-learn's 8 x 8 digits, 600 of them: 150 to learn from,
-# 450 to judge.
+# Which depth does each digit use, and is it worth learning? Scikit-learn's 8 x 8 digits, 600 of them: 150 to learn
+# from, 450 to judge.
 
 # %%
 import matplotlib.pyplot as plt
