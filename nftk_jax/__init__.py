@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
     from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.kernels.family import KernelFamily
     from nftk_jax.kernels.gram import combined_ntk
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
 
-__all__ = ["MLP", "NFTKClassifier", "NFTKModel", "NFTKRegressor", "combined_ntk", "depth_ntks", "load_model"]
+__all__ = [
+    "MLP",
+    "KernelFamily",
+    "NFTKClassifier",
+    "NFTKModel",
+    "NFTKRegressor",
+    "combined_ntk",
+    "depth_ntks",
+    "load_model",
+]
 
 # Resolved at first use: `python -m nftk_jax.fit --help` should not wait for JAX.
 _HOMES = {
+    "KernelFamily": "kernels.family",
     "MLP": "kernels.architecture",
     "NFTKClassifier": "estimator",
     "NFTKModel": "model",

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nftk_jax.kernels.architecture import MLP, BasisName
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.learn import LearnSettings, Splits, learn
 from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import ObjectiveName
@@ -35,6 +36,8 @@ class _NFTKEstimator(BaseEstimator):
     Args:
       depth: hidden layers L; the kernels of depths 1 to L are combined.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
+      family: any kernels in place of the MLP's, see `KernelFamily`; `depth` to `readout_bias` are then without effect.
+        None is the MLP.
       activation: a name of `nftk_jax.kernels.architecture.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
@@ -48,7 +51,8 @@ class _NFTKEstimator(BaseEstimator):
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
         to 600 rows, and above that holds out one third once.
-      scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255.
+      scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255,
+        a family's images, divided by their largest value, and a family's row numbers, which stay as they are.
       decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
         regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
         temperature, so that the largest score wins.
@@ -74,6 +78,7 @@ class _NFTKEstimator(BaseEstimator):
         b_std: float = 1.0,
         readout_bias: float = 0.0,
         basis: BasisName = "depths",
+        family: KernelFamily | None = None,
         objective: ObjectiveName = "validation",
         constraint: ConstraintName = "simplex",
         penalty: float = 0.0,
@@ -93,6 +98,7 @@ class _NFTKEstimator(BaseEstimator):
         self.b_std = b_std
         self.readout_bias = readout_bias
         self.basis = basis
+        self.family = family
         self.objective = objective
         self.constraint = constraint
         self.penalty = penalty
@@ -116,8 +122,14 @@ class _NFTKEstimator(BaseEstimator):
         seed = own.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
+        if own.family is None:
+            kernels = MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias, own.basis)
+        elif isinstance(own.family, KernelFamily):
+            kernels = own.family
+        else:
+            raise ValueError(f"family must be a KernelFamily, or None for an MLP; got {own.family!r}")
         settings = LearnSettings(
-            mlp=MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias, own.basis),
+            mlp=kernels,
             search=SearchSettings(own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights),
             ridge=own.ridge,
             n_search=min(own.n_search or SEARCH_ROWS, max(4, len(x))),

@@ -14,6 +14,7 @@ import numpy as np
 from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.sharding import agree
@@ -28,7 +29,7 @@ from nftk_jax.mkl.search import (
     take,
     uniform_omega,
 )
-from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling
+from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, resolve_scaling
 from nftk_jax.padding import pad_rows, padded_size
 from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
 from nftk_jax.solvers import conjugate_gradient
@@ -59,7 +60,7 @@ class LearnSettings:
     """All that shapes a model besides its data.
 
     Attributes:
-      mlp: the architecture, and the family of kernels that are combined (`mlp.basis`).
+      mlp: the architecture, and the kernels of it that are combined (`mlp.basis`); or a family of any kernels.
       search: how Omega is learned.
       ridge: absolute, in units of the kernel's unit mean diagonal; "auto" chooses it on the held-out rows. Where the
         search learns the ridge, this is its start.
@@ -79,7 +80,7 @@ class LearnSettings:
       ValueError: a value is out of range.
     """
 
-    mlp: MLP
+    mlp: MLP | KernelFamily
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
     ridge: float | Literal["auto"] = "auto"
     n_search: int | None = None
@@ -200,7 +201,8 @@ def _learn(
 ) -> Learned:  # fmt: skip
     dtype = np.dtype(settings.precision)
     clock = _Clock()
-    scaling = fit_input_scaling(x, settings.scaling, images=images, weight=weight, unit_norm=settings.unit_norm)
+    chosen = resolve_scaling(settings.mlp, settings.scaling, settings.unit_norm)
+    scaling = fit_input_scaling(x, chosen, images=images, weight=weight, unit_norm=settings.unit_norm)
     z = scaling.apply(x, dtype)
     scale = unit_diagonal_scale(settings.mlp, z)
     if weight is not None:
@@ -297,7 +299,7 @@ def build_problem(
     return rows, SearchProblem(k, jnp.asarray(targets.y[rows], k.dtype), chosen, take(weight, rows))
 
 
-def depth_grams(mlp: MLP, scale: np.ndarray, z: np.ndarray, *, inputs: InputsName = "auto") -> jax.Array:
+def depth_grams(mlp: MLP | KernelFamily, scale: np.ndarray, z: np.ndarray, *, inputs: InputsName = "auto") -> jax.Array:
     """Every depth's kernel on the rows `z` of scaled inputs, of unit mean diagonal, shape (L, n, n)."""
     n = len(z)
     # the padding repeats a row, so that rows of one length stay so

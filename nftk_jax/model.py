@@ -15,6 +15,7 @@ import safetensors.numpy
 import scipy.special
 
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.padding import pad_rows, padded_size
@@ -86,6 +87,24 @@ def fit_input_scaling(
     return InputScaling(shift, scale, unit_norm)
 
 
+def resolve_scaling(mlp: MLP | KernelFamily, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+    """The scaling that goes with a family of kernels: "auto" leaves row numbers alone, and is "images" for images.
+
+    Raises:
+      ValueError: the family's inputs are row numbers, and `scaling` or `unit_norm` would change them.
+    """
+    if not isinstance(mlp, KernelFamily):
+        return scaling
+    if mlp.n_rows is None:
+        return "images" if scaling == "auto" and len(mlp.input_shape or ()) > 1 else scaling
+    if scaling not in ("auto", "none") or unit_norm:
+        raise ValueError(
+            f"the inputs of {mlp!r} are row numbers, which must not be scaled; give scaling='none' and "
+            f"unit_norm=False, not {scaling!r} and {unit_norm}"
+        )
+    return "none"
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """p = softmax(scores @ matrix + offset); shapes (C, C) and (C,). One temperature is a multiple of the identity."""
@@ -112,7 +131,7 @@ class NFTKModel:
     """An infinite-width NFT-K: one kernel a class, and the ridge regression on it (paper eqs. 14-15).
 
     Attributes:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       omega: weights of the kernels scaled to unit mean diagonal, shape (C, L), float64.
       scale: mean diagonal of Theta^(l) on the training rows, shape (L,), float64.
       ridge: absolute ridge of every class, in units of the scaled kernels' mean diagonal, shape (C,), float64.
@@ -124,7 +143,7 @@ class NFTKModel:
       calibration: from scores to probabilities, fitted on held-out rows; None for regression.
     """
 
-    mlp: MLP
+    mlp: MLP | KernelFamily
     omega: np.ndarray
     scale: np.ndarray
     ridge: np.ndarray
@@ -220,13 +239,15 @@ class NFTKModel:
     def save(self, directory: pathlib.Path) -> None:
         """Write model.safetensors and model.json into an existing directory.
 
+        The functions of a family are not written: `load_model` takes them.
+
         Raises:
           OSError: the directory cannot be written.
         """
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
         classes = None if self.classes is None else _describe_labels(self.classes)
         header = {
-            "schema": SCHEMA, "architecture": dataclasses.asdict(self.mlp), "classes": classes,
+            "schema": SCHEMA, "architecture": _describe_kernels(self.mlp), "classes": classes,
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
             "unit_norm": self.input_scaling.unit_norm,
         }  # fmt: skip
@@ -273,17 +294,18 @@ def predict_scores(
     return scores
 
 
-def load_model(directory: str | pathlib.Path) -> NFTKModel:
+def load_model(directory: str | pathlib.Path, *, family: KernelFamily | None = None) -> NFTKModel:
     """Read a model that `NFTKModel.save` or `python -m nftk_jax.fit` wrote.
 
     Args:
       directory: holds model.safetensors and model.json.
+      family: the kernels of a model that was fitted with a family, whose functions no file holds.
 
     Returns:
       The model; it predicts the same bits as the one that was saved.
 
     Raises:
-      ModelError: files are missing, damaged, of another schema, or do not fit together.
+      ModelError: files are missing, damaged, of another schema, or do not fit together or with `family`.
     """
     directory = pathlib.Path(directory)
     try:
@@ -299,7 +321,9 @@ def load_model(directory: str | pathlib.Path) -> NFTKModel:
         raise ModelError(f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit "
                          "it again, or read it with the version that wrote it")  # fmt: skip
     try:
-        return _assemble(header, tensors)
+        return _assemble(header, tensors, family)
+    except ModelError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
 
@@ -309,8 +333,21 @@ def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
     return {"kind": plain.dtype.kind, "labels": plain.tolist()}
 
 
-def _assemble(header: dict, tensors: dict[str, np.ndarray]) -> NFTKModel:
-    mlp = MLP(**header["architecture"])
+def _describe_kernels(mlp: MLP | KernelFamily) -> dict:
+    return {"n_kernels": mlp.n_kernels} if isinstance(mlp, KernelFamily) else dataclasses.asdict(mlp)
+
+
+def _restore_kernels(described: dict, family: KernelFamily | None) -> MLP | KernelFamily:
+    needed = described.get("n_kernels")
+    if needed != (family and family.n_kernels):
+        expected = "an MLP, which needs no family" if needed is None else f"a family of {needed} kernels"
+        raise ModelError(f"the model was fitted with {expected}; got family={family!r}: give load_model the family "
+                         "of the fit, or none for an MLP")  # fmt: skip
+    return MLP(**described) if family is None else family
+
+
+def _assemble(header: dict, tensors: dict[str, np.ndarray], family: KernelFamily | None) -> NFTKModel:
+    mlp = _restore_kernels(header["architecture"], family)
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]
     expected = {

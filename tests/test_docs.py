@@ -23,6 +23,16 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, page.name, "exec"), names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "docs" / "gallery").glob("*.py")), ids=lambda script: script.name)
+def test_the_notebooks_of_the_gallery_run_and_draw_one_figure(script, capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    exec(compile(script.read_text(), script.name, "exec"), {})
+    assert len(pyplot.get_fignums()) == 1
+    pyplot.close("all")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from nftk_jax import NFTKClassifier, NFTKRegressor, load_model
+from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, load_model
 
 
 @pytest.fixture
@@ -196,3 +196,60 @@ def test_omega_stays_uniform_where_nothing_is_gained(rng):
     """Labels that the inputs do not explain: the search finds weights, their gain is within its standard error."""
     x, y = rng.normal(size=(80, 3)), rng.integers(0, 2, 80)
     np.testing.assert_allclose(NFTKClassifier(depth=3).fit(x, y).omega_, 1 / 3)
+
+
+@pytest.fixture
+def grams(blobs):
+    """Kernels of two widths on all rows of `blobs`, and the family that looks them up."""
+    x, _ = blobs
+    square = ((x[:, None] - x) ** 2).sum(axis=-1)
+    return KernelFamily.precomputed([np.exp(-square / width) for width in (1.0, 10.0)])
+
+
+def test_a_family_takes_the_place_of_the_mlp(blobs):
+    x, y = blobs
+    family = KernelFamily((lambda a, b: a @ b.T + 1, lambda a, b: (a @ b.T + 1) ** 2))
+    model = NFTKClassifier(family=family)
+    assert clone(model).family is family
+    assert "2 functions" in repr(model)
+    model.fit(x, y)
+    assert model.omega_.shape == (3, 2)
+    assert model.model_.mlp is family
+    assert model.score(x, y) > 0.8
+    with pytest.raises(ValueError, match="family must be a KernelFamily"):
+        NFTKClassifier(family="relu").fit(x, y)  # type: ignore[arg-type]
+
+
+def test_precomputed_grams_are_cross_validated_by_row_numbers(blobs, grams):
+    y = blobs[1]
+    rows = np.arange(60)[:, None]
+    assert cross_val_score(NFTKClassifier(family=grams), rows, y, cv=3).mean() > 0.7
+    alone = KernelFamily(grams.functions[:1], n_rows=60)
+    search = GridSearchCV(NFTKClassifier(), {"family": [alone, grams]}, cv=2).fit(rows, y)
+    assert search.best_params_["family"] in (alone, grams)
+    again = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(again.predict_proba(rows), search.predict_proba(rows))
+    with pytest.raises(ValueError, match="row numbers from 0 to 59"):
+        search.predict([[60]])
+    with pytest.raises(ValueError, match="must not be scaled"):
+        NFTKClassifier(family=grams, scaling="standardise").fit(rows, y)
+
+
+def test_a_family_has_posterior_deviations_under_its_own_kernel_alone(grams, rng):
+    rows = np.arange(60)[:, None]
+    model = NFTKRegressor(family=grams, ridge=1e-3).fit(rows[:40], rng.normal(size=40))
+    k = sum(weight * function.args[0] for weight, function in zip(model.kernel_omega_[0], grams.functions, strict=True))
+    explained = k[40:, :40] @ np.linalg.solve(k[:40, :40] + 1e-3 * np.eye(40), k[:40, 40:])
+    deviation = model.predict(rows[40:], return_std=True)[1]
+    np.testing.assert_allclose(
+        deviation, np.sqrt(np.diag(k[40:, 40:] - explained)) * model.model_.target_scale, rtol=1e-6
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="NNGP kernel goes with an MLP"):
+        model.predict(rows[40:], return_std=True, covariance="nngp")
+
+
+def test_images_of_a_family_are_scaled_by_one_number(rng):
+    x = rng.uniform(0, 16, size=(30, 4))
+    family = KernelFamily((lambda a, b: (a[:, None] * b).sum(axis=(2, 3)) + 1,), input_shape=(2, 2))
+    model = NFTKRegressor(family=family).fit(x, x[:, 0])
+    np.testing.assert_array_equal(model.model_.input_scaling.scale, np.full(4, x.max()))

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, BasisName, parse_activation
+from nftk_jax.kernels.family import KernelFamily, family_diagonals
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import (
@@ -34,17 +35,17 @@ MEMORY_BUDGET = 2**29
 _SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 
 
-def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
-    """Theta^(l)(x_i, x_i) for every depth, or kernel of `mlp.basis`, and row: no kernel is evaluated.
+def depth_diagonals(mlp: MLP | KernelFamily, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
+    """Theta^(l)(x_i, x_i) for every depth, or kernel of `mlp.basis`, and row: no Gram matrix is made.
 
     In float64, whatever the dtype of `x`.
 
     For a fully connected network the diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 /
     p + readout_bias^2, piecewise linear activations with biases a recursion in numbers, the others one scalar kernel
-    for every distinct |x|.
+    for every distinct |x|. The functions of a `KernelFamily` are evaluated on small blocks.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       x: inputs, shape (n, p).
       kernel: "ntk" or "nngp".
 
@@ -53,6 +54,10 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
     """
     _check_basis(mlp, kernel)
     x = np.asarray(x)
+    if isinstance(mlp, KernelFamily):
+        mlp.check(x)
+        with jax.ensure_compile_time_eval(), enable_x64():
+            return np.asarray(family_diagonals(mlp, MEMORY_BUDGET, jnp.asarray(x, jnp.float64)))
     q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
         return np.asarray(piecewise_linear_diagonals(mlp, q, kernel))
@@ -67,7 +72,7 @@ def depth_diagonals(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np
 _scalar_diagonals = jax.jit(scalar_diagonals, static_argnums=(0, 1))
 
 
-def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
+def unit_diagonal_scale(mlp: MLP | KernelFamily, x: ArrayLike, *, kernel: KernelName = "ntk") -> np.ndarray:
     """The scale_l of docs/mathematics.md: mean diagonal of Theta^(l) over the rows of `x`, shape (L,), float64.
 
     Theta^(l) / scale_l has unit mean diagonal.
@@ -78,7 +83,7 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     scale = depth_diagonals(mlp, x, kernel=kernel).mean(axis=1)
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
-        what = {"depths": "depth", "increments": "increment", "layers": "layer"}[mlp.basis]
+        what = mlp.basis.removesuffix("s")
         raise ValueError(
             f"the {kernel.upper()} of {what} {bad[0] + 1} has mean diagonal {scale[bad[0]]:g} on these inputs and "
             f"cannot be scaled; use inputs that are not all zero, a smaller w_std or a smaller depth"
@@ -86,9 +91,11 @@ def unit_diagonal_scale(mlp: MLP, x: ArrayLike, *, kernel: KernelName = "ntk") -
     return scale
 
 
-def _check_basis(mlp: MLP, kernel: KernelName) -> None:
+def _check_basis(mlp: MLP | KernelFamily, kernel: KernelName) -> None:
     if kernel == "nngp" and mlp.basis != "depths":
-        raise ValueError(f"the NNGP kernel goes with the basis 'depths', not {mlp.basis!r}: give MLP(basis='depths')")
+        raise ValueError(
+            f"the NNGP kernel goes with an MLP of basis 'depths', not {mlp.basis!r}: use the NTK, or such an MLP"
+        )
 
 
 def _is_homogeneous(mlp: MLP) -> bool:
@@ -154,7 +161,7 @@ def kernel_route(
 
 
 def combined_ntk(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     omega: ArrayLike,
     x1: ArrayLike,
     x2: ArrayLike | None = None,
@@ -171,7 +178,7 @@ def combined_ntk(
     (`kernel_route`).
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels, whose functions are evaluated in tiles.
       omega: weights of the unscaled kernels of `mlp.basis`, shape (C, L), or (C, L + 1) for "layers"; the identity
         gives every depth's kernel.
       x1: inputs, shape (n1, p), float32 or float64.
@@ -188,6 +195,8 @@ def combined_ntk(
     """
     _check_basis(mlp, kernel)
     weights, a, b = _checked(mlp, omega, x1, x2)
+    if isinstance(mlp, KernelFamily):
+        return _recursion(mlp, weights, a, b, kernel, memory_budget)
     route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None if route == "recursion" else _series(mlp, kernel, route, q, a)
     if series is None:
@@ -203,7 +212,7 @@ def combined_ntk(
 
 
 def _checked(
-    mlp: MLP, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None
+    mlp: MLP | KernelFamily, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x1 = jnp.asarray(x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
@@ -213,6 +222,8 @@ def _checked(
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
             raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
+        if x is not None and isinstance(mlp, KernelFamily):
+            mlp.check(x)
     omega = jnp.asarray(omega).astype(x1.dtype)
     if omega.ndim != 2 or omega.shape[1] != mlp.n_kernels:
         raise ValueError(
@@ -256,10 +267,16 @@ def _combined_gram(plan, extra, basis, omega, table, at_zero, x):
     return k + extra * bias_weight(basis, omega)[:, None, None] if extra else k
 
 
-def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int):
+def _recursion(
+    mlp: MLP | KernelFamily, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, kernel: KernelName, budget: int
+) -> jax.Array:
     if x2 is not None:
         return recursion(mlp, kernel, int(budget), omega, x1, x2)
-    if _is_traced(x1):
+    if not _is_traced(x1):
+        diagonals = jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
+    elif isinstance(mlp, KernelFamily):
+        diagonals = mlp.diagonals(int(budget), x1)
+    else:
         # one number for every row, differentiable in x and finite where x = 0
         square = jnp.mean(x1 * x1, axis=1)
         if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
@@ -267,8 +284,6 @@ def _recursion(mlp: MLP, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
         else:
             radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
             diagonals = scalar_diagonals(mlp, kernel, radius).astype(x1.dtype)
-    else:
-        diagonals = jnp.asarray(depth_diagonals(mlp, x1, kernel=kernel), x1.dtype)
     return _recursion_gram(mlp, kernel, int(budget), omega, x1, diagonals)
 
 
@@ -281,7 +296,7 @@ def _recursion_gram(mlp, kernel, budget, omega, x, diagonals):
 
 
 def combined_ntk_matvec(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     omega: ArrayLike,
     x1: ArrayLike,
     x2: ArrayLike,
@@ -309,6 +324,7 @@ def combined_ntk_matvec(
     Raises:
       ValueError: as `combined_ntk`; `v` does not have one row for every row of `x2` and one column for every class.
     """
+    _check_basis(mlp, kernel)
     weights, a, b = _checked(mlp, omega, x1, x2)
     assert b is not None  # x2 was given
     vectors = jnp.asarray(v).astype(a.dtype)
@@ -316,6 +332,8 @@ def combined_ntk_matvec(
         raise ValueError(
             f"v must have shape {(b.shape[0], weights.shape[0])}, (rows of x2, classes); got {vectors.shape}"
         )
+    if isinstance(mlp, KernelFamily):
+        return _recursion_matvec(mlp, weights, a, b, vectors, kernel, int(memory_budget))
     route, q = kernel_route(mlp, a, b, inputs=inputs)
     series = None
     if route != "recursion" and isinstance(q, float):

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, bias_weight, depth_diagonals, kernel_route, without_readout_bias
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import angle_series, evaluate
@@ -35,13 +36,14 @@ _COLUMNS_BUDGET = 2**28
 class Evaluator(NamedTuple):
     """How a tile is evaluated: a series in the angle, or without `plan` the recursion. Hashable."""
 
-    mlp: MLP
+    mlp: MLP | KernelFamily
     plan: tiles.Plan | None
 
     def bias(self, omega: np.ndarray) -> np.ndarray:
         """What the readout's bias adds to all kernels of a series in the angle, shape (C,) for `omega` (C, L)."""
-        radial = self.plan is not None and self.plan.radial
-        return self.mlp.readout_bias**2 * bias_weight(self.mlp.basis, omega) if radial else np.zeros(len(omega))
+        if isinstance(self.mlp, KernelFamily) or self.plan is None or not self.plan.radial:
+            return np.zeros(len(omega))
+        return self.mlp.readout_bias**2 * bias_weight(self.mlp.basis, omega)
 
     def rectangle(
         self, table: jax.Array, x1: jax.Array, length1: jax.Array, x2: jax.Array, length2: jax.Array
@@ -143,7 +145,7 @@ class GramOperator:
 
 
 def gram_operator(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     omega: np.ndarray,
     x: np.ndarray,
     *,
@@ -154,7 +156,7 @@ def gram_operator(
     """Prepare sum_l omega[c, l] Theta^(l)(X, X) of every class as an operator.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       omega: weights of the unscaled kernels, shape (C, L).
       x: inputs, shape (n, p), float32 or float64; every process holds all of them.
       inputs: as in `combined_ntk`.
@@ -196,11 +198,13 @@ def _weigh(evaluator: Evaluator, depths: np.ndarray, omega: np.ndarray, dtype: n
     }
 
 
-def prepare(mlp: MLP, x: np.ndarray, inputs: InputsName) -> tuple[Evaluator, np.ndarray, np.ndarray, np.ndarray]:
+def prepare(
+    mlp: MLP | KernelFamily, x: np.ndarray, inputs: InputsName
+) -> tuple[Evaluator, np.ndarray, np.ndarray, np.ndarray]:
     """How kernels of the rows `x` are evaluated.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       x: inputs, shape (n, p).
       inputs: as in `combined_ntk`.
 
@@ -209,11 +213,14 @@ def prepare(mlp: MLP, x: np.ndarray, inputs: InputsName) -> tuple[Evaluator, np.
       weighted sum; the inputs as the evaluator wants them, shape (n, p); and the factors that its kernels leave out,
       shape (n,).
     """
+    plain = Evaluator(mlp, None), np.eye(mlp.n_kernels), x, np.ones(len(x), x.dtype)
+    if isinstance(mlp, KernelFamily):
+        return plain
     route, q = kernel_route(mlp, jnp.asarray(x), inputs=inputs)
     core = without_readout_bias(mlp) if route == "angle" else mlp
     series = None if route == "recursion" else angle_series(core, "ntk", float(q), x.dtype.name)
     if series is None:
-        return Evaluator(mlp, None), np.eye(len(depth_diagonals(mlp, x[:1]))), x, np.ones(len(x), x.dtype)
+        return plain
     plan = tiles.Plan(series.form, route == "angle", _COLUMNS_BUDGET)
     unit, length = (np.asarray(a) for a in jax.jit(tiles.unit_rows)(x))
     if route == "sphere":

@@ -29,6 +29,7 @@ from jax import lax
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.series import SWEEPS, KernelName, angle_of_complement, slopes
 
 
@@ -120,11 +121,13 @@ def _fast_jvp(mlp, kernel, budget, primals, tangents):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def recursion(mlp: MLP, kernel: KernelName, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """K_c(x1, x2) for any architecture and inputs, shape (C, n1, n2), dtype of `x1`, without any exact diagonal.
+def recursion(
+    mlp: MLP | KernelFamily, kernel: KernelName, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array
+) -> jax.Array:
+    """K_c(x1, x2) for any kernels and inputs, shape (C, n1, n2), dtype of `x1`, without any exact diagonal.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       kernel: "ntk" or "nngp".
       budget: bytes of temporary arrays, about.
       omega: weights of the unscaled kernels, shape (C, L).
@@ -134,6 +137,8 @@ def recursion(mlp: MLP, kernel: KernelName, budget: int, omega: jax.Array, x1: j
     c, n1, n2 = len(omega), len(x1), len(x2)
     if n1 == 0 or n2 == 0:
         return jnp.zeros((c, n1, n2), x1.dtype)
+    if isinstance(mlp, KernelFamily):
+        return mlp.combined(budget, omega, x1, x2)
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
         return _fast(mlp, kernel, budget, omega, x1, x2)
     rows = int(min(n1, 64, max(1, budget // ((mlp.n_kernels + c + 8) * n2 * x1.dtype.itemsize))))

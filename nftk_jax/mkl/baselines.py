@@ -34,7 +34,7 @@ def uniform(problem: SearchProblem) -> np.ndarray:
     return uniform_omega(problem.n_classes, problem.depth)
 
 
-def single_kernels(basis: BasisName, scale: np.ndarray) -> np.ndarray:
+def single_kernels(basis: BasisName | Literal["kernels"], scale: np.ndarray) -> np.ndarray:
     """Weights of the scaled kernels that leave one network alone, shape (K, L), rows that add up to one.
 
     The identity; for "increments" depth l, scaled to unit mean diagonal, is the sum of the first l increments; for

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
 
@@ -36,7 +37,7 @@ class Certificate:
 
 
 def apply_float64(
-    mlp: MLP, kernel_omega: np.ndarray, x: np.ndarray, x_train: np.ndarray, dual_coef: np.ndarray
+    mlp: MLP | KernelFamily, kernel_omega: np.ndarray, x: np.ndarray, x_train: np.ndarray, dual_coef: np.ndarray
 ) -> np.ndarray:
     """K_c(x, X) alpha_c of every class with entries and sums in float64, shape (m, C)."""
     scores = np.empty((len(x), len(kernel_omega)))
@@ -52,7 +53,7 @@ def apply_float64(
 
 
 def relative_residual(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     kernel_omega: np.ndarray,
     ridge: np.ndarray,
     x_train: np.ndarray,
@@ -63,7 +64,7 @@ def relative_residual(
     """Largest over classes of |y - (K + ridge I) alpha| / |y| on the training rows `rows`, in float64.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       kernel_omega: weights of the unscaled kernels, shape (C, L).
       ridge: absolute ridges, shape (C,).
       x_train: training inputs, shape (n, p).
@@ -78,7 +79,7 @@ def relative_residual(
 
 
 def nystroem_residual(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     kernel_omega: np.ndarray,
     ridge: np.ndarray,
     x_train: np.ndarray,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk
 from nftk_jax.kernels.operators import gram_operator
 from nftk_jax.solvers import conjugate_gradient
@@ -26,7 +27,7 @@ class IterativeSolver:
 
     def __init__(
         self,
-        mlp: MLP,
+        mlp: MLP | KernelFamily,
         reference: np.ndarray,
         ridge: float,
         x: np.ndarray,
@@ -40,7 +41,7 @@ class IterativeSolver:
         """Compute what all solves share.
 
         Args:
-          mlp: the architecture.
+          mlp: the architecture, or a family of kernels.
           reference: weights of the unscaled kernels, shape (L,): the kernel of the preconditioner.
           ridge: its absolute ridge.
           x: inputs as the kernel takes them, shape (n, p), float32 or float64: the precision of entries and products.

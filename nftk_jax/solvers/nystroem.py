@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName
 from nftk_jax.kernels.operators import Evaluator, prepare
 from nftk_jax.kernels.sharding import AXIS, device_mesh, place, shard_map
@@ -31,7 +32,7 @@ TILE_ROWS = 1024
 
 
 def solve_nystroem(
-    mlp: MLP,
+    mlp: MLP | KernelFamily,
     kernel_omega: np.ndarray,
     ridge: np.ndarray,
     x: np.ndarray,
@@ -46,7 +47,7 @@ def solve_nystroem(
     """Solve for the coefficients of K_c(., landmarks), classes of one kernel and ridge together.
 
     Args:
-      mlp: the architecture.
+      mlp: the architecture, or a family of kernels.
       kernel_omega: weights of the unscaled kernels, shape (C, L).
       ridge: absolute ridge of every class, shape (C,).
       x: inputs as the kernel takes them, shape (n, p), float32 or float64.

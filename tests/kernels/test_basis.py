@@ -139,7 +139,7 @@ def combined_ntk_float64(mlp, x):
 def test_the_wrong_number_of_weights_and_other_families_are_refused(inputs):
     with pytest.raises(ValueError, match=r"\(n_classes, 5\), one weight for every kernel of the basis 'layers'"):
         combined_ntk(MLP(4, basis="layers"), np.eye(4), inputs[0])
-    with pytest.raises(ValueError, match="NNGP kernel goes with the basis 'depths'"):
+    with pytest.raises(ValueError, match="NNGP kernel goes with an MLP of basis 'depths', not 'layers'"):
         combined_ntk(MLP(4, basis="layers"), np.eye(5), inputs[0], kernel="nngp")
     with pytest.raises(ValueError, match="basis must be one of depths, increments, layers; got 'both'"):
         MLP(4, basis="both")

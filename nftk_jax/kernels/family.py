@@ -1,0 +1,236 @@
+"""Any list of kernels as a family: functions of neural_tangents, functions of one's own, or precomputed Grams."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from nftk_jax.kernels import tiles
+
+#: Rows and columns of the largest tile: one that a processor's cache holds.
+_ROWS, _COLUMNS = 64, 4096
+#: Rows of the blocks whose diagonals are taken.
+_DIAGONAL_ROWS = 16
+#: Row numbers up to this are exact in float32.
+_LARGEST_ROW = 2**24
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class KernelFamily:
+    r"""Kernels Theta^(1), ..., Theta^(L) of any kind, in place of an `MLP`: search, solve and prediction take either.
+
+    A function maps rows (n1, \*input_shape) and (n2, \*input_shape) to their kernel (n1, n2). JAX must be able to
+    trace it; it must be symmetric, positive semi-definite and cheap enough to be evaluated again wherever a tile is
+    needed. Two families are equal if they are one object, so that a copy shares what is compiled.
+
+    Args:
+      functions: the kernels, at least one.
+      input_shape: of one sample, as the functions take it; inputs are rows (n, p), p its product. None is (p,).
+      n_rows: inputs are not features but numbers 0, ..., n_rows - 1 of rows that the functions know, as a column
+        (n, 1); None for features. See `precomputed`.
+
+    Raises:
+      ValueError: there is no function, one cannot be called, or a size is not positive.
+    """
+
+    functions: tuple[Callable[[jax.Array, jax.Array], Any], ...]
+    input_shape: tuple[int, ...] | None = None
+    n_rows: int | None = None
+
+    #: What the kernels are called where an MLP says "depths", "increments" or "layers".
+    basis: ClassVar[Literal["kernels"]] = "kernels"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "functions", tuple(self.functions))
+        if not self.functions or not all(callable(function) for function in self.functions):
+            raise ValueError(f"functions must be one callable (x1, x2) -> kernel or more; got {self.functions!r}")
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(int(size) for size in self.input_shape))
+            if min(self.input_shape, default=0) < 1:
+                raise ValueError(f"input_shape must be positive sizes, such as (28, 28, 1); got {self.input_shape}")
+        if self.n_rows is not None and not 1 <= self.n_rows <= _LARGEST_ROW:
+            raise ValueError(
+                f"n_rows must be between 1 and {_LARGEST_ROW}, whose numbers are exact in float32; got {self.n_rows}"
+            )
+
+    @classmethod
+    def from_neural_tangents(
+        cls, kernel_functions: Sequence[Callable], input_shape: tuple[int, ...] | None = None
+    ) -> KernelFamily:
+        """The NTKs of neural_tangents networks.
+
+        Import ``stax`` from `nftk_jax.kernels.neural_tangents`: neural_tangents' own import fails on JAX 0.6 and later.
+
+        Args:
+          kernel_functions: the ``kernel_fn`` of every network, the third of ``init_fn, apply_fn, kernel_fn``.
+          input_shape: of one sample, channels last, such as (28, 28, 1); None is (p,).
+
+        Raises:
+          ValueError: a ``kernel_fn`` cannot be called, or as for the class.
+        """
+        if not all(callable(function) for function in kernel_functions):
+            raise ValueError(
+                "kernel_functions must be the kernel_fn of every network, the third of (init_fn, apply_fn, kernel_fn); "
+                f"got {', '.join(type(function).__name__ for function in kernel_functions)}"
+            )
+        return cls(tuple(functools.partial(function, get="ntk") for function in kernel_functions), input_shape)
+
+    @classmethod
+    def precomputed(cls, grams: ArrayLike) -> KernelFamily:
+        """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
+
+        Args:
+          grams: Gram matrices, shape (L, n, n), float32 or float64. They stay in main memory as long as programs that
+            read them are compiled (`jax.clear_caches`).
+
+        Raises:
+          ValueError: the matrices are not square, finite and symmetric, or have more than 2^24 rows.
+        """
+        grams = np.asarray(grams)
+        if not np.issubdtype(grams.dtype, np.floating):
+            grams = grams.astype(np.float64)
+        if grams.ndim != 3 or grams.shape[1] != grams.shape[2]:
+            raise ValueError(f"grams must have shape (L, n, n), one square matrix a kernel; got {grams.shape}")
+        for number, gram in enumerate(grams, 1):
+            if not np.isfinite(gram).all():
+                raise ValueError(f"Gram matrix {number} holds NaN or infinity")
+            gap = float(np.abs(gram - gram.T).max(initial=0))
+            if gap > 1e-5 * float(np.abs(gram).max(initial=0)):
+                raise ValueError(f"Gram matrix {number} differs from its transpose by {gap:g}; give (K + K.T) / 2")
+        return cls(tuple(functools.partial(_look_up, gram) for gram in grams), n_rows=grams.shape[1])
+
+    def __repr__(self) -> str:
+        what = f"input_shape={self.input_shape}" if self.n_rows is None else f"n_rows={self.n_rows}"
+        return f"KernelFamily({self.n_kernels} functions, {what})"
+
+    def __deepcopy__(self, memo: dict) -> KernelFamily:
+        return self
+
+    @property
+    def n_kernels(self) -> int:
+        """L."""
+        return len(self.functions)
+
+    def check(self, x: np.ndarray | jax.Array) -> None:
+        """Raise ValueError unless `x` holds inputs of this family, shape (n, p); the values of traced ones pass."""
+        features = 1 if self.n_rows is not None else math.prod(self.input_shape or x.shape[1:])
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"the inputs of {self!r} must have shape (n, {features}); got {x.shape}")
+        if self.n_rows is None or isinstance(x, Tracer) or not len(x):
+            return
+        rows = np.asarray(x)
+        if not ((rows == np.round(rows)).all() and rows.min() >= 0 and rows.max() < self.n_rows):
+            raise ValueError(
+                f"the inputs of {self!r} must be row numbers from 0 to {self.n_rows - 1}, unscaled; got values from "
+                f"{rows.min():g} to {rows.max():g}"
+            )
+
+    def kernels(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """All kernels of rows (n1, p) and (n2, p), shape (L, n1, n2), dtype of `x1`, in one piece. Traceable."""
+        left, right = (x.reshape(-1, *(self.input_shape or x.shape[1:])) for x in (x1, x2))
+        return jnp.stack([_checked(self, number, left, right) for number in range(self.n_kernels)])
+
+    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """sum_l omega[c, l] Theta^(l)(x1, x2), shape (C, n1, n2), in tiles of both arrays' rows. Traceable.
+
+        Args:
+          budget: bytes of temporary arrays, about.
+          omega: weights, shape (C, L).
+          x1: inputs, shape (n1, p).
+          x2: inputs, shape (n2, p).
+        """
+        n1, n2 = len(x1), len(x2)
+        pairs = self._pairs(budget, len(omega), x1)
+        rows = max(1, min(n1, _ROWS, math.isqrt(pairs)))
+        columns = max(1, min(n2, _COLUMNS, pairs // rows))
+
+        def tile(start):
+            left = lax.dynamic_slice_in_dim(x1, start[0], rows)
+            right = lax.dynamic_slice_in_dim(x2, start[1], columns)
+            return jnp.einsum("cl,lnm->cnm", omega, self.kernels(left, right), precision=tiles.HIGHEST)
+
+        starts = [(i, j) for i in tiles.tile_starts(n1, rows) for j in tiles.tile_starts(n2, columns)]
+        if len(starts) == 1:
+            return tile((0, 0))
+
+        def fill(out, start):
+            return lax.dynamic_update_slice(out, tile(start), (jnp.zeros_like(start[0]), *start)), None
+
+        return lax.scan(fill, jnp.zeros((len(omega), n1, n2), x1.dtype), jnp.asarray(starts, jnp.int32))[0]
+
+    def diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        """Theta^(l)(x_i, x_i), shape (L, n), from small blocks on the diagonal. Traceable."""
+        n = len(x)
+        size = max(1, min(n, _DIAGONAL_ROWS, math.isqrt(self._pairs(budget, 0, x))))
+        blocks = jnp.pad(x, ((0, -n % size), (0, 0)), mode="edge" if n else "constant").reshape(-1, size, x.shape[1])
+        found = lax.map(lambda block: jnp.diagonal(self.kernels(block, block), axis1=1, axis2=2), blocks)
+        return found.transpose(1, 0, 2).reshape(self.n_kernels, -1)[:, :n]
+
+    def _pairs(self, budget: int, n_classes: int, x: jax.Array) -> int:
+        """Pairs of rows whose temporary arrays fit the budget."""
+        numbers = self.n_kernels + n_classes + 4 * _pair_numbers(self, x.shape[1], x.dtype.name)
+        return max(1, int(budget / (x.dtype.itemsize * numbers)))
+
+
+@functools.lru_cache(maxsize=64)
+def _pair_numbers(family: KernelFamily, features: int, dtype: str) -> float:
+    """Numbers that the functions' largest array holds for a pair of rows, judged by 4 x 4 of them.
+
+    Images count: a convolution's kernel has an entry for every pixel, or pair of pixels, of a pair of images.
+    """
+    some = jax.ShapeDtypeStruct((4, features), dtype)
+    return _widest(jax.make_jaxpr(family.kernels)(some, some)) / 16
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def family_diagonals(family: KernelFamily, budget: int, x: jax.Array) -> jax.Array:
+    """`KernelFamily.diagonals`, compiled."""
+    return family.diagonals(budget, x)
+
+
+def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """One function's kernel, if it is one."""
+    k = family.functions[number](x1, x2)
+    shape = getattr(k, "shape", None)
+    if isinstance(k, tuple) or shape != (len(x1), len(x2)):
+        raise ValueError(
+            f"function {number + 1} of {family!r} must map arrays of shapes {x1.shape} and {x2.shape} to a kernel of "
+            f"shape {(len(x1), len(x2))}; got {type(k).__name__} of shape {shape}; for neural_tangents use "
+            "KernelFamily.from_neural_tangents"
+        )
+    return k.astype(x1.dtype)
+
+
+def _look_up(gram: np.ndarray, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """Entries of a Gram matrix in main memory: as a constant, every compiled program would hold a copy of it.
+
+    They come as words of 32 bits, since JAX calls back from a thread in which 64-bit types may be switched off.
+    """
+    dtype = x1.dtype
+    words = jax.ShapeDtypeStruct((len(x1), len(x2), dtype.itemsize // 4), np.uint32)
+
+    def read(rows, columns):
+        rows, columns = (np.asarray(part)[:, 0].astype(np.int64) for part in (rows, columns))
+        return gram[np.ix_(rows, columns)].astype(dtype).view(np.uint32).reshape(words.shape)
+
+    found = jax.pure_callback(read, words, x1, x2, vmap_method="sequential")
+    return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
+
+
+def _widest(jaxpr: Any) -> int:
+    """Entries of the largest array that a traced function makes, loops and compiled parts included."""
+    sizes = [1]
+    for equation in jaxpr.eqns:
+        sizes += [math.prod(result.aval.shape) for result in equation.outvars]
+        sizes += [_widest(part) for part in jax.tree.leaves(dict(equation.params)) if hasattr(part, "eqns")]
+    return max(sizes)
