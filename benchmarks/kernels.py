@@ -93,21 +93,24 @@ def draw(rows: list[dict], path: Path) -> None:
     """Time against depth and against n, float32."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    largest = max(row["n"] for row in rows)
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    single = [row for row in rows if row["dtype"] == "float32"]
+    n = max(row["n"] for row in single if row["depth"] != 10)  # where depths other than 10 were measured
+    panels = {"depth": [r for r in single if r["n"] == n], "n": [r for r in single if r["depth"] == 10]}
     axes = figure.subplots(1, 2)
-    for axis, key, chosen in zip(
-        axes,
-        ("depth", "n"),
-        ([r for r in rows if r["n"] == largest], [r for r in rows if r["depth"] == 10]),
-        strict=True,
-    ):
-        for method in dict.fromkeys(row["method"] for row in chosen):
-            points = sorted((r[key], r["seconds"]) for r in chosen if r["method"] == method and r["dtype"] == "float32")
-            axis.plot(*zip(*points, strict=True), marker="o", label=method)
-        axis.set(xscale="log", yscale="log", xlabel=key, ylabel="seconds", title=f"time against {key}")
+    for axis, (key, chosen), fixed in zip(axes, panels.items(), (f"n = {n}", "depth 10"), strict=True):
+        for method in dict.fromkeys(row["method"] for row in single):
+            points = sorted((row[key], row["seconds"]) for row in chosen if row["method"] == method)
+            style = {"color": "0.4", "linestyle": "--"} if method == "matrix product" else {}
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=method, **style)
+        axis.set(
+            xscale="log", yscale="log", xlabel=key, ylabel="seconds", title=f"time against {key}, {fixed}, float32"
+        )
+        ticks = sorted({row[key] for row in chosen})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=150)
 
 
