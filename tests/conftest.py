@@ -16,6 +16,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import jax
+
 from nftk_jax.kernels.precision import enable_x64
 
 # Most of the tests' time is compilation, and code that XLA does not optimise compiles four times quicker. Without fused
@@ -29,6 +31,13 @@ def pytest_configure() -> None:
         env = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
         trial = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=env, capture_output=True)
         os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if trial.returncode == 0 else ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_given_back():
+    """Each holds some areas of memory, of which Linux gives a process 65,530 (vm.max_map_count)."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
