@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test lint check check-slow bench bench-mkl docs clean
+.PHONY: help setup fit test test-matrix lint check check-slow bench bench-mkl docs clean
 
 help:
-	@echo "make setup | fit | test | lint | check | check-slow | bench | bench-mkl | docs | clean"
+	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | bench | bench-mkl | docs | clean"
 
 setup: $(READY)
 
@@ -22,6 +22,15 @@ fit: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The oldest and the newest Python and JAX, in an environment of their own; uv fetches an interpreter that is missing.
+test-matrix: $(READY)
+	@for versions in "3.11 jax==0.6.0 jaxlib==0.6.0" "3.13 jax jaxlib"; do set -- $$versions; \
+	  $(BIN)/uv venv --quiet --clear --python $$1 .venv-matrix && \
+	  VIRTUAL_ENV=.venv-matrix $(BIN)/uv pip install --quiet --editable '.[dev]' $$2 $$3 && \
+	  .venv-matrix/bin/python -c 'import jax, platform; print("Python", platform.python_version(), "JAX", jax.__version__)' && \
+	  .venv-matrix/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST) || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,4 +56,4 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-bench build dist *.egg-info runs site
+	rm -rf .venv .venv-bench .venv-matrix build dist *.egg-info runs site

@@ -33,6 +33,7 @@ _BISECTIONS = 12
 _TRIALS = 4  # of the true error along a line, beyond its farthest point
 _OPERATIONS, _MOST_CALLS = 3e11, 240  # spent on true errors; ends that are left are the model's, unchecked
 _OPERATIONS_AN_ENTRY = 20  # of every kernel in an iterated solve: about ten passes
+_TOLERANCE = 1e-4  # of such a solve: its errors are compared with one standard error, a few percent of them
 _ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
 
 #: Omegas to be judged; gets back whether each is allowed.
@@ -136,7 +137,7 @@ class _Judge:
         """Errors, shape (C,); infinite where a kernel is singular, NaN where a class is not active."""
         self.calls_left -= 1
         rows = jnp.asarray(np.where(active[:, None], omega, self._omega), self._dtype)
-        errors = np.asarray(self._objective.values(rows, jnp.asarray(active)), np.float64)
+        errors = np.asarray(self._objective.values(rows, jnp.asarray(active), tolerance=_TOLERANCE), np.float64)
         return np.where(active & ~np.isfinite(errors), np.inf, errors)
 
 

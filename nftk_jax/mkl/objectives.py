@@ -91,23 +91,26 @@ class ValidationObjective:
             found = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, *data))
         return _gradient(*found, self.k_train, self.k_held, weight)
 
-    def residuals(self, omega: jax.Array, active: jax.Array) -> jax.Array:
-        """r of every active class, shape (C, V), NaN for the others; iterated, half of the work of `evaluate`."""
+    def residuals(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
+        """r of every active class, shape (C, V), NaN for the others; iterated, half of the work of `evaluate`.
+
+        `tolerance` is that of the iteration, see `reference.conjugate_gradients`.
+        """
         ridge = self._row_ridge(omega)
         data = self.k_train, self.k_held, self.y_train, self.y_held, ridge
         if self._are_alike(omega, ridge):
             return _solve_alike(omega, active, *data, self._share(omega))[1]
         if self.inverse is None:
             return _solve_each(omega, active, *data, self._share(omega))[1]
-        _, r, good = _fit_iteratively(omega, active, self.inverse, *data)
+        _, r, good = _fit_iteratively(omega, active, self.inverse, *data, tolerance)
         found = (jnp.where(active[:, None], r.T, jnp.nan),)
         return _complete(found, active & ~good, lambda lost: _solve_each(omega, lost, *data, self._share(omega))[1:2])[
             0
         ]
 
-    def values(self, omega: jax.Array, active: jax.Array) -> jax.Array:
+    def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,)."""
-        return self.residuals(omega, active) ** 2 @ self._share(omega)
+        return self.residuals(omega, active, tolerance=tolerance) ** 2 @ self._share(omega)
 
     def _row_ridge(self, omega: jax.Array) -> jax.Array:
         return row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
@@ -175,10 +178,10 @@ def _solve_alike(omega, active, k_train, k_held, y_train, y_held, ridge, weight)
 
 
 @jax.jit
-def _fit_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge):
+def _fit_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge, tolerance=None):
     """a and r by conjugate gradients, shapes (T, C) and (V, C), and for which classes they converged."""
     apply = functools.partial(apply_kernels, omega, ridge, k_train)
-    a, good, _ = conjugate_gradients(apply, inverse, jnp.where(active, y_train, 0))
+    a, good, _ = conjugate_gradients(apply, inverse, jnp.where(active, y_train, 0), tolerance)
     return a, jnp.einsum("cl,lvc->vc", omega, k_held @ a) - y_held, good
 
 
@@ -220,10 +223,10 @@ class MeanObjective:
             gradient += part.mass / total * here.gradient
         return Evaluation(value, gradient)
 
-    def values(self, omega: jax.Array, active: jax.Array) -> jax.Array:
+    def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,), NaN for the others; cheaper than `evaluate`."""
         total, start = sum(part.mass for part in self.parts), jnp.zeros(len(omega), omega.dtype)
-        return sum((part.mass / total * part.values(omega, active) for part in self.parts), start)
+        return sum((part.mass / total * part.values(omega, active, tolerance=tolerance) for part in self.parts), start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,19 +43,22 @@ def apply_kernels(omega: jax.Array, ridge: jax.Array, k: jax.Array, v: jax.Array
     return jnp.einsum("cl,lnc->nc", omega, _multiply(k, v)) + ridge.T * v
 
 
-def conjugate_gradients(apply: Product, inverse: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def conjugate_gradients(
+    apply: Product, inverse: jax.Array, y: jax.Array, tolerance: jax.Array | float | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     r"""Solve A_c x_c = y_c for all classes at once.
 
     Args:
       apply: maps v, shape (n, C), to A_c v_c.
       inverse: of the reference, shape (n, n).
       y: right-hand sides, shape (n, C); a column of zeros costs nothing.
+      tolerance: on the relative residual of a class; None is the dtype's `TOLERANCE`.
 
     Returns:
-      The solutions, shape (n, C); which have a relative residual of at most `TOLERANCE`, shape (C,), where the others
-      met a direction of negative curvature or took too long; and the iterations.
+      The solutions, shape (n, C); which have reached the tolerance, shape (C,), where the others met a direction of
+      negative curvature or took too long; and the iterations.
     """
-    bound = TOLERANCE[np.dtype(y.dtype)] * jnp.linalg.norm(y, axis=0)
+    bound = (TOLERANCE[np.dtype(y.dtype)] if tolerance is None else tolerance) * jnp.linalg.norm(y, axis=0)
 
     def open_classes(residual, bad):
         return (jnp.linalg.norm(residual, axis=0) > bound) & ~bad

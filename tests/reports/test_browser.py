@@ -1,0 +1,103 @@
+"""report.html in a real browser: `make check-slow` runs these where Chromium is installed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from nftk_jax.reports.fit_figures import save_figures
+from nftk_jax.reports.html import render_report
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, ten_classes, tmp_path):
+    """Open the report on a screen; what the page says on its console, or asks the network for, fails the test."""
+    complaints: list[str] = []
+    pages = []
+
+    def open_report(**screen):
+        metrics = ten_classes | {"certificate": ten_classes["certificate"]}
+        file = tmp_path / "report.html"
+        file.write_text(render_report(metrics, save_figures(metrics, tmp_path / "figures")), encoding="utf-8")
+        page = browser.new_page(**screen)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if is_remote(request.url) else None)
+        page.goto(file.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_report
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def is_remote(url: str) -> bool:
+    return not url.startswith(("file:", "data:"))
+
+
+def test_a_page_under_2_mb_shows_its_parts_and_all_its_figures(visit, tmp_path):
+    page = visit(viewport={"width": 1280, "height": 900})
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+    assert page.locator("h1").count() == 1
+    assert page.locator(".verdict").is_visible()
+    widths = page.eval_on_selector_all("figure img", "images => images.map(image => image.naturalWidth)")
+    assert len(widths) == 4
+    assert min(widths) > 1000
+
+
+def test_a_click_on_a_header_sorts_and_another_turns_the_order(visit):
+    page = visit()
+    table = page.locator("table.sortable").first
+    button = table.locator("th button").nth(1)
+    read = "cells => cells.map(cell => Number(cell.dataset.sort))"
+    for order in (-1, 1):
+        button.click()
+        numbers = table.locator("tbody tr td:nth-child(2)").evaluate_all(read)
+        if any(number != number for number in numbers):  # the first cell of a row may be a header
+            numbers = table.locator("tbody tr > :nth-child(2)").evaluate_all(read)
+        assert numbers == sorted(numbers, key=lambda number: order * number)
+        assert len(set(numbers)) > 1
+
+
+def test_a_tap_on_a_cell_tells_its_numbers_and_a_button_changes_what_cells_show(visit):
+    page = visit(viewport={"width": 390, "height": 844}, has_touch=True)
+    cell = page.locator("table.heat tbody td").nth(3)
+    cell.tap()
+    assert page.locator(".told").inner_text() == cell.get_attribute("title")
+    before = page.locator("table.heat tbody td").all_inner_texts()
+    page.locator(".views button").nth(1).tap()
+    assert page.locator("table.heat tbody td").all_inner_texts() != before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_page_and_a_phone_needs_no_sideways_scrolling(visit, scheme):
+    page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    ink, paper = page.evaluate(
+        "(() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]; })()"
+    )
+    light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 7  # WCAG 2.1, level AAA
+    assert (luminance(paper) > 0.5) == (scheme == "light")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.1) of a colour as the browser writes it, ``rgb(r, g, b)``."""
+    channels = [int(number) / 255 for number in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
