@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test test-matrix lint check check-slow bench bench-mkl docs clean
+.PHONY: help setup fit test test-matrix lint check check-slow fuzz bench bench-mkl docs clean
 
 help:
-	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | bench | bench-mkl | docs | clean"
+	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | fuzz | bench | bench-mkl | docs | clean"
 
 setup: $(READY)
 
@@ -41,6 +41,12 @@ check: lint test
 
 check-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Every reader of other programs' files on so many changed ones.
+RUNS ?= 20000
+fuzz: $(READY)
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet atheris
+	@for reader in npz idx tar tokens weights header; do $(BIN)/python tests/fuzz.py $$reader -runs=$(RUNS) || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
