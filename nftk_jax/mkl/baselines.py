@@ -86,22 +86,34 @@ def shuffled_labels(
     return learn_weights(dataclasses.replace(problem, y=problem.y[order]), ridge, settings).omega
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def distance_kernel(name: DistanceKernelName, x1: jax.Array, x2: jax.Array, width: jax.Array | float) -> jax.Array:
-    r"""exp(-|x - x'|^2 / (2 width^2)) ("rbf") or exp(-|x - x'| / width) ("laplace"), shape (n1, n2).
-
-    Both use the Euclidean distance; this Laplace kernel has the function space of the ReLU NTK on the sphere (Chen & Xu
-    2021), which makes it the natural rival.
-    """
+@jax.jit
+def square_distances(x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """|x - x'|^2 of all pairs of rows, shape (n1, n2); identical rows are only about 0 apart."""
     squares = (x2**2).sum(1)
 
     def row(x):
         product = jnp.matmul(x2, x, precision=jax.lax.Precision.HIGHEST)
-        square = jnp.maximum((x**2).sum() + squares - 2 * product, 0.0)
-        return jnp.exp(-square / (2 * width**2)) if name == "rbf" else jnp.exp(-jnp.sqrt(square) / width)
+        return jnp.maximum((x**2).sum() + squares - 2 * product, 0.0)
 
     # in tiles that a cache holds: one matrix product of everything would go through memory once for every operation
     return jax.lax.map(row, x1, batch_size=_TILE_ROWS)
+
+
+@jax.jit
+def square_distances_within(x: jax.Array) -> jax.Array:
+    """The same between the rows of x, with zeros on the diagonal, shape (n, n)."""
+    index = jnp.arange(len(x))
+    return square_distances(x, x).at[index, index].set(0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def distance_kernel(name: DistanceKernelName, squares: jax.Array, width: jax.Array | float) -> jax.Array:
+    r"""exp(-|x - x'|^2 / (2 width^2)) ("rbf") or exp(-|x - x'| / width) ("laplace") of squared distances, elementwise.
+
+    Both use the Euclidean distance; this Laplace kernel has the function space of the ReLU NTK on the sphere (Chen & Xu
+    2021), which makes it the natural rival.
+    """
+    return jnp.exp(-squares / (2 * width**2)) if name == "rbf" else jnp.exp(-jnp.sqrt(squares) / width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,43 +124,41 @@ class DistanceKernel:
     width: float
     ridge: np.ndarray
 
-    def gram(self, x: jax.Array) -> jax.Array:
-        """Gram matrix of x, shape (n, n), with its exact unit diagonal."""
-        index = jnp.arange(len(x))
-        return distance_kernel(self.name, x, x, self.width).at[index, index].set(1.0)
+    def of(self, squares: jax.Array) -> jax.Array:
+        """The kernel at squared distances, of their shape."""
+        return distance_kernel(self.name, squares, self.width)
 
 
 def choose_distance_kernel(
-    name: DistanceKernelName, x: np.ndarray, problem: SearchProblem, *, shared_ridge: bool
+    name: DistanceKernelName, squares: jax.Array, problem: SearchProblem, *, shared_ridge: bool
 ) -> DistanceKernel:
     """Choose width (a multiple of the median distance) and ridge by the error on the held-out rows.
 
     Args:
       name: "rbf" or "laplace".
-      x: scaled inputs of the search rows, shape (n, p).
+      squares: squared distances between the search rows, shape (n, n), zero on the diagonal.
       problem: their targets and held-out rows.
       shared_ridge: one ridge for all classes.
     """
-    sample = np.asarray(x[:500], np.float64)
-    squares = (sample**2).sum(1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * sample @ sample.T, 0.0))
-    median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
+    sample = np.asarray(squares[:500, :500], np.float64)
+    median = float(np.sqrt(np.median(sample[sample > 0]))) if (sample > 0).any() else 1.0
 
-    def judge(place: int) -> tuple[float, DistanceKernel]:
+    def judge(place: int, ridges: tuple[float, ...]) -> tuple[float, DistanceKernel]:
         kernel = DistanceKernel(name, median * _WIDTH_FACTORS[place], np.empty(0))
-        gram = kernel.gram(jnp.asarray(x))[None]
-        errors = dataclasses.replace(problem, k=gram).held_out_errors(operator.itemgetter(0), _DISTANCE_RIDGES)
+        errors = dataclasses.replace(problem, k=kernel.of(squares)[None]).held_out_errors(
+            operator.itemgetter(0), ridges
+        )
         if not np.isfinite(errors).any(axis=0).all():
             return np.inf, kernel
-        ridge = choose_ridge(errors, _DISTANCE_RIDGES, shared=shared_ridge)
-        chosen = errors[np.searchsorted(_DISTANCE_RIDGES, ridge), np.arange(len(ridge))].mean()
+        ridge = choose_ridge(errors, ridges, shared=shared_ridge)
+        chosen = errors[np.searchsorted(ridges, ridge), np.arange(len(ridge))].mean()
         return float(chosen), dataclasses.replace(kernel, ridge=ridge)
 
-    # every other width, then the neighbours of the best
-    tried = {place: judge(place) for place in range(0, len(_WIDTH_FACTORS), 2)}
-    best = min(tried, key=lambda place: tried[place][0])
-    tried |= {place: judge(place) for place in (best - 1, best + 1) if 0 <= place < len(_WIDTH_FACTORS)}
-    error, found = min(tried.values(), key=operator.itemgetter(0))
+    # every other width at every other ridge, then the best and its neighbours at all
+    coarse = {place: judge(place, _DISTANCE_RIDGES[::2])[0] for place in range(0, len(_WIDTH_FACTORS), 2)}
+    best = min(coarse, key=lambda place: coarse[place])
+    near = [place for place in (best - 1, best, best + 1) if 0 <= place < len(_WIDTH_FACTORS)]
+    error, found = min((judge(place, _DISTANCE_RIDGES) for place in near), key=operator.itemgetter(0))
     if not np.isfinite(error):
         raise ArithmeticError(f"the {name} kernel is singular at every width and ridge tried; use --precision float64")
     return found
