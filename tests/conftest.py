@@ -20,8 +20,6 @@ import jax
 
 from nftk_jax.kernels.precision import enable_x64
 
-collect_ignore = ["fuzz.py"]  # a program with a dependency of its own: `make fuzz`
-
 # Most of the tests' time is compilation, and code that XLA does not optimise compiles four times quicker. Without fused
 # multiply-adds (AVX has none) it rounds one expression the same way everywhere. `XLA_FLAGS= make test` tests the
 # optimised code. XLA ends a process with a flag that it does not know: a process of its own tries them.

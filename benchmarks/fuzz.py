@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads other programs' files: `make fuzz`.
 
-    python tests/fuzz.py npz|idx|tar|tokens|weights|header [-runs=N] [any flag of libFuzzer]
+    python benchmarks/fuzz.py npz|idx|tar|tokens|weights|header [-runs=N] [any flag of libFuzzer]
 
 Each reader starts from files that it can read and gets them changed, N times. It may refuse a file by the error that
 its documentation names, in one line. Anything else ends the run: another exception, a crash, more than 20 seconds or
@@ -117,8 +117,11 @@ def main() -> None:
                 read()
                 counts["read"] += 1
             except (DataError, ModelError) as error:
-                assert "\n" not in str(error)
+                message = str(error)
                 counts["refused"] += 1
+            else:
+                message = ""
+            assert "\n" not in message
             assert sorted(home.rglob("*")) == before
             if sum(counts.values()) % 1000 == 0:
                 print(f"{name}: {json.dumps(counts)}", flush=True)
