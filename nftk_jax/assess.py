@@ -25,8 +25,6 @@ from nftk_jax.solvers.plan import SolvePlan
 
 #: Rows of the random blocks on which residual and predictions are recomputed in float64.
 CERTIFICATE_ROWS = 256
-# relative residual of the baselines where they are solved by iteration: far below what tells two accuracies apart
-_TOLERANCE = 1e-3
 
 
 def assess(
@@ -189,10 +187,7 @@ class _Comparison:
         model, mlp = self._learned.model, self._settings.mlp
         times = len(omega) // len(model.omega)
         kernel_omega, y = omega / model.scale, np.tile(self._y, times)
-        settings = self._settings
-        if settings.precision == "float32" and settings.solver_tolerance is None:
-            settings = dataclasses.replace(settings, solver_tolerance=_TOLERANCE)
-        solution = solve_scaled(settings, self._z, kernel_omega, ridge, y, self._plan, iterative=self._iterative)
+        solution = solve_scaled(self._settings, self._z, kernel_omega, ridge, y, self._plan, iterative=self._iterative)
         z = jnp.asarray(self._z if solution.landmarks is None else self._z[solution.landmarks])
         scores = predict_scores(
             lambda rows, weights: combined_ntk(mlp, weights, rows, z), self._z_test, kernel_omega, solution.dual_coef
