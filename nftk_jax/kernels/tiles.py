@@ -149,11 +149,11 @@ def tile_starts(n: int, size: int) -> np.ndarray:
     return np.minimum(np.arange(0, n, size), max(n - size, 0)).astype(np.int32)
 
 
-def _visit_flagged(largest: jax.Array, size: int, visit, out: jax.Array) -> jax.Array:
-    """Apply ``out = visit(start, out)`` to the tiles of `size` rows in which some |cos| exceeds the threshold."""
-    starts = tile_starts(len(largest), size)
-    flagged = jnp.any(largest[starts[:, None] + np.arange(size)] > _threshold(largest.dtype), axis=1)
-    order = jnp.asarray(starts)[jnp.argsort(~flagged, stable=True)]
+def _visit_flagged(largest: jax.Array, visit, out: jax.Array) -> jax.Array:
+    """Apply ``out = visit(k, out)`` to the numbers k of the tiles in which some |cos|, of shape (tiles, rows), exceeds
+    the threshold."""
+    flagged = jnp.any(largest > _threshold(largest.dtype), axis=1)
+    order = jnp.argsort(~flagged, stable=True)
     count = jnp.sum(flagged, dtype=jnp.int32)
     return lax.while_loop(
         lambda state: state[0] < count,
@@ -227,11 +227,16 @@ def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array)
     out = _write(out, tile, i, j)
     rows = min(_NEAR_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
 
-    def visit(i, out):
-        u1, r1 = unit_rows(_rows(x1, i, rows))
-        return _write(out, _values(plan, series, exact_angles(u1, u2, None)[0], r1, r2), i, 0)
+    # the flagged rows first, so that few tiles hold them all
+    order = jnp.argsort(largest <= _threshold(largest.dtype), stable=True)
+    tiles = order[tile_starts(n1, rows)[:, None] + np.arange(rows)]
 
-    return _visit_flagged(largest, rows, visit, out).reshape(c, n1, n2)
+    def visit(k, out):
+        u1, r1 = unit_rows(x1[tiles[k]])
+        exact = _values(plan, series, exact_angles(u1, u2, None)[0], r1, r2)
+        return out.at[..., tiles[k], :].set(exact, unique_indices=True)
+
+    return _visit_flagged(largest[tiles], visit, out).reshape(c, n1, n2)
 
 
 def _pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -250,15 +255,17 @@ def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array)
     (u, r), series = unit_rows(x), _classes(coefficients)
     out, largest = _triangle(plan, series, u, r)
     rows = min(_NEAR_ROWS, _tile_rows(plan, n, n, 6 + 2 * c, itemsize))
+    starts = tile_starts(n, rows)
 
-    def visit(i, out):
+    def visit(k, out):
+        i = jnp.asarray(starts)[k]
         upper = jnp.arange(n) > i + jnp.arange(rows)[:, None]
         t, near = exact_angles(_rows(u, i, rows), u, upper)
-        k = _values(plan, series, t, _rows(r, i, rows), r)
-        out = _write(out, jnp.where(near, k, _rows(out, i, rows, out.ndim - 2)), i, 0)
-        return _write(out, jnp.where(near.T, k.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
+        exact = _values(plan, series, t, _rows(r, i, rows), r)
+        out = _write(out, jnp.where(near, exact, _rows(out, i, rows, out.ndim - 2)), i, 0)
+        return _write(out, jnp.where(near.T, exact.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
 
-    out = _visit_flagged(largest, rows, visit, out).reshape(c, n, n)
+    out = _visit_flagged(largest[starts[:, None] + np.arange(rows)], visit, out).reshape(c, n, n)
     index = jnp.arange(n)
     return out.at[:, index, index].set(diagonal)
 
