@@ -14,12 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from nftk_jax.finite.training import Training
+from nftk_jax.journal import CheckpointError
 
 SCHEMA = "nftk_jax.checkpoint/1"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; one line says why and what to do."""
 
 
 def save_checkpoint(path: pathlib.Path, training: Training, identity: Mapping[str, Any]) -> None:

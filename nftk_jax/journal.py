@@ -151,9 +151,7 @@ def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
     }
 
 
-def restore_weights(arrays: dict[str, np.ndarray] | None) -> Weights | None:
-    """Inverse of `flatten_weights`."""
-    if arrays is None:
-        return None
+def restore_weights(arrays: dict[str, np.ndarray]) -> Weights:
+    """Inverse of `flatten_weights`; other arrays are left alone."""
     parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
     return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)

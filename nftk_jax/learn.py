@@ -218,13 +218,15 @@ def _learn(
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
-    start = find_ridge(padded, settings, shared=classes is not None)
-    found = restore_weights(journal.load("search"))
-    if found is None:
+    arrays = journal.load("search")
+    if arrays is None:
+        start = find_ridge(padded, settings, shared=classes is not None)
         found = learn_weights(
             padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
         )
-        journal.save("search", flatten_weights(found))
+        journal.save("search", {"start_ridge": start, **flatten_weights(found)})
+    else:
+        start, found = arrays["start_ridge"], restore_weights(arrays)
     omega, ridge = agree(found.omega), agree(found.ridge)
     if settings.one_standard_error and held_out:
         kept = keep_uniform(padded, omega, ridge)

@@ -17,7 +17,7 @@ ALLOWED = {
     "solvers": {"kernels"},
     "mkl": {"kernels", "solvers"},
     "finite": {"kernels"},
-    "checkpoint": {"finite"},
+    "checkpoint": {"finite", "journal"},
     "trainer": {"finite", "checkpoint", "datasets", "model"},
     "datasets": {"sampling"},
     "reports": {"evaluation", "mkl"},

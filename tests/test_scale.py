@@ -139,6 +139,7 @@ def test_a_killed_solve_resumes_to_the_same_bits(arrays, tmp_path, monkeypatch):
     passes = first_pass(monkeypatch)
     resumed = learned(arrays, "cg", plan=plan, journal=Checkpoint(tmp_path / "out", {}, resume=True, seconds=0))
     assert passes[0] == 4
+    np.testing.assert_array_equal(resumed.start_ridge, whole.start_ridge)
     np.testing.assert_array_equal(resumed.model.omega, whole.model.omega)
     np.testing.assert_array_equal(resumed.model.dual_coef, whole.model.dual_coef)
 
@@ -154,7 +155,8 @@ def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp
     assert "--resume goes on from" in error
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
     if name == "SIGTERM":
-        monkeypatch.setattr("nftk_jax.learn.learn_weights", None)  # Omega is in the checkpoint
+        for step in ("find_ridge", "learn_weights"):
+            monkeypatch.setattr(f"nftk_jax.learn.{step}", None)  # their results are in the checkpoint
         status, error = run(capsys, "--dataset", data, "--output", output, *FLAGS, "--resume")
         assert status == 0, error
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
