@@ -56,8 +56,7 @@ class SearchProblem:
     @functools.cached_property
     def blocks(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
         """Theta_TT and Theta_VT of every split, shapes (L, T, T) and (L, V, T)."""
-        columns = ((self.k[:, :, train], train, held) for train, held in self.splits)
-        return tuple((k[:, train], k[:, held]) for k, train, held in columns)
+        return tuple((_cut(self.k, train, train), _cut(self.k, held, train)) for train, held in self.splits)
 
     @property
     def depth(self) -> int:
@@ -157,6 +156,13 @@ class SearchSettings:
             refusal = "a penalty on Omega and a learned ridge work against each other; use --penalty 0, or --ridge auto"
         if refusal:
             raise ValueError(refusal)
+
+
+@jax.jit
+def _cut(k: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """The kernels between some rows and some columns; XLA gathers columns of a matrix quicker than of a stack."""
+    cut = jnp.take(k[:, rows].reshape(-1, k.shape[2]), columns, axis=1)
+    return cut.reshape(len(k), len(rows), len(columns))
 
 
 def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
