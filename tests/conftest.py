@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 
@@ -37,7 +37,9 @@ def pytest_configure() -> None:
 def compiled_programs_are_given_back():
     """Each holds some areas of memory, of which Linux gives a process 65,530 (vm.max_map_count)."""
     yield
-    jax.clear_caches()
+    areas = pathlib.Path("/proc/self/maps")
+    if areas.exists() and areas.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
