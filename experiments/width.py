@@ -1,6 +1,6 @@
 """How finite networks approach the infinite one: kernels, the rule omega^2, and Omega itself.
 
-    python experiments/width.py [--widths 64 128 ... 4096] [--seeds 8]
+    python experiments/width.py [--widths 64 128 ... 4096] [--seeds 32]
 
  - kernels: the error of the empirical NTK of MLPs of depth 1 to 3 against Theta^(l), and its slope against the width;
  - rule: K(2 Omega) = 4 K(Omega) at any width, and the errors of the squared and the linear rule at width 4096;
@@ -177,7 +177,7 @@ def draw(results: dict) -> figures.Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Kernels and Omega against the width.")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--n-train", type=int, default=2000, help="rows of mnist-small that networks are trained on")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("experiments/results/width.json"))

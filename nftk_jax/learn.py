@@ -20,6 +20,7 @@ from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.sharding import agree
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.identifiability import INDEFINITE_REMEDY, warn_if_indefinite
+from nftk_jax.mkl.reference import REFERENCE_ROWS
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -336,14 +337,15 @@ def draw_splits(
 def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
 
-    Where the search learns the ridge it starts from the best of every fourth: each costs a factorisation a split.
+    Where the search learns the ridge it starts from the best of every fourth, of many rows on one split alone: each
+    costs a factorisation a split.
     """
     if settings.ridge != "auto":
         return np.full(problem.n_classes, float(settings.ridge))
-    ridges = RIDGE_GRID[::4] if settings.search.learn_ridge else RIDGE_GRID
-    uniform = uniform_omega(1, problem.depth)[0]
-    errors = problem.held_out_errors(lambda k: jnp.tensordot(jnp.asarray(uniform, k.dtype), k, 1), ridges)
-    return choose_ridge(errors, ridges, shared=shared)
+    ridges, n_splits = RIDGE_GRID, len(problem.splits)
+    if settings.search.learn_ridge:
+        ridges, n_splits = RIDGE_GRID[::4], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
+    return choose_ridge(problem.held_out_errors(lambda k: k.mean(axis=0), ridges, n_splits), ridges, shared=shared)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:

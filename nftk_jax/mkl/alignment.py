@@ -48,7 +48,7 @@ class AlignmentObjective:
         target = np.stack([(half * (np.asarray(k_l, np.float64) @ half)).sum(axis=0) for k_l in k], axis=1)
         return cls(centred_inner_products(k, weight), target / np.where(square > 0, square, 1.0)[:, None])
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         weights = np.asarray(omega, np.float64)
         image = weights @ self.inner
         square = np.einsum("cl,cl->c", image, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -19,6 +20,7 @@ MethodName = Literal["spectral", "projected-gradient"]
 _SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 _STEP_RANGE = (1e-6, 1e6)
 _MAX_BACKTRACKS = 12
+_ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the square of the projected gradient, and the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,9 @@ def minimise(
             break
         if method == "spectral":
             direction = moved(state.omega, -state.step[:, None] * state.gradient) - state.omega
-            accepted, flat = _line_search(evaluate, state, direction, rounding)
+            # a step decreases the objective by the order of the projected gradient's square
+            accuracy = np.minimum(_ACCURACY[0] * measure**2, _ACCURACY[1])
+            accepted, flat = _line_search(functools.partial(evaluate, accuracy=accuracy), state, direction, rounding)
             settled |= flat
         else:
             updates, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
@@ -176,8 +180,11 @@ class _relative:
         self.unit = np.where(value > 0, value, 1.0) if objective.relative else self.unit
         self.start = value / self.unit, gradient / self.unit[:, None]
 
-    def __call__(self, omega: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, gradient = self._objective.evaluate(jnp.asarray(omega, self._dtype), jnp.asarray(active))
+    def __call__(
+        self, omega: np.ndarray, active: np.ndarray, accuracy: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tolerance = None if accuracy is None else accuracy.astype(self._dtype)
+        value, gradient = self._objective.evaluate(jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance)
         value = np.asarray(value, np.float64) / self.unit
         return np.where(np.isfinite(value), value, np.inf), np.asarray(gradient, np.float64) / self.unit[:, None]
 

@@ -46,7 +46,7 @@ class LeaveOneOutObjective:
     def relative(self) -> bool:
         return True
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         n, dtype = len(self.y), omega.dtype
         ridge = row_ridge(self.ridge, self.weight, n, dtype)
         return _evaluate_loo(omega, active, self.k, self.y, ridge, jnp.asarray(share(self.weight, n), dtype))
@@ -77,7 +77,7 @@ class EvidenceObjective:
     def relative(self) -> bool:
         return False
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         ridge = row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
         return _evaluate_evidence(omega, active, self.k, self.y, ridge, jnp.asarray(self.free_scale))
 

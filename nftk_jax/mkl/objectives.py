@@ -34,12 +34,14 @@ class Objective(Protocol):
     """A sum over classes of J_c(omega_c). Rows of `omega` that are not `active` are skipped and come back as NaN.
 
     `relative` says whether J_c is an error, which is read as a share of its value at the start, or has its own unit.
+    `tolerance` is what a caller can do with of every row, shape (C,): solves that iterate stop at such a relative
+    residual, others are exact. None asks for all that the dtype can give.
     """
 
     @property
     def relative(self) -> bool: ...
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation: ...
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ValidationObjective:
         """Sum of the held-out rows' weights."""
         return len(self.y_held) if self.weight_held is None else float(self.weight_held.sum())
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         ridge, weight = self._row_ridge(omega), self._share(omega)
         data = self.k_train, self.k_held, self.y_train, self.y_held, ridge, weight
         if self._are_alike(omega, ridge):
@@ -87,7 +89,7 @@ class ValidationObjective:
         elif self.inverse is None:
             found = _solve_each(omega, active, *data)
         else:
-            found, good = _solve_iteratively(omega, active, self.inverse, *data)
+            found, good = _solve_iteratively(omega, active, self.inverse, *data, tolerance)
             found = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, *data))
         return _gradient(*found, self.k_train, self.k_held, weight)
 
@@ -186,12 +188,12 @@ def _fit_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, r
 
 
 @jax.jit
-def _solve_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge, weight):
+def _solve_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge, weight, tolerance):
     """The same by conjugate gradients, and for which classes they converged."""
-    a, r, good = _fit_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge)
+    a, r, good = _fit_iteratively(omega, active, inverse, k_train, k_held, y_train, y_held, ridge, tolerance)
     apply = functools.partial(apply_kernels, omega, ridge, k_train)
     right = jnp.einsum("cl,ltc->tc", omega, jnp.swapaxes(k_held, 1, 2) @ (weight[:, None] * r))
-    b, also, _ = conjugate_gradients(apply, inverse, jnp.where(active & good, right, 0))
+    b, also, _ = conjugate_gradients(apply, inverse, jnp.where(active & good, right, 0), tolerance)
     skipped = ~active[:, None]
     return tuple(jnp.where(skipped, jnp.nan, part.T) for part in (a, r, b)), good & also
 
@@ -214,11 +216,11 @@ class MeanObjective:
     def relative(self) -> bool:
         return True
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         total = sum(part.mass for part in self.parts)
         value, gradient = jnp.zeros(len(omega), omega.dtype), jnp.zeros_like(omega)
         for part in self.parts:
-            here = part.evaluate(omega, active)
+            here = part.evaluate(omega, active, tolerance)
             value += part.mass / total * here.value
             gradient += part.mass / total * here.gradient
         return Evaluation(value, gradient)
@@ -253,7 +255,7 @@ class TrainObjective:
     def relative(self) -> bool:
         return True
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         ridge = row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)
         mass = len(self.y) if self.weight is None else self.weight.sum()
         return _evaluate_train(omega, active, self.k, self.y, ridge, jnp.asarray(self.ridge / mass, omega.dtype))
@@ -289,8 +291,8 @@ class PenalisedObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
-        value, gradient = self.objective.evaluate(omega, active)
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
+        value, gradient = self.objective.evaluate(omega, active, tolerance)
         if self.norm == "l1":
             return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty)
         return Evaluation(value + self.penalty / 2 * (omega**2).sum(axis=1), gradient + self.penalty * omega)
@@ -307,9 +309,9 @@ class SharedObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         everyone = jnp.broadcast_to(omega, (self.n_classes, omega.shape[1]))
-        value, gradient = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool))
+        value, gradient = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool), tolerance)
         return Evaluation(value.mean(keepdims=True), gradient.mean(axis=0, keepdims=True))
 
 
@@ -328,8 +330,8 @@ class LearnedRidgeObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
-    def evaluate(self, omega: jax.Array, active: jax.Array) -> Evaluation:
+    def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         weights, scale = omega[:, :-1], jnp.exp(-omega[:, -1:])
-        value, gradient = self.objective.evaluate(weights * scale, active)
+        value, gradient = self.objective.evaluate(weights * scale, active, tolerance)
         gradient = gradient * scale
         return Evaluation(value, jnp.concatenate([gradient, -(weights * gradient).sum(1, keepdims=True)], axis=1))

@@ -44,7 +44,7 @@ def apply_kernels(omega: jax.Array, ridge: jax.Array, k: jax.Array, v: jax.Array
 
 
 def conjugate_gradients(
-    apply: Product, inverse: jax.Array, y: jax.Array, tolerance: jax.Array | float | None = None
+    apply: Product, inverse: jax.Array, y: jax.Array, tolerance: jax.Array | np.ndarray | float | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     r"""Solve A_c x_c = y_c for all classes at once.
 
@@ -52,13 +52,15 @@ def conjugate_gradients(
       apply: maps v, shape (n, C), to A_c v_c.
       inverse: of the reference, shape (n, n).
       y: right-hand sides, shape (n, C); a column of zeros costs nothing.
-      tolerance: on the relative residual of a class; None is the dtype's `TOLERANCE`.
+      tolerance: on the relative residual of a class, a number or shape (C,); at least, and for None, the dtype's
+        `TOLERANCE`.
 
     Returns:
       The solutions, shape (n, C); which have reached the tolerance, shape (C,), where the others met a direction of
       negative curvature or took too long; and the iterations.
     """
-    bound = (TOLERANCE[np.dtype(y.dtype)] if tolerance is None else tolerance) * jnp.linalg.norm(y, axis=0)
+    finest = TOLERANCE[np.dtype(y.dtype)]
+    bound = jnp.maximum(finest if tolerance is None else tolerance, finest) * jnp.linalg.norm(y, axis=0)
 
     def open_classes(residual, bad):
         return (jnp.linalg.norm(residual, axis=0) > bound) & ~bad

@@ -70,18 +70,21 @@ class SearchProblem:
         """The problem on some of its rows, without splits."""
         return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
 
-    def held_out_errors(self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float]) -> np.ndarray:
-        """Mean squared error on the held-out rows of one kernel for every ridge and class, over all splits.
+    def held_out_errors(
+        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+    ) -> np.ndarray:
+        """Mean squared error on the held-out rows of one kernel for every ridge and class, over the splits.
 
         Args:
           kernels: maps the kernels of every depth, shape (L, n, m), to one kernel (n, m).
           ridges: the R ridges.
+          n_splits: how many splits, the first; None is all.
 
         Returns:
           Errors, shape (R, C), float64; infinite where the kernel is singular.
         """
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
-        for (train, held), (k_train, k_held) in zip(self.splits, self.blocks, strict=True):
+        for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
             weights = take(self.weight, train), take(self.weight, held)
             total = total + sum_held_out_errors(
                 kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridges, *weights

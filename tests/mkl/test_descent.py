@@ -22,7 +22,7 @@ class Quadratic:
     centre: jax.Array
     relative: ClassVar[bool] = True
 
-    def evaluate(self, omega, active):
+    def evaluate(self, omega, active, tolerance=None):
         offset = omega - self.centre
         gradient = jnp.einsum("clm,cm->cl", self.curvature, offset)
         value = jnp.einsum("cl,cl->c", offset, gradient) / 2 + 1
@@ -63,6 +63,24 @@ def test_a_steep_objective_does_not_diverge(quadratic):
     np.testing.assert_allclose(result.omega, gentle.omega, atol=1e-2)
 
 
+def test_solves_are_asked_for_more_as_the_gradient_falls(quadratic):
+    asked = []
+
+    class Recording(Quadratic):
+        def evaluate(self, omega, active, tolerance=None):
+            asked.append(None if tolerance is None else float(tolerance.min()))
+            return super().evaluate(omega, active)
+
+    result = minimise(
+        Recording(quadratic.curvature, quadratic.centre), np.full((4, 5), 0.2), project=project_simplex,
+        dtype=np.float64, tolerance=1e-9,
+    )  # fmt: skip
+    assert asked[0] is None  # the start, in whose units all else is read
+    assert max(asked[1:]) <= 1e-4
+    steps = [min(1e-4, 1e-2 * measure.min() ** 2) for measure in result.projected_gradient_history[:-1]]
+    assert set(asked[1:]) == set(steps)
+
+
 def test_the_iteration_bound_is_reported(quadratic):
     result = minimise(
         quadratic, np.full((4, 5), 0.2), project=project_simplex, dtype=np.float64, tolerance=1e-12, max_iterations=1
@@ -75,8 +93,8 @@ def test_the_iteration_bound_is_reported(quadratic):
 class WrongForClassOne(Quadratic):
     """The gradient of class 1 points the wrong way, so that no step along it decreases the value."""
 
-    def evaluate(self, omega, active):
-        value, gradient = super().evaluate(omega, active)
+    def evaluate(self, omega, active, tolerance=None):
+        value, gradient = super().evaluate(omega, active, tolerance)
         return Evaluation(value, gradient.at[1].multiply(-1))
 
 

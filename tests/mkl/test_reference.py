@@ -46,6 +46,27 @@ def test_values_and_gradients_are_those_of_a_factorisation_a_class(weighted, rng
         assert np.isnan(np.asarray(other)[2]).all()
 
 
+def test_a_class_is_solved_as_exactly_as_asked_and_costs_fewer_passes(rng, x64):
+    plain, iterated = make_objective(rng)
+    omega, noise = jnp.asarray(rng.dirichlet(np.full(DEPTH, 0.3), CLASSES)), row_ridge(plain.ridge, None, N, np.float64)
+    apply = functools.partial(apply_kernels, omega, noise, plain.k_train)
+    asked, counts = np.array([1e-2, 1e-4, 1e-6, 1e-8, 1e-10]), []
+    for tolerance in (asked, 1e-10, 0.0, None):
+        a, good, count = conjugate_gradients(apply, iterated.inverse, plain.y_train, tolerance)
+        assert good.all()
+        counts.append(int(count))
+        residual = np.linalg.norm(apply(a) - plain.y_train, axis=0) / np.linalg.norm(plain.y_train, axis=0)
+        assert (residual <= 1.01 * (asked if tolerance is asked else 1e-10)).all()
+        assert (residual >= 1e-4 * asked).all() or tolerance is not asked
+    assert counts[0] <= counts[1] < counts[2] == counts[3]  # never finer than the dtype's own
+    exact, active = plain.evaluate(omega, jnp.ones(CLASSES, bool)), jnp.ones(CLASSES, bool)
+    errors = [
+        np.abs(iterated.evaluate(omega, active, np.full(CLASSES, tolerance)).gradient - exact.gradient).max()
+        for tolerance in (1e-3, 1e-6, 1e-9)
+    ]
+    assert errors[0] > 30 * errors[1] > 900 * errors[2] > 0
+
+
 def test_values_alone_are_those_beside_the_gradient(rng, x64):
     active = jnp.asarray([True, True, False, True, True])
     for weighted in (False, True):
