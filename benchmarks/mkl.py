@@ -269,6 +269,7 @@ def measure(n: int, n_test: int, budget: float, settings: dict[str, dict], say: 
 def draw(sizes: list[dict], path: Path) -> None:
     """Loss against time, one panel a size."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(4.6 * len(sizes), 3.6), layout="constrained")
     for axis, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
@@ -276,6 +277,9 @@ def draw(sizes: list[dict], path: Path) -> None:
             history = row["history"]
             axis.plot(history["seconds"], history["loss"], marker="o", markersize=3, label=name.replace("_", " "))
         axis.set(xscale="log", xlabel="seconds", ylabel="5-fold mean squared error", title=f"n = {size['n']}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=150)
