@@ -20,7 +20,7 @@ from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.sharding import agree
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.identifiability import INDEFINITE_REMEDY, warn_if_indefinite
-from nftk_jax.mkl.reference import REFERENCE_ROWS
+from nftk_jax.mkl.reference import REFERENCE_ROWS, mean_kernel
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,
@@ -345,7 +345,7 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool)
     ridges, n_splits = RIDGE_GRID, len(problem.splits)
     if settings.search.learn_ridge:
         ridges, n_splits = RIDGE_GRID[::4], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
-    return choose_ridge(problem.held_out_errors(lambda k: k.mean(axis=0), ridges, n_splits), ridges, shared=shared)
+    return choose_ridge(problem.held_out_errors(mean_kernel, ridges, n_splits), ridges, shared=shared)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:
