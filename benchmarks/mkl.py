@@ -38,7 +38,7 @@ from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
 from nftk_jax.learn import LearnSettings, find_ridge
 from nftk_jax.mkl.search import RIDGE_GRID, SearchProblem, SearchSettings, learn_weights
 
-FOLDS, DEPTH, TRIAL_ROWS = 5, 10, 500
+FOLDS, DEPTH, TRIAL_ROWS = 5, 10, 1000
 #: himalaya's own defaults.
 RANDOM_ITERATIONS, GRADIENT_ITERATIONS = 100, 10
 Splits = tuple[tuple[np.ndarray, np.ndarray], ...]
