@@ -144,11 +144,11 @@ class _NFTKEstimator(BaseEstimator):
             splits = draw_folds(labels, min(FOLDS, len(x)), len(x), np.random.default_rng(settings.seed))
         model = learn(x, y, settings, classes=classes, weight=weight, splits=splits).model
         self.model_: NFTKModel = model
-        self.omega_ = model.omega
-        self.kernel_omega_ = model.kernel_omega
-        self.scale_ = model.scale
-        self.ridge_ = model.ridge
-        self.dual_coef_ = model.dual_coef
+        self.omega_: np.ndarray = model.omega
+        self.kernel_omega_: np.ndarray = model.kernel_omega
+        self.scale_: np.ndarray = model.scale
+        self.ridge_: np.ndarray = model.ridge
+        self.dual_coef_: np.ndarray = model.dual_coef
 
     def _kept(
         self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
@@ -198,7 +198,8 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         x, y = validate_data(self, x, y, ensure_min_samples=2)
         check_classification_targets(y)
         x, y, weight, splits = self._kept(x, y, sample_weight, groups, classifier=True)
-        self.classes_, indices = np.unique(y, return_inverse=True)
+        classes, indices = np.unique(y, return_inverse=True)
+        self.classes_: np.ndarray = classes
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold at least two classes; got one class, {self.classes_.tolist()[0]!r}")
         self._learn(x, indices, self.classes_, weight, splits)

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import time
 import zipfile
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,10 +61,16 @@ class Checkpoint:
     """
 
     def __init__(
-        self, output: pathlib.Path, settings: dict, *, resume: bool, writes: bool = True, seconds: float | None = None
+        self,
+        output: pathlib.Path,
+        settings: dict[str, Any],
+        *,
+        resume: bool,
+        writes: bool = True,
+        seconds: float | None = None,
     ) -> None:
         output = output.absolute()
-        self.directory = output.parent / f".{output.name}-checkpoint"
+        self.directory: pathlib.Path = output.parent / f".{output.name}-checkpoint"
         self._settings = json.loads(json.dumps(settings, default=str))
         self._writes, self._seconds = writes, SECONDS if seconds is None else seconds
         self._written: dict[str, float] = {}

@@ -112,7 +112,7 @@ class Calibration:
     matrix: np.ndarray
     offset: np.ndarray
 
-    def to_lists(self) -> dict[str, list]:
+    def to_lists(self) -> dict[str, list[Any]]:
         """For JSON, which keeps every bit of a float."""
         return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
 

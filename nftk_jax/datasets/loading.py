@@ -17,7 +17,7 @@ from nftk_jax.datasets.subsets import check_request
 from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs
 
 #: With the names of their classes.
-BUNDLED = {"mnist-small": None, "imdb-small": imdb.TITLES}
+BUNDLED: dict[str, tuple[str, ...] | None] = {"mnist-small": None, "imdb-small": imdb.TITLES}
 NAMES = (*BUNDLED, *mnist.IMAGE_SETS, "imdb")
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")

@@ -93,7 +93,7 @@ class NetworkSettings:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {getattr(self, name)!r}")
 
 
-class Omega(nnx.Param):
+class Omega(nnx.Param[Any]):
     """The variable that holds Omega, so that it can be told from all other parameters."""
 
 
@@ -122,12 +122,12 @@ class Dense(nnx.Module):
         """
         weight_key, bias_key = jax.random.split(key)
         std = math.sqrt(2 / (n_in + n_out)) if w_std is None else 1.0
-        self.weight = nnx.Param(std * jax.random.normal(weight_key, (n_in, n_out), dtype))
-        self.weight_scale = 1.0 if w_std is None else w_std / math.sqrt(n_in)
-        self.bias_scale = bias
+        self.weight: nnx.Param[jax.Array] = nnx.Param(std * jax.random.normal(weight_key, (n_in, n_out), dtype))
+        self.weight_scale: float = 1.0 if w_std is None else w_std / math.sqrt(n_in)
+        self.bias_scale: float | None = bias
         if bias is not None:
             draw = jnp.zeros(n_out, dtype) if w_std is None else jax.random.normal(bias_key, (n_out,), dtype)
-            self.bias = nnx.Param(draw)
+            self.bias: nnx.Param[jax.Array] = nnx.Param(draw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.weight[...]
@@ -223,7 +223,7 @@ class NFTKNetwork(_DenseNetwork):
         shape = (settings.n_outputs, settings.mlp.depth)
         draw = math.sqrt(2 / sum(shape)) * jax.random.normal(jax.random.fold_in(key, 0), shape, dtype)
         start = {"ones": jnp.ones_like(draw), "xavier": draw, "half-normal": jnp.abs(draw)}
-        self.omega = Omega(start[settings.omega_start])
+        self.omega: Omega = Omega(start[settings.omega_start])
 
     def combine(self, outputs: Mapping[int, jax.Array]) -> jax.Array:
         omega = self.omega[...]

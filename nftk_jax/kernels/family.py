@@ -65,7 +65,7 @@ class KernelFamily:
 
     @classmethod
     def from_neural_tangents(
-        cls, kernel_functions: Sequence[Callable], input_shape: tuple[int, ...] | None = None
+        cls, kernel_functions: Sequence[Callable[..., Any]], input_shape: tuple[int, ...] | None = None
     ) -> KernelFamily:
         """The NTKs of neural_tangents networks.
 
@@ -113,7 +113,7 @@ class KernelFamily:
         what = f"input_shape={self.input_shape}" if self.n_rows is None else f"n_rows={self.n_rows}"
         return f"KernelFamily({self.n_kernels} functions, {what})"
 
-    def __deepcopy__(self, memo: dict) -> KernelFamily:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KernelFamily:
         return self
 
     @property

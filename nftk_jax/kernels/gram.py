@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +246,7 @@ def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):
     return series.form, (scale * series.coefficients).astype(x.dtype), (scale * series.at_zero).astype(x.dtype)
 
 
-def bias_weight(basis: BasisName, omega):
+def bias_weight(basis: BasisName, omega: Any) -> Any:
     """What multiplies the readout's bias: every depth has one, of the increments the first, of the layers the last."""
     return {"depths": omega.sum(axis=1), "increments": omega[:, 0], "layers": omega[:, -1]}[basis]
 

@@ -90,7 +90,7 @@ _LAYERS: dict[str, Callable] = {
 }
 
 
-def stax_layer(activation: str):
+def stax_layer(activation: str) -> Any:
     """The neural_tangents layer (init_fn, apply_fn, kernel_fn) of an activation of `architecture.ACTIVATIONS`."""
     name, parameters = parse_activation(activation)
     return _LAYERS[name](*parameters)

@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def slopes(mlp: MLP) -> tuple[float, float]:
     }[name]()
 
 
-def piecewise_linear_diagonals(mlp: MLP, q, kernel: KernelName):
+def piecewise_linear_diagonals(mlp: MLP, q: Any, kernel: KernelName) -> Any:
     """Theta^(l)(x, x) at |x|^2 / p = q in closed form: E[phi(u)^2] = m Var(u) and E[phi'(u)^2] = m, m the slopes' mean
     square.
 

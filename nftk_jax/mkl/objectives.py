@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def _complete(
     return tuple(jnp.where(missing[:, None], one, other) for one, other in zip(factor(missing), found, strict=True))
 
 
-def row_ridge(ridge, weight: np.ndarray | None, n: int, dtype) -> jax.Array:
+def row_ridge(ridge: jax.Array | np.ndarray, weight: np.ndarray | None, n: int, dtype: Any) -> jax.Array:
     """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
     inverse = np.ones(n) if weight is None else 1 / weight
     return jnp.asarray(ridge, dtype)[:, None] * jnp.asarray(inverse, dtype)

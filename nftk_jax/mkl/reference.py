@@ -9,6 +9,7 @@ instead of one Cholesky factorisation a class, and every pass is one matrix prod
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 #: Below this many rows a Cholesky factorisation a class is faster.
 REFERENCE_ROWS = 1000
 #: Relative residual at which a class has converged.
-TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
+TOLERANCE: dict[np.dtype[Any], float] = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
 #: Iterations after which a solve has failed.
 MAX_ITERATIONS = 80
 
