@@ -112,7 +112,7 @@ def ours(task: Task, max_iterations: int = 100) -> Result:
     jax.block_until_ready(problem.k)
     start = time.perf_counter()
     search = SearchSettings("kfold", learn_ridge=True, max_iterations=max_iterations)
-    ridge = find_ridge(problem, LearnSettings(MLP(DEPTH), search), shared=False)
+    ridge = find_ridge(problem, LearnSettings(MLP(DEPTH), search), None)
     found = learn_weights(problem, ridge, search)
     assert found.descent is not None
     # whatever came before the descent, the choice of the ridge and the reference kernels among it, counts as its start

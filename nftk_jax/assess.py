@@ -13,12 +13,13 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2, r2_interval
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, draw_splits, solve_scaled
+from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, solve_scaled
 from nftk_jax.mkl import baselines, identifiability
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.model import predict_scores
+from nftk_jax.sampling import draw_splits
 from nftk_jax.solvers.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
 from nftk_jax.solvers.cholesky import solve_classes
 from nftk_jax.solvers.plan import SolvePlan

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
 
+from nftk_jax.mkl.reference import mean_kernel
 from nftk_jax.mkl.search import SearchProblem, held_out_objective
 from nftk_jax.model import Calibration, DecisionName
 from nftk_jax.padding import PADDED_ROWS, pad_rows, padded_size
@@ -108,16 +111,56 @@ def calibrate(
     if not good.any():
         return Calibration(np.eye(n_classes), np.zeros(n_classes))
     scores, labels, weight = scores[good] + mean, labels[positions[good]], weight[good]
-    if decision == "scores" or n_classes > LOGISTIC_CLASSES or len(np.unique(labels)) < n_classes:
+    if decision == "scores" or not _has_logistic(labels, n_classes):
         return Calibration(minimise_log_loss(scores, labels, weight) * np.eye(n_classes), np.zeros(n_classes))
+    return _fit_logistic(scores, labels, weight)
+
+
+def _has_logistic(labels: np.ndarray, n_classes: int) -> bool:
+    return n_classes <= LOGISTIC_CLASSES and len(np.unique(labels)) == n_classes
+
+
+def _fit_logistic(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Calibration:
+    """Multinomial logistic regression on scores, shape (m, C)."""
     from sklearn.linear_model import LogisticRegression  # a second of imports, which few fits need
 
     logistic = LogisticRegression(C=LOGISTIC_STRENGTH, solver="newton-cholesky", tol=1e-10, max_iter=200)
     logistic.fit(scores, labels, sample_weight=weight)
     matrix, offset = np.asarray(logistic.coef_).T, np.asarray(logistic.intercept_)
-    if n_classes == 2:  # the second class's logit less the first's
+    if scores.shape[1] == 2:  # the second class's logit less the first's
         matrix, offset = np.concatenate([0 * matrix, matrix], axis=1), np.concatenate([0 * offset, offset])
     return Calibration(matrix, offset)
+
+
+def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels: np.ndarray) -> np.ndarray | None:
+    """Log-loss of the logistic decision on the held-out rows under uniform weights, for every ridge.
+
+    The ridge of least squared error leaves one-hot scores rougher than a logistic regression on them wants.
+
+    Args:
+      problem: kernels, encoded targets, splits and weights of the search rows.
+      ridges: the R ridges.
+      labels: class indices of the search rows, shape (n,).
+
+    Returns:
+      Mean log-losses, shape (R,), infinite where the kernel is singular; None where `calibrate` fits no such decision.
+    """
+    held, residuals = zip(*problem.held_out_residuals(mean_kernel, ridges), strict=True)
+    positions, residual = np.concatenate(held), np.concatenate([np.asarray(part) for part in residuals], axis=1)
+    weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
+    counted = weight > 0
+    positions, weight = positions[counted], weight[counted]
+    labels = labels[positions]
+    if not _has_logistic(labels, problem.n_classes):
+        return None
+    losses = np.full(len(ridges), np.inf)
+    for number, scores in enumerate(residual[:, counted] + np.asarray(problem.y, np.float64)[positions]):
+        if np.isfinite(scores).all():
+            decision = _fit_logistic(scores, labels, weight)
+            logits = scores @ decision.matrix + decision.offset
+            rows = scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+            losses[number] = -(weight @ rows) / weight.sum()
+    return losses
 
 
 def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.calibration import calibrate, keep_uniform, pad_kernels, pad_problem
+from nftk_jax.calibration import calibrate, held_out_log_losses, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.family import KernelFamily
@@ -32,7 +32,7 @@ from nftk_jax.mkl.search import (
 )
 from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, resolve_scaling
 from nftk_jax.padding import pad_rows, padded_size
-from nftk_jax.sampling import draw_folds, draw_rows, restrict_splits
+from nftk_jax.sampling import draw_rows, draw_splits, restrict_splits
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 from nftk_jax.solvers.iterative import IterativeSolver
@@ -46,8 +46,6 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: Rows that the search takes from a larger training set unless told otherwise.
 SEARCH_ROWS = 3000
-#: Share of the search rows that are held out to judge Omega and the ridge.
-HELD_OUT_SHARE = 1 / 3
 #: Folds of the objective `kfold`.
 FOLDS = 5
 
@@ -221,7 +219,7 @@ def _learn(
     padded = pad_problem(problem)
     arrays = journal.load("search")
     if arrays is None:
-        start = find_ridge(padded, settings, shared=classes is not None)
+        start = find_ridge(padded, settings, None if classes is None else y[rows])
         found = learn_weights(
             padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
         )
@@ -316,36 +314,24 @@ def count_folds(search: SearchSettings) -> int:
     return FOLDS if search.objective == "kfold" else 1
 
 
-def draw_splits(
-    labels: np.ndarray | None, n_search: int, rng: np.random.Generator, *, folds: int = 1
-) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Splits of the search rows into rows to solve on and held-out rows, stratified by `labels` where given.
-
-    Args:
-      labels: class indices, shape (n_search,), or None.
-      n_search: number of rows.
-      rng: makes the draw.
-      folds: 1 holds `HELD_OUT_SHARE` of the rows out once; k > 1 cuts the rows into k folds (at most n_search), each of
-        which is held out once.
-    """
-    if folds == 1:
-        held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
-        return ((np.sort(train), np.sort(held)),)
-    return draw_folds(labels, min(folds, n_search), n_search, rng)
-
-
-def find_ridge(problem: SearchProblem, settings: LearnSettings, *, shared: bool) -> np.ndarray:
+def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
 
-    Where the search learns the ridge it starts from the best of every fourth, of many rows on one split alone: each
-    costs a factorisation a split.
+    Classes share one, of least log-loss where a logistic regression decides their `labels`, shape (n,). Where the
+    search learns the ridge it starts from the best of every fourth, of many rows on one split alone: each costs a
+    factorisation a split.
     """
     if settings.ridge != "auto":
         return np.full(problem.n_classes, float(settings.ridge))
     ridges, n_splits = RIDGE_GRID, len(problem.splits)
     if settings.search.learn_ridge:
         ridges, n_splits = RIDGE_GRID[::4], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
-    return choose_ridge(problem.held_out_errors(mean_kernel, ridges, n_splits), ridges, shared=shared)
+    elif labels is not None and settings.decision == "logistic":
+        losses = held_out_log_losses(problem, ridges, labels)
+        if losses is not None:
+            return choose_ridge(np.tile(losses[:, None], problem.n_classes), ridges, shared=True)
+    errors = problem.held_out_errors(mean_kernel, ridges, n_splits)
+    return choose_ridge(errors, ridges, shared=labels is not None)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+#: Share of the search rows that are held out to judge Omega and the ridge.
+HELD_OUT_SHARE = 1 / 3
+
 
 def draw_rows(
     labels: np.ndarray | None, size: int, total: int, rng: np.random.Generator, *, at_least_one: bool = False
@@ -114,3 +117,21 @@ def allocate(counts: np.ndarray, n: int, *, at_least_one: bool) -> np.ndarray:
         shares[largest] -= 1
         excess[largest] -= total
     return shares
+
+
+def draw_splits(
+    labels: np.ndarray | None, n_search: int, rng: np.random.Generator, *, folds: int = 1
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Splits of the search rows into rows to solve on and held-out rows, stratified by `labels` where given.
+
+    Args:
+      labels: class indices, shape (n_search,), or None.
+      n_search: number of rows.
+      rng: makes the draw.
+      folds: 1 holds `HELD_OUT_SHARE` of the rows out once; k > 1 cuts the rows into k folds (at most n_search), each of
+        which is held out once.
+    """
+    if folds == 1:
+        held, train = draw_rows(labels, max(1, round(n_search * HELD_OUT_SHARE)), n_search, rng)
+        return ((np.sort(train), np.sort(held)),)
+    return draw_folds(labels, min(folds, n_search), n_search, rng)

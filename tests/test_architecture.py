@@ -30,7 +30,7 @@ ALLOWED = {
     "learn": {"kernels", "solvers", "mkl", "model", "sampling", "calibration", "padding", "journal", "targets"},
     "targets": {"model"},
     "estimator": {"kernels", "solvers", "mkl", "model", "learn", "sampling", "uncertainty"},
-    "assess": {"kernels", "solvers", "mkl", "model", "learn", "datasets", "evaluation"},
+    "assess": {"kernels", "solvers", "mkl", "model", "learn", "sampling", "datasets", "evaluation"},
     "journal": {"mkl"},
     "command_line": set(),
     "data_flags": {"command_line", "datasets"},

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
+from nftk_jax.calibration import LOGISTIC_STRENGTH, held_out_log_losses
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, depth_diagonals
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.learn import LearnSettings, encode_targets, learn
-from nftk_jax.mkl.search import SearchSettings, choose_ridge
+from nftk_jax.learn import LearnSettings, encode_targets, find_ridge, learn
+from nftk_jax.mkl.search import RIDGE_GRID, SearchProblem, SearchSettings, choose_ridge
 from nftk_jax.model import fit_input_scaling
 
 SETTINGS = LearnSettings(MLP(3), precision="float64")
@@ -160,3 +164,34 @@ def test_input_scalings(rng):
     np.testing.assert_allclose(z.std(axis=0), [1, 1, 0], atol=1e-12)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_array_equal(fit_input_scaling(x, "none", images=True).apply(x, np.float64), x)
+
+
+def test_the_ridge_of_a_logistic_decision_has_the_least_log_loss(rng, x64):
+    n, n_classes = 120, 3
+    x = rng.normal(size=(n, 4))
+    labels = np.digitize((x**2).sum(axis=1) + 0.5 * rng.normal(size=n), [2.5, 5.0])
+    k, y = np.asarray(combined_ntk(MLP(2, b_std=1.0), np.eye(2), x)), np.eye(n_classes)[labels]
+    y -= y.mean(axis=0)
+    folds = tuple(
+        (np.flatnonzero(np.arange(n) % 4 != fold), np.flatnonzero(np.arange(n) % 4 == fold)) for fold in range(4)
+    )
+    settings = LearnSettings(MLP(2), decision="logistic")
+    expected = []
+    for ridge in RIDGE_GRID:
+        scores = np.empty((n, n_classes))
+        for train, held in folds:
+            machine = KernelRidge(kernel="precomputed", alpha=ridge).fit(k.mean(axis=0)[np.ix_(train, train)], y[train])
+            scores[held] = machine.predict(k.mean(axis=0)[np.ix_(held, train)])
+        model = LogisticRegression(C=LOGISTIC_STRENGTH, tol=1e-8, max_iter=1000).fit(scores, labels)
+        expected.append(log_loss(labels, model.predict_proba(scores)))
+    problem = SearchProblem(jnp.asarray(k), jnp.asarray(y), folds)
+    np.testing.assert_allclose(held_out_log_losses(problem, RIDGE_GRID, labels), expected, rtol=1e-6)
+    chosen = find_ridge(problem, settings, labels)
+    assert len(set(chosen)) == 1
+    assert expected[RIDGE_GRID.index(chosen[0])] <= 1.001 * min(expected)
+    # the scores' own squared error, and a class without a held-out row, go by the squared error
+    by_error = find_ridge(problem, dataclasses.replace(settings, decision="scores"), labels)
+    assert by_error[0] != chosen[0]
+    train, held = (rows[labels[rows] > 0] for rows in folds[0])
+    one = SearchProblem(problem.k, problem.y, ((train, held),))
+    assert held_out_log_losses(one, RIDGE_GRID, labels) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -70,26 +70,33 @@ class SearchProblem:
         """The problem on some of its rows, without splits."""
         return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
 
-    def held_out_errors(
+    def held_out_residuals(
         self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
-    ) -> np.ndarray:
-        """Mean squared error on the held-out rows of one kernel for every ridge and class, over the splits.
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Scores less targets on the held-out rows of one kernel for every ridge, split by split.
 
         Args:
           kernels: maps the kernels of every depth, shape (L, n, m), to one kernel (n, m).
           ridges: the R ridges.
           n_splits: how many splits, the first; None is all.
 
-        Returns:
-          Errors, shape (R, C), float64; infinite where the kernel is singular.
+        Yields:
+          Positions of the held-out rows among the search rows, shape (V,), and residuals, shape (R, V, C); NaN where
+          the kernel is singular.
         """
-        total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
         for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
-            weights = take(self.weight, train), take(self.weight, held)
-            total = total + sum_held_out_errors(
-                kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridges, *weights
-            )
-            mass += len(held) if weights[1] is None else weights[1].sum()
+            ridge = row_ridge(np.asarray(ridges), take(self.weight, train), len(train), self.k.dtype)
+            yield held, _residuals(kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridge)
+
+    def held_out_errors(
+        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+    ) -> np.ndarray:
+        """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
+        total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
+        for held, residuals in self.held_out_residuals(kernels, ridges, n_splits):
+            weight = np.ones(len(held)) if self.weight is None else self.weight[held]
+            errors = jnp.einsum("v,rvc->rc", jnp.asarray(weight, residuals.dtype), residuals**2)
+            total, mass = total + np.nan_to_num(np.asarray(errors, np.float64), nan=np.inf), mass + weight.sum()
         return total / mass
 
 
@@ -173,37 +180,10 @@ def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
     return None if weight is None else weight[positions]
 
 
-def sum_held_out_errors(
-    k_train: jax.Array,
-    k_held: jax.Array,
-    y_train: jax.Array,
-    y_held: jax.Array,
-    ridges: Sequence[float],
-    weight_train: np.ndarray | None = None,
-    weight_held: np.ndarray | None = None,
-) -> np.ndarray:
-    """Sum of squared errors on the held-out rows for every ridge and class, shape (R, C); infinite where K is singular.
-
-    Args:
-      k_train, k_held: one kernel, shapes (T, T) and (V, T).
-      y_train, y_held: targets, shapes (T, C) and (V, C).
-      ridges: the R ridges.
-      weight_train, weight_held: sample weights, shapes (T,) and (V,); None is 1.
-    """
-    dtype = k_train.dtype
-    inverse = jnp.ones(len(y_train), dtype) if weight_train is None else jnp.asarray(1 / weight_train, dtype)
-    held = jnp.ones(len(y_held), dtype) if weight_held is None else jnp.asarray(weight_held, dtype)
-    errors = _sum_held_out_errors(k_train, k_held, y_train, y_held, jnp.asarray(ridges, dtype), inverse, held)
-    return np.asarray(errors, np.float64)
-
-
 @jax.jit
-def _sum_held_out_errors(k_train, k_held, y_train, y_held, ridges, inverse_weight, weight_held):
-    def error(ridge):
-        residual = k_held @ solve_lower(cholesky_lower(k_train, ridge * inverse_weight), y_train) - y_held
-        return jnp.nan_to_num(weight_held @ residual**2, nan=jnp.inf)
-
-    return jax.lax.map(error, ridges)
+def _residuals(k_train, k_held, y_train, y_held, ridge):
+    """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C)."""
+    return jax.lax.map(lambda noise: k_held @ solve_lower(cholesky_lower(k_train, noise), y_train) - y_held, ridge)
 
 
 def choose_ridge(errors: np.ndarray, ridges: tuple[float, ...], *, shared: bool) -> np.ndarray:
