@@ -46,8 +46,8 @@ class _NFTKEstimator(BaseEstimator):
       constraint: "simplex" or "orthant".
       penalty, penalty_norm: on Omega.
       weights: "per-class", "shared" or "uniform".
-      ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under uniform
-        weights, by the log-loss of a logistic decision and by the squared error elsewhere.
+      ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under
+        uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere.
       n_search: rows used to learn Omega; None takes all up to 1000.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
