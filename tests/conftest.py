@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -27,6 +28,8 @@ QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; programs under test inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "XLA_FLAGS" not in os.environ:  # the workers inherit it
         env = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
         trial = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=env, capture_output=True)

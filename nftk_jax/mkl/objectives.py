@@ -100,15 +100,14 @@ class ValidationObjective:
         """
         ridge = self._row_ridge(omega)
         data = self.k_train, self.k_held, self.y_train, self.y_held, ridge
+        weight = self._share(omega)
         if self._are_alike(omega, ridge):
-            return _solve_alike(omega, active, *data, self._share(omega))[1]
+            return _solve_alike(omega, active, *data, weight)[1]
         if self.inverse is None:
-            return _solve_each(omega, active, *data, self._share(omega))[1]
+            return _solve_each(omega, active, *data, weight)[1]
         _, r, good = _fit_iteratively(omega, active, self.inverse, *data, tolerance)
         found = (jnp.where(active[:, None], r.T, jnp.nan),)
-        return _complete(found, active & ~good, lambda lost: _solve_each(omega, lost, *data, self._share(omega))[1:2])[
-            0
-        ]
+        return _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, *data, weight)[1:2])[0]
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,)."""
