@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -262,6 +262,16 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         self._single_output = y.ndim == 1
         self._learn(x, y.reshape(len(y), -1).astype(np.float64), None, weight, splits)
         return self
+
+    @overload
+    def predict(
+        self, x: Any, return_std: Literal[False] = False, covariance: Literal["ntk", "nngp"] = "ntk"
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self, x: Any, return_std: Literal[True], covariance: Literal["ntk", "nngp"] = "ntk"
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def predict(
         self, x: Any, return_std: bool = False, covariance: Literal["ntk", "nngp"] = "ntk"

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, BasisName, parse_activation
 from nftk_jax.kernels.family import KernelFamily, family_diagonals
+from nftk_jax.kernels.neural_tangents import as_inputs
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import (
@@ -214,23 +215,17 @@ def combined_ntk(
 def _checked(
     mlp: MLP | KernelFamily, omega: ArrayLike, x1: ArrayLike, x2: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    x1 = jnp.asarray(x1)
-    if not jnp.issubdtype(x1.dtype, jnp.floating):
-        x1 = x1.astype(jnp.result_type(float))
-    if x2 is not None:
-        x2 = jnp.asarray(x2).astype(x1.dtype)
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
-            raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
-        if x is not None and isinstance(mlp, KernelFamily):
+    a, b = as_inputs(x1, x2)
+    if isinstance(mlp, KernelFamily):
+        for x in (a,) if b is None else (a, b):
             mlp.check(x)
-    omega = jnp.asarray(omega).astype(x1.dtype)
+    omega = jnp.asarray(omega).astype(a.dtype)
     if omega.ndim != 2 or omega.shape[1] != mlp.n_kernels:
         raise ValueError(
             f"omega must have shape (n_classes, {mlp.n_kernels}), one weight for every kernel of the basis "
             f"{mlp.basis!r}; got {omega.shape}"
         )
-    return omega, x1, x2
+    return omega, a, b
 
 
 def _series(mlp: MLP, kernel: KernelName, route: Route, q, x: jax.Array):

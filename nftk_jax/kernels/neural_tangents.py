@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from nftk_jax.kernels.architecture import MLP, parse_activation
 
@@ -96,7 +97,24 @@ def stax_layer(activation: str) -> Any:
     return _LAYERS[name](*parameters)
 
 
-def depth_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
+    """Both inputs as arrays of the floating-point type of `x1`.
+
+    Raises:
+      ValueError: they are not of shapes (n1, p) and (n2, p).
+    """
+    x1 = jnp.asarray(x1)
+    if not jnp.issubdtype(x1.dtype, jnp.floating):
+        x1 = x1.astype(jnp.result_type(float))
+    if x2 is not None:
+        x2 = jnp.asarray(x2).astype(x1.dtype)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and (x.ndim != 2 or x.shape[1:] != x1.shape[1:]):
+            raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
+    return x1, x2
+
+
+def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
     """Evaluate Theta^(1..L), the NTK of every depth, straight from neural_tangents (derivation eqs. 26-27).
 
     The depths share the recursion: one neural_tangents Kernel passes through a hidden block at a time, and the readout
@@ -117,7 +135,7 @@ def depth_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Arra
     return jnp.stack(list(_sweep(mlp, x1, x2, "ntk")))
 
 
-def depth_nngps(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+def depth_nngps(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
     """Evaluate the NNGP kernel of every depth: the covariance of the network's output at initialisation.
 
     Arguments, shapes and errors are those of `depth_ntks`. With the derivation's symbols it is Sigma^(l+1), with the
@@ -126,7 +144,7 @@ def depth_nngps(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Arr
     return jnp.stack(list(_sweep(mlp, x1, x2, "nngp")))
 
 
-def basis_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+def basis_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
     r"""Evaluate the kernels of `mlp.basis`, straight from neural_tangents, shape (n_kernels, n1, n2).
 
     Arguments and errors are those of `depth_ntks`. Layer j of "layers" contributes the covariance of its inputs times
@@ -142,12 +160,12 @@ def basis_ntks(mlp: MLP, x1: jax.Array, x2: jax.Array | None = None) -> jax.Arra
     return kernels
 
 
-def _layer_contributions(mlp: MLP, x1: jax.Array, x2: jax.Array | None) -> list[jax.Array]:
+def _layer_contributions(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None) -> list[jax.Array]:
     """What the parameters of dense layer 1, ..., L + 1 contribute to Theta^(L)."""
     hidden = stax.Dense(1, mlp.w_std, mlp.b_std or None)[2]
     readout = stax.Dense(1, mlp.w_std, mlp.readout_bias or None)[2]
     activate = stax_layer(mlp.activation)[2]
-    kernel: Any = hidden(x1, x2)  # neural_tangents annotates what it returns as a tree of arrays
+    kernel: Any = hidden(*as_inputs(x1, x2))  # neural_tangents annotates what it returns as a tree of arrays
     parts = [kernel.nngp]
     for layer in range(1, mlp.depth + 1):
         # an incoming NTK of one comes out as the derivatives' covariance
@@ -158,14 +176,11 @@ def _layer_contributions(mlp: MLP, x1: jax.Array, x2: jax.Array | None) -> list[
     return parts
 
 
-def _sweep(mlp: MLP, x1: jax.Array, x2: jax.Array | None, get: str) -> Iterator[jax.Array]:
+def _sweep(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None, get: str) -> Iterator[jax.Array]:
     """Yield the kernel of depth 1, 2, ..., L in turn."""
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None and (x.ndim != 2 or x.shape[1] != x1.shape[1]):
-            raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
     block = stax.serial(stax.Dense(1, mlp.w_std, mlp.b_std or None), stax_layer(mlp.activation))[2]
     readout = stax.Dense(1, mlp.w_std, mlp.readout_bias or None)[2]
-    kernel = block(x1, x2)
+    kernel = block(*as_inputs(x1, x2))
     for depth in range(1, mlp.depth + 1):
         yield getattr(readout(kernel), get)
         if depth < mlp.depth:

@@ -1,0 +1,54 @@
+# pyright: strict
+"""The public API as a strict type checker sees it: `make lint` checks this file, and the test runs it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import assert_type
+
+import jax
+import numpy as np
+
+from nftk_jax import (
+    MLP,
+    KernelFamily,
+    NFTKClassifier,
+    NFTKModel,
+    NFTKRegressor,
+    combined_ntk,
+    depth_ntks,
+    load_model,
+)
+
+X = np.linspace(-1, 1, 24).reshape(12, 2)
+LABELS = np.arange(12) % 2
+
+
+def linear(x1: jax.Array, x2: jax.Array) -> jax.Array:
+    return x1 @ x2.T + 1
+
+
+def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
+    mlp = MLP(depth=2, activation="erf")
+    assert_type(depth_ntks(mlp, X), jax.Array)
+    assert_type(combined_ntk(mlp, np.eye(2), X), jax.Array)
+
+    classifier = NFTKClassifier(depth=2, objective="kfold", cv=2).fit(X, LABELS)
+    assert_type(classifier, NFTKClassifier)
+    assert_type(classifier.predict(X), np.ndarray)
+    assert_type(classifier.predict_proba(X), np.ndarray)
+    assert_type(classifier.decision_function(X), np.ndarray)
+    assert_type(classifier.omega_, np.ndarray)
+    assert_type(classifier.kernel_omega_, np.ndarray)
+    assert_type(classifier.model_, NFTKModel)
+
+    classifier.model_.save(tmp_path)
+    model = assert_type(load_model(tmp_path), NFTKModel)
+    assert_type(model.mlp, MLP | KernelFamily)
+    assert_type(model.decision_function(X), np.ndarray)
+    assert_type(model.predict(X), np.ndarray)
+
+    regressor = NFTKRegressor(family=KernelFamily((linear,))).fit(X, X[:, 0])
+    assert_type(regressor, NFTKRegressor)
+    assert_type(regressor.predict(X), np.ndarray)
+    assert_type(regressor.predict(X, return_std=True, covariance="ntk"), tuple[np.ndarray, np.ndarray])
