@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nftk_jax import command_line
 from nftk_jax.command_line import CommandError
@@ -150,7 +150,7 @@ def main(config: FitConfig) -> None:
 
 def _compute(
     config: FitConfig, settings: LearnSettings, dataset: Dataset, plan: Plan, checkpoint: Checkpoint, console: Console
-) -> tuple[dict, NFTKModel]:
+) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: what metrics.json holds, and the model."""
     from nftk_jax.assess import assess
     from nftk_jax.learn import learn
@@ -185,7 +185,7 @@ def _compute(
     }, learned.model
 
 
-def _computed(config: FitConfig) -> dict:
+def _computed(config: FitConfig) -> dict[str, Any]:
     """The flags that a result depends on."""
     others = (
         "data_dir", "output", "overwrite", "dry_run", "resume", "resamples",
@@ -279,7 +279,7 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
     )
 
 
-def _write(directory: pathlib.Path, metrics: dict, model) -> None:
+def _write(directory: pathlib.Path, metrics: dict[str, Any], model) -> None:
     """Write every file of the contract."""
     from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report

@@ -333,11 +333,11 @@ def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
     return {"kind": plain.dtype.kind, "labels": plain.tolist()}
 
 
-def _describe_kernels(mlp: MLP | KernelFamily) -> dict:
+def _describe_kernels(mlp: MLP | KernelFamily) -> dict[str, Any]:
     return {"n_kernels": mlp.n_kernels} if isinstance(mlp, KernelFamily) else dataclasses.asdict(mlp)
 
 
-def _restore_kernels(described: dict, family: KernelFamily | None) -> MLP | KernelFamily:
+def _restore_kernels(described: dict[str, Any], family: KernelFamily | None) -> MLP | KernelFamily:
     needed = described.get("n_kernels")
     if needed != (family and family.n_kernels):
         expected = "an MLP, which needs no family" if needed is None else f"a family of {needed} kernels"
@@ -346,7 +346,7 @@ def _restore_kernels(described: dict, family: KernelFamily | None) -> MLP | Kern
     return MLP(**described) if family is None else family
 
 
-def _assemble(header: dict, tensors: dict[str, np.ndarray], family: KernelFamily | None) -> NFTKModel:
+def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], family: KernelFamily | None) -> NFTKModel:
     mlp = _restore_kernels(header["architecture"], family)
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]

@@ -286,12 +286,12 @@ def _omega(trajectory: Trajectory) -> list[list[float]] | None:
     return np.maximum(np.stack(columns, axis=1), 0).astype(float).tolist() if columns else None
 
 
-def _finite(values: np.ndarray) -> list:
+def _finite(values: np.ndarray) -> list[Any]:
     """Nested lists with None for what is not a number."""
     return [_finite(row) if row.ndim else None if row != row else float(row) for row in values]
 
 
-def _write(directory: pathlib.Path, metrics: dict, terms: PathTerms, dataset: Dataset) -> None:
+def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, dataset: Dataset) -> None:
     """Write every file of the contract."""
     import numpy as np
 

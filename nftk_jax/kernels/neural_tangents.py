@@ -67,7 +67,7 @@ def _rectified_monomial(degree: float):
     )
 
 
-_LAYERS: dict[str, Callable] = {
+_LAYERS: dict[str, Callable[..., Any]] = {
     "relu": stax.Relu,
     "leaky_relu": stax.LeakyRelu,
     "abrelu": stax.ABRelu,

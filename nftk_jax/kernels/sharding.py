@@ -22,7 +22,7 @@ def device_mesh() -> Mesh:
     return Mesh(np.asarray(jax.devices()), (AXIS,))
 
 
-def shard_map(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def shard_map(f: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`jax.shard_map`, or what older versions of JAX call it, without the check that outputs are replicated."""
     mapped = getattr(jax, "shard_map", None)
     if mapped is None:
