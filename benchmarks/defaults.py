@@ -68,6 +68,35 @@ TARGETS: dict[str, Callable] = {
     "friedman3": lambda seed: datasets.make_friedman3(400, noise=0.1, random_state=seed),
     "linear": lambda seed: datasets.make_regression(200, 30, n_informative=10, noise=20.0, random_state=seed),
 }
+#: Sets of classes on which no default was chosen; only the defaults and uniform weights are measured there.
+FURTHER: dict[str, Callable] = {
+    "hastie": lambda seed: datasets.make_hastie_10_2(500, random_state=seed),
+    "quantiles_8": lambda seed: datasets.make_gaussian_quantiles(
+        n_samples=600, n_features=8, n_classes=4, random_state=seed
+    ),
+    "two_clusters": lambda seed: datasets.make_classification(
+        500, n_features=20, n_informative=6, n_classes=5, n_clusters_per_class=2, random_state=seed
+    ),
+    "three_features": lambda seed: datasets.make_classification(
+        300, n_features=3, n_informative=3, n_redundant=0, n_classes=3, n_clusters_per_class=1, random_state=seed
+    ),
+    "noise_features": lambda seed: datasets.make_classification(
+        200, n_features=50, n_informative=10, random_state=seed
+    ),
+    "imbalance_4": lambda seed: datasets.make_classification(
+        800, n_features=8, n_informative=6, n_classes=4, weights=[0.7, 0.2, 0.07, 0.03], n_clusters_per_class=1,
+        random_state=seed,
+    ),
+    "friedman1_3": lambda seed: binned(datasets.make_friedman1(400, noise=0.5, random_state=seed), 3),
+    "friedman2_4": lambda seed: binned(datasets.make_friedman2(400, noise=20, random_state=seed), 4),
+    "swiss_roll_5": lambda seed: binned(datasets.make_swiss_roll(500, noise=0.3, random_state=seed), 5),
+    "diabetes_2": lambda seed: binned(datasets.load_diabetes(return_X_y=True), 2),
+    "diabetes_3": lambda seed: binned(datasets.load_diabetes(return_X_y=True), 3),
+    "few_digits": lambda seed: subset(datasets.load_digits(return_X_y=True), 240, seed),
+    "twelve_classes": lambda seed: datasets.make_classification(
+        900, n_features=12, n_informative=8, n_classes=12, n_clusters_per_class=1, random_state=seed
+    ),
+}  # fmt: skip
 #: What is changed, one at a time.
 CHANGES: dict[str, dict] = {
     "default": {},
@@ -87,6 +116,12 @@ def subset(data: tuple[np.ndarray, np.ndarray], n: int, seed: int) -> tuple[np.n
     """n rows at random."""
     rows = np.random.default_rng(seed).permutation(len(data[0]))[:n]
     return tuple(part[rows] for part in data)
+
+
+def binned(data: tuple[np.ndarray, np.ndarray], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of equal size in the order of a real target."""
+    x, y = data
+    return x, np.digitize(y, np.quantile(y, np.linspace(0, 1, n_classes + 1)[1:-1]))
 
 
 def tuned_machine(machine) -> GridSearchCV:
@@ -147,24 +182,34 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="four sets, one seed, fewer changes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--seeds", type=int, default=None, help="splits of every set (default 3, fast 1)")
-    parser.add_argument("--sets", nargs="+", choices=[*CLASSES, *TARGETS], help="some of the sets (default all)")
+    parser.add_argument(
+        "--sets", nargs="+", choices=[*CLASSES, *TARGETS, *FURTHER], help="some of the sets (default all)"
+    )
     parser.add_argument("--changes", nargs="+", choices=CHANGES, help="some of the changes (default all)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     seeds = arguments.seeds or (1 if arguments.fast else 3)
-    wanted = arguments.sets or (FAST if arguments.fast else [*CLASSES, *TARGETS])
-    sets = [{name: data for name, data in group.items() if name in wanted} for group in (CLASSES, TARGETS)]
+    wanted = arguments.sets or (FAST if arguments.fast else every)
     changed = arguments.changes or (("default", "uniform") if arguments.fast else CHANGES)
     changes = {name: CHANGES[name] for name in changed}
-    classes = run(sets[0], NFTKClassifier, SVC, seeds, changes)
-    targets = run(sets[1], NFTKRegressor, SVR, seeds, {name: c for name, c in changes.items() if "decision" not in c})
+    for_targets = {name: change for name, change in changes.items() if "decision" not in change}
+    few = {name: change for name, change in changes.items() if name in ("default", "uniform")}
+    groups = {
+        "accuracy": (CLASSES, NFTKClassifier, SVC, changes),
+        "R2": (TARGETS, NFTKRegressor, SVR, for_targets),
+        "accuracy, further sets": (FURTHER, NFTKClassifier, SVC, few),
+    }
+    results = {
+        title: run({name: sets[name] for name in sets if name in wanted}, ours, machine, seeds, changed_here)
+        for title, (sets, ours, machine, changed_here) in groups.items()
+    }
     if arguments.json:
-        print(json.dumps({"seeds": seeds, "accuracy": classes, "r2": targets}))
+        print(json.dumps({"seeds": seeds, **results}))
         return
     console = Console(width=140)
-    for title, results in (("accuracy", classes), ("R2", targets)):
-        if results:
-            show(console, f"{title}, %, {seeds} seeds", results)
+    for title, found in results.items():
+        if found:
+            show(console, f"{title}, %, {seeds} seeds", found)
 
 
 if __name__ == "__main__":
