@@ -182,9 +182,8 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="four sets, one seed, fewer changes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--seeds", type=int, default=None, help="splits of every set (default 3, fast 1)")
-    parser.add_argument(
-        "--sets", nargs="+", choices=[*CLASSES, *TARGETS, *FURTHER], help="some of the sets (default all)"
-    )
+    every = [*CLASSES, *TARGETS, *FURTHER]
+    parser.add_argument("--sets", nargs="+", choices=every, help="some of the sets (default all)")
     parser.add_argument("--changes", nargs="+", choices=CHANGES, help="some of the changes (default all)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
