@@ -25,7 +25,7 @@ test: $(READY)
 
 # The oldest and the newest Python and JAX, in an environment of their own; uv fetches an interpreter that is missing.
 test-matrix: $(READY)
-	@for versions in "3.11 jax==0.6.0 jaxlib==0.6.0" "3.13 jax jaxlib"; do set -- $$versions; \
+	@for versions in "3.11 jax==0.6.1 jaxlib==0.6.1" "3.13 jax jaxlib"; do set -- $$versions; \
 	  $(BIN)/uv venv --quiet --clear --python $$1 .venv-matrix && \
 	  VIRTUAL_ENV=.venv-matrix $(BIN)/uv pip install --quiet --editable '.[dev]' $$2 $$3 && \
 	  .venv-matrix/bin/python -c 'import jax, platform; print("Python", platform.python_version(), "JAX", jax.__version__)' && \

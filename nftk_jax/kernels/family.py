@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
+from nftk_jax.kernels.precision import enable_x64
 
 #: Rows and columns of the largest tile: one that a processor's cache holds.
 _ROWS, _COLUMNS = 64, 4096
@@ -192,10 +193,17 @@ def _pair_numbers(family: KernelFamily, features: int, dtype: str) -> float:
     return _widest(jax.make_jaxpr(family.kernels)(some, some)) / 16
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def family_diagonals(family: KernelFamily, budget: int, x: jax.Array) -> jax.Array:
-    """`KernelFamily.diagonals`, compiled."""
-    return family.diagonals(budget, x)
+def family_diagonals(family: KernelFamily, budget: int, x: np.ndarray) -> np.ndarray:
+    """`KernelFamily.diagonals` in float64, also while JAX traces something else."""
+    with enable_x64():
+        return np.asarray(_compile_diagonals(family, budget, x.shape)(x.astype(np.float64)))
+
+
+@functools.lru_cache(maxsize=64)
+def _compile_diagonals(family: KernelFamily, budget: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], jax.Array]:
+    """Compiled ahead of time: before JAX 0.8 `jax.ensure_compile_time_eval` knows no loops."""
+    some = jax.ShapeDtypeStruct(shape, np.float64)
+    return jax.jit(functools.partial(family.diagonals, budget)).lower(some).compile()
 
 
 def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:

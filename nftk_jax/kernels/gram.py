@@ -57,8 +57,7 @@ def depth_diagonals(mlp: MLP | KernelFamily, x: ArrayLike, *, kernel: KernelName
     x = np.asarray(x)
     if isinstance(mlp, KernelFamily):
         mlp.check(x)
-        with jax.ensure_compile_time_eval(), enable_x64():
-            return np.asarray(family_diagonals(mlp, MEMORY_BUDGET, jnp.asarray(x, jnp.float64)))
+        return family_diagonals(mlp, MEMORY_BUDGET, x)
     q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
         return np.asarray(piecewise_linear_diagonals(mlp, q, kernel))
