@@ -97,7 +97,7 @@ def _assess(
         "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
         "baselines": table,
         "baselines_note": comparison.note,
-        "search": None if descent is None else _search_block(descent, settings),
+        "search": None if descent is None else _search_block(descent, learned.kept_uniform, settings),
         "identifiability": {
             "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
             "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
@@ -105,6 +105,7 @@ def _assess(
             **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
                 depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
+                kept_uniform=learned.kept_uniform,
                 difference_to_uniform=table["uniform"]["difference_interval"],
                 difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
                 difference_to_shared=None if settings.search.weights == "shared" else _interval_to(table, "shared"),
@@ -241,7 +242,7 @@ def _resample(
     found = []
     for number in range(resamples):
         report("resamples", number, resamples)
-        splits = draw_splits(labels, len(problem.y), rng, folds=count_folds(settings.search))
+        splits = draw_splits(labels, len(problem.y), rng, folds=count_folds(settings.search, len(problem.y)))
         if settings.search.objective in ("validation", "kfold"):
             again = dataclasses.replace(problem, splits=splits)
         else:  # it holds nothing out: the split becomes a subset of its rows
@@ -285,7 +286,7 @@ def _interval_to(table: dict[str, dict[str, Any]], name: str) -> list[float | No
     return table[name]["difference_interval"]
 
 
-def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, Any]:
+def _search_block(descent: DescentResult, kept: np.ndarray | None, settings: LearnSettings) -> dict[str, Any]:
     return {
         "objective": settings.search.objective,
         "constraint": settings.search.constraint,
@@ -296,6 +297,7 @@ def _search_block(descent: DescentResult, settings: LearnSettings) -> dict[str, 
         "projected_gradient": descent.projected_gradient.tolist(),
         "kkt_residual": None if descent.kkt_residual is None else descent.kkt_residual.tolist(),
         "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
+        "kept_uniform": None if kept is None else kept.tolist(),
         "message": descent.message,
         "history": {
             "seconds": descent.seconds.tolist(),

@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.special
 
 from nftk_jax.mkl.reference import mean_kernel
-from nftk_jax.mkl.search import SearchProblem, held_out_objective
+from nftk_jax.mkl.search import SearchProblem, held_out_objective, uniform_omega
 from nftk_jax.model import Calibration, DecisionName
 from nftk_jax.padding import PADDED_ROWS, pad_rows, padded_size
 
@@ -172,7 +172,7 @@ def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -
       problem, omega, ridge: as in `held_out_scores`.
     """
     positions, scores, weight = held_out_scores(problem, omega, ridge)
-    uniform = held_out_scores(problem, np.full(omega.shape, 1 / problem.depth), ridge)[1]
+    uniform = held_out_scores(problem, uniform_omega(*omega.shape), ridge)[1]
     y = np.asarray(problem.y, np.float64)[positions]
     gain = (uniform - y) ** 2 - (scores - y) ** 2
     share = weight[:, None] / weight.sum()

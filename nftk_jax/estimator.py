@@ -18,14 +18,11 @@ from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import ObjectiveName
 from nftk_jax.mkl.search import SearchSettings, WeightsName
 from nftk_jax.model import DecisionName, NFTKModel, ScalingName
-from nftk_jax.sampling import draw_folds, restrict_splits
+from nftk_jax.sampling import restrict_splits
 from nftk_jax.uncertainty import posterior_std
 
 #: Up to this many rows ``precision="auto"`` solves in float64.
 FLOAT64_ROWS = 2000
-#: Up to this many rows ``cv=None`` holds out every row once, in `FOLDS` folds.
-FOLD_ROWS = 600
-FOLDS = 5
 #: Rows of the search unless told otherwise.
 SEARCH_ROWS = 1000
 
@@ -137,12 +134,8 @@ class _NFTKEstimator(BaseEstimator):
             precision=precision,
             scaling=own.scaling,
             decision=own.decision,
-            one_standard_error=own.constraint == "simplex" and own.weights == "per-class",
             seed=int(seed),
         )
-        if splits is None and len(x) <= min(FOLD_ROWS, own.n_search or FOLD_ROWS):
-            labels = None if classes is None else y
-            splits = draw_folds(labels, min(FOLDS, len(x)), len(x), np.random.default_rng(settings.seed))
         model = learn(x, y, settings, classes=classes, weight=weight, splits=splits).model
         self.model_: NFTKModel = model
         self.omega_: np.ndarray = model.omega

@@ -61,6 +61,9 @@ class FitConfig(DataFlags):
     """Training rows used to learn Omega; default all up to 3000."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
+    one_standard_error: bool = True
+    """Keep equal weights for a class whose gain on the held-out rows is within its standard error (simplex, per-class
+    weights, validation or kfold)."""
     weights: Literal["per-class", "shared", "uniform"] = "per-class"
     """Learn one row of Omega a class, one for all classes, or none."""
     ridge: float | Literal["auto", "learned"] = "auto"
@@ -203,6 +206,8 @@ def _join_processes(config: FitConfig) -> None:
         raise CommandError("--coordinator, --num-processes and --process-id go together; got only some of them")
     import jax
 
+    # programs that run side by side on the CPU may talk to the other processes in another order there
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     except RuntimeError as error:
@@ -240,6 +245,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         precision=config.precision,
         scaling=config.scaling,
         unit_norm=config.unit_norm,
+        one_standard_error=config.one_standard_error,
         seed=config.seed,
         solver=config.solver,
         solver_tolerance=config.solver_tolerance,

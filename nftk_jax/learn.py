@@ -46,8 +46,8 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: Rows that the search takes from a larger training set unless told otherwise.
 SEARCH_ROWS = 3000
-#: Folds of the objective `kfold`.
-FOLDS = 5
+#: Folds of the objective `kfold`, and of every other up to so many search rows.
+FOLDS, FOLD_ROWS = 5, 600
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -68,7 +68,8 @@ class LearnSettings:
       scaling: of the inputs, see `fit_input_scaling`.
       unit_norm: give every row of the scaled inputs length one.
       decision: of classes: the largest score, or a logistic regression on the held-out scores, see `calibrate`.
-      one_standard_error: keep uniform weights for a class whose gain on the held-out rows is within its standard error.
+      one_standard_error: on the simplex keep uniform weights for a class whose gain on the held-out rows is within its
+        standard error (objectives that hold rows out, weights per class).
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
       solver: of the ridge regression on all rows; "auto" takes the quickest exact one that fits, see `solvers.plan`.
       solver_tolerance: relative residual at which an iterative solver stops; None is `conjugate_gradient.TOLERANCE`.
@@ -87,7 +88,7 @@ class LearnSettings:
     scaling: ScalingName = "auto"
     unit_norm: bool = False
     decision: DecisionName = "scores"
-    one_standard_error: bool = False
+    one_standard_error: bool = True
     seed: int = 0
     solver: SolverName = "auto"
     solver_tolerance: float | None = None
@@ -128,6 +129,8 @@ class Learned:
       search_rows: their positions among the training rows.
       start_ridge: the ridges that the search was given, shape (C,); the model's own unless the search learned them.
       descent: the search's result, None for uniform weights.
+      kept_uniform: classes whose weights stayed uniform by the rule of one standard error, shape (C,); None where it
+        does not apply.
       solution: dual coefficients with jitter and condition estimate.
       plan: how it was solved.
       iterative: what a further solve on all rows can share, if conjugate gradients solved; it holds their angles.
@@ -140,6 +143,7 @@ class Learned:
     search_rows: np.ndarray
     start_ridge: np.ndarray
     descent: DescentResult | None
+    kept_uniform: np.ndarray | None
     solution: RidgeSolution
     plan: SolvePlan
     iterative: IterativeSolver | None
@@ -226,11 +230,12 @@ def _learn(
         journal.save("search", {"start_ridge": start, **flatten_weights(found)})
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    omega, ridge = agree(found.omega), agree(found.ridge)
-    if settings.one_standard_error and held_out:
+    omega, ridge, kept, search = found.omega, found.ridge, None, settings.search
+    if settings.one_standard_error and held_out and (search.constraint, search.weights) == ("simplex", "per-class"):
         kept = keep_uniform(padded, omega, ridge)
         omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
         ridge = np.where(kept, start, ridge)
+    omega, ridge = agree(omega), agree(ridge)
     clock.lap("search")
     calibration = None
     if classes is not None:
@@ -259,17 +264,18 @@ def _learn(
         target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
         calibration=calibration,
     )  # fmt: skip
-    return Learned(model, targets, problem, rows, start, found.descent, solution, plan, iterative, clock.seconds)
+    return Learned(model, targets, problem, rows, start, found.descent, kept, solution, plan, iterative, clock.seconds)
 
 
 def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: LearnSettings) -> Plan:
     """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`."""
     n, features = shape
+    n_search = min(n, settings.n_search or SEARCH_ROWS)
     sizes = Sizes(
-        n_train=n, n_search=min(n, settings.n_search or SEARCH_ROWS), n_test=n_test, n_features=features,
+        n_train=n, n_search=n_search, n_test=n_test, n_features=features,
         n_classes=n_outputs, depth=settings.mlp.n_kernels, itemsize=np.dtype(settings.precision).itemsize,
         n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
-        folds=count_folds(settings.search),
+        folds=count_folds(settings.search, n_search),
     )  # fmt: skip
     return plan_fit(sizes, this_machine(), settings.solver)
 
@@ -289,9 +295,9 @@ def build_problem(
     n = min(len(z), settings.n_search or SEARCH_ROWS)
     rng = np.random.default_rng(settings.seed)
     labels = y if classification else None
-    rows = np.sort(draw_rows(labels, n, len(z), rng)[0])
+    rows = np.arange(n) if n == len(z) else np.sort(draw_rows(labels, n, len(z), rng)[0])
     if splits is None:
-        chosen = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search))
+        chosen = draw_splits(None if labels is None else y[rows], n, rng, folds=count_folds(settings.search, n))
     else:
         chosen = restrict_splits(splits, rows, len(z))
         if not chosen:
@@ -309,9 +315,9 @@ def depth_grams(mlp: MLP | KernelFamily, scale: np.ndarray, z: np.ndarray, *, in
     return k if len(padded) == n else jnp.asarray(np.asarray(k)[:, :n, :n])
 
 
-def count_folds(search: SearchSettings) -> int:
+def count_folds(search: SearchSettings, n_search: int) -> int:
     """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
-    return FOLDS if search.objective == "kfold" else 1
+    return FOLDS if search.objective == "kfold" or n_search <= FOLD_ROWS else 1
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:

@@ -81,6 +81,9 @@ def test_metrics_hold_what_the_contract_lists(finished):
     assert np.shape(identifiability["indistinguishable"]) == (3, 3)
     assert len(identifiability["held_out_standard_error"]) == len(identifiability["uniform_as_good"]) == 3
     assert len(metrics["search"]["kkt_residual"]) == 3
+    uniform = (np.array(metrics["omega"]) == 1 / 3).all(axis=1)
+    np.testing.assert_array_equal(uniform, metrics["search"]["kept_uniform"])
+    assert ("stayed uniform" in identifiability["verdict"]) == uniform.any()
     assert identifiability["gram_condition"] <= 1 / np.finfo(np.float32).eps
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert metrics["certificate"]["jitter"] == 0

@@ -11,7 +11,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from nftk_jax.calibration import LOGISTIC_STRENGTH, held_out_log_losses
+from nftk_jax.calibration import LOGISTIC_STRENGTH, held_out_log_losses, keep_uniform
 from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, depth_diagonals
 from nftk_jax.kernels.precision import enable_x64
@@ -195,3 +195,53 @@ def test_the_ridge_of_a_logistic_decision_has_the_least_log_loss(rng, x64):
     train, held = (rows[labels[rows] > 0] for rows in folds[0])
     one = SearchProblem(problem.k, problem.y, ((train, held),))
     assert held_out_log_losses(one, RIDGE_GRID, labels) is None
+
+
+def test_uniform_weights_are_kept_within_one_standard_error_of_the_gain(rng, x64):
+    """Against numpy's solves, split by split, with weighted rows."""
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 4))
+    y[:, 1], y[:, 2] = x[:, 0], np.sin(3 * x[:, 1])  # which have a best depth
+    k = np.array(combined_ntk(MLP(3), np.diag(1 / depth_diagonals(MLP(3), x).mean(axis=1)), x))
+    weight = rng.uniform(0.5, 2, 40)
+    order = rng.permutation(40)
+    splits = tuple((np.sort(np.delete(order, part)), order[part]) for part in (slice(0, 14), slice(14, 27)))
+    problem = SearchProblem(jnp.asarray(k), jnp.asarray(y), splits, weight)
+    omega, ridge = np.array([[0.0, 0, 1], [1, 0, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0]]), np.full(4, 0.05)
+    kept = []
+    for c in range(4):
+        gains, masses = [], []
+        for train, held in splits:
+            errors = []
+            for weights in (np.full(3, 1 / 3), omega[c]):
+                combined = np.tensordot(weights, k, 1)
+                a = np.linalg.solve(combined[np.ix_(train, train)] + np.diag(ridge[c] / weight[train]), y[train, c])
+                errors.append((combined[np.ix_(held, train)] @ a - y[held, c]) ** 2)
+            gains.append(errors[0] - errors[1])
+            masses.append(weight[held])
+        gain, mass = np.concatenate(gains), np.concatenate(masses)
+        mean = np.average(gain, weights=mass)
+        kept.append(mean <= np.sqrt(np.average((gain - mean) ** 2, weights=mass) / mass.sum()))
+    assert 0 < sum(kept) < 4
+    np.testing.assert_array_equal(keep_uniform(problem, omega, ridge), kept)
+
+
+def test_weights_leave_uniform_where_the_labels_say_so_and_seldom_on_noise(rng):
+    x = rng.normal(size=(200, 5))
+    noise = learn(x, rng.normal(size=(200, 20)), SETTINGS)
+    assert noise.kept_uniform is not None
+    assert noise.kept_uniform.mean() >= 0.5
+    np.testing.assert_array_equal((noise.model.omega == 1 / 3).all(axis=1), noise.kept_uniform)
+    linear = learn(x, x[:, :3], SETTINGS)  # which has the shallowest kernel
+    assert linear.kept_uniform is not None
+    assert not linear.kept_uniform.any()
+    free = learn(x, np.asarray(noise.targets.y), dataclasses.replace(SETTINGS, one_standard_error=False))
+    assert free.kept_uniform is None
+    assert (free.model.omega == 1 / 3).all(axis=1).mean() < noise.kept_uniform.mean()
+
+
+def test_few_rows_are_all_held_out_once_and_many_a_third_of_them(rng):
+    for n, folds in ((600, 5), (601, 1)):
+        y = rng.integers(0, 2, n)
+        splits = learn(rng.normal(size=(n, 2)), y, SETTINGS, classes=np.arange(2)).problem.splits
+        assert len(splits) == folds
+        assert len(np.unique(np.concatenate([held for _, held in splits]))) == (n if folds == 5 else round(n / 3))

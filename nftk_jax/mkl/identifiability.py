@@ -119,6 +119,7 @@ def verdict(
     difference_to_uniform: Sequence[float | None],
     difference_to_shuffled: Sequence[float | None],
     omega_std: np.ndarray | None,
+    kept_uniform: np.ndarray | None = None,
     difference_to_shared: Sequence[float | None] | None = None,
     difference_to_single: Sequence[float | None] | None = None,
     single: int | None = None,
@@ -134,6 +135,8 @@ def verdict(
       learned: whether Omega was learned at all.
       difference_to_uniform, difference_to_shuffled: paired 95 % intervals of ours minus these baselines.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
+      kept_uniform: classes whose weights stayed uniform, their gain on held-out rows being within its standard error,
+        shape (C,), or None.
       difference_to_shared, difference_to_single, single: the same of one Omega for all classes and of the best single
         depth, and that depth; None where there is no such comparison.
       greyed: weights that cannot be told from 1 / L or from those of shuffled labels, shape (C, L), or None.
@@ -155,6 +158,11 @@ def verdict(
     if indefinite:
         sentences.append(indefinite_words(indefinite, kernel))
     if learned:
+        if kept_uniform is not None and kept_uniform.any():
+            sentences.append(
+                f"{_count(kept_uniform).capitalize()} rows of Omega stayed uniform: what the search gained there on "
+                "held-out rows is within its standard error (--no-one-standard-error takes it all the same)."
+            )
         sentences.append(_compare("uniform weights", difference_to_uniform, meaning))
         sentences.append(
             _compare(
