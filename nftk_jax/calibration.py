@@ -171,14 +171,15 @@ def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -
     Args:
       problem, omega, ridge: as in `held_out_scores`.
     """
+    uniform = uniform_omega(*omega.shape)
     positions, scores, weight = held_out_scores(problem, omega, ridge)
-    uniform = held_out_scores(problem, uniform_omega(*omega.shape), ridge)[1]
+    others = held_out_scores(problem, uniform, ridge)[1]
     y = np.asarray(problem.y, np.float64)[positions]
-    gain = (uniform - y) ** 2 - (scores - y) ** 2
+    gain = (others - y) ** 2 - (scores - y) ** 2
     share = weight[:, None] / weight.sum()
     mean = (share * gain).sum(axis=0)
     error = np.sqrt((share * (gain - mean) ** 2).sum(axis=0) / weight.sum())
-    return ~(mean > error)
+    return (omega == uniform).all(axis=1) | ~(mean > error)
 
 
 def minimise_log_loss(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
