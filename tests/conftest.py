@@ -51,6 +51,19 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: a function of it and its arguments to exit status, standard output and error."""
+
+    def call(command, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        status = command()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
 def x64():
     with enable_x64():
         yield

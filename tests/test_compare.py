@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import jax
 import numpy as np
@@ -29,16 +28,9 @@ def data(tmp_path_factory):
     return path
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    status = compare.command()
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def test_every_file_and_number_of_the_contract(data, tmp_path, monkeypatch, capsys):
+def test_every_file_and_number_of_the_contract(data, tmp_path, run):
     output = tmp_path / "out"
-    status, printed, error = run(monkeypatch, capsys, "--dataset", data, *FLAGS, "--output", output)
+    status, printed, error = run(compare.command, "--dataset", data, *FLAGS, "--output", output)
     assert (status, error) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.name for path in (output / "figures").iterdir()} == {"omegas.png", "accuracies.png", "training.png"}
@@ -58,20 +50,20 @@ def test_every_file_and_number_of_the_contract(data, tmp_path, monkeypatch, caps
     assert len(metrics["agreement"]["finite_and_infinite"]) == 2
 
 
-def test_an_interrupted_comparison_goes_on_to_the_same_result(data, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_comparison_goes_on_to_the_same_result(data, tmp_path, monkeypatch, run):
     arguments = ["--dataset", data, *FLAGS]
-    assert run(monkeypatch, capsys, *arguments, "--output", tmp_path / "whole")[0] == 0
+    assert run(compare.command, *arguments, "--output", tmp_path / "whole")[0] == 0
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "_compare", interrupt)
-        status, _, error = run(monkeypatch, capsys, *arguments, "--output", tmp_path / "part")
+        status, _, error = run(compare.command, *arguments, "--output", tmp_path / "part")
     assert status == 130
     assert "--resume" in error
     assert not (tmp_path / "part").exists()
-    assert run(monkeypatch, capsys, *arguments, "--output", tmp_path / "part", "--resume")[0] == 0
+    assert run(compare.command, *arguments, "--output", tmp_path / "part", "--resume")[0] == 0
     whole, part = (json.loads((tmp_path / name / "metrics.json").read_text())["models"] for name in ("whole", "part"))
     assert part["nftk_mlp"]["omega_by_seed"] == whole["nftk_mlp"]["omega_by_seed"]
     assert part["mlp"]["history"]["seconds"] != whole["mlp"]["history"]["seconds"]
@@ -90,20 +82,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, run):
     flags, message = BAD[case]
     monkeypatch.chdir(tmp_path)
-    status, _, error = run(monkeypatch, capsys, "--dataset", data, *flags)
+    status, _, error = run(compare.command, "--dataset", data, *flags)
     assert status == 2
     assert error.count("\n") == 1
     assert message in error
     assert not list(tmp_path.iterdir())
 
 
-def test_real_targets_are_refused(rng, tmp_path, monkeypatch, capsys):
+def test_real_targets_are_refused(rng, tmp_path, run):
     x = rng.normal(size=(20, 3))
     np.savez(tmp_path / "real.npz", x_train=x, y_train=x[:, 0], x_test=x, y_test=x[:, 0])
-    status, _, error = run(monkeypatch, capsys, "--dataset", tmp_path / "real.npz", "--output", tmp_path / "out")
+    status, _, error = run(compare.command, "--dataset", tmp_path / "real.npz", "--output", tmp_path / "out")
     assert status == 2
     assert "compare needs classes" in error
 

@@ -31,14 +31,6 @@ def data(tmp_path_factory):
     return path
 
 
-def run(command, monkeypatch, capsys, *arguments):
-    """Exit status, standard output and standard error of a command run in this process."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    status = command()
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """One whole run, in a process of its own, that the tests below look at."""
@@ -117,10 +109,10 @@ def test_the_summary_names_the_result_in_eighty_columns(finished):
     assert "report.html" in printed
 
 
-def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, monkeypatch, capsys):
+def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, run):
     output, _ = finished
     target = tmp_path / "scores.npz"
-    status, _, _ = run(predict.command, monkeypatch, capsys, "--model", output, "--input", data, "--output", target)
+    status, _, _ = run(predict.command, "--model", output, "--input", data, "--output", target)
     assert status == 0
     written, truth = np.load(target), np.load(data)["y_test"]
     accuracy = json.loads((output / "metrics.json").read_text())["test_accuracy"]
@@ -147,11 +139,11 @@ def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, 
         ),
     ],
 )
-def test_other_targets_and_flags(name, y, flags, rng, tmp_path, monkeypatch, capsys):
+def test_other_targets_and_flags(name, y, flags, rng, tmp_path, run):
     x = rng.normal(size=(70, 3))
     np.savez(tmp_path / "data.npz", x_train=x[:50], y_train=y(x[:50]), x_test=x[50:], y_test=y(x[50:]))
     status, _, error = run(
-        fit.command, monkeypatch, capsys, "--dataset", tmp_path / "data.npz", "--depth", 2, *flags,
+        fit.command, "--dataset", tmp_path / "data.npz", "--depth", 2, *flags,
         "--output", tmp_path / name,
     )  # fmt: skip
     assert (status, error) == (0, "")
@@ -182,9 +174,9 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("case", BAD_FLAGS)
-def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+def test_bad_flags_end_in_one_line(case, data, tmp_path, run):
     flags, message = BAD_FLAGS[case]
-    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out", *flags)
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out", *flags)
     assert status == 2
     assert error.count("\n") == 1
     assert message in error
@@ -206,79 +198,71 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data_end_in_one_line(case, rng, tmp_path, monkeypatch, capsys):
+def test_bad_data_end_in_one_line(case, rng, tmp_path, run):
     x, y = rng.normal(size=(60, 5)).astype(np.float32), np.arange(60) % 3
     good = {"x_train": x, "y_train": y, "x_test": x[:9], "y_test": y[:9]}
     np.savez(tmp_path / "bad.npz", **{**good, **BAD_DATA[case]})
-    status, _, error = run(
-        fit.command, monkeypatch, capsys, "--dataset", tmp_path / "bad.npz", "--output", tmp_path / "out"
-    )
+    status, _, error = run(fit.command, "--dataset", tmp_path / "bad.npz", "--output", tmp_path / "out")
     assert status == 2
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(data, tmp_path, monkeypatch, capsys):
+def test_an_existing_output_is_kept_without_overwrite_and_replaced_with_it(data, tmp_path, run):
     output = tmp_path / "out"
     arguments = ["--dataset", data, "--depth", 1, "--output", output]
-    assert run(fit.command, monkeypatch, capsys, *arguments)[0] == 0
+    assert run(fit.command, *arguments)[0] == 0
     before = (output / "metrics.json").read_bytes()
-    status, _, error = run(fit.command, monkeypatch, capsys, *arguments)
+    status, _, error = run(fit.command, *arguments)
     assert status == 2
     assert "--overwrite" in error
     assert (output / "metrics.json").read_bytes() == before
-    assert run(fit.command, monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
+    assert run(fit.command, *arguments, "--overwrite")[0] == 0
     assert (output / "metrics.json").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_directory_with_other_things_is_never_replaced(data, tmp_path, monkeypatch, capsys):
+def test_a_directory_with_other_things_is_never_replaced(data, tmp_path, run):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
-    status, _, error = run(
-        fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "thesis", "--overwrite"
-    )
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "thesis", "--overwrite")
     assert status == 2
     assert "something other than a result" in error
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_no_result(data, tmp_path, monkeypatch, capsys):
+def test_an_interrupt_leaves_a_checkpoint_and_no_result(data, tmp_path, monkeypatch, run):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit, "_write", interrupt)
-    status, _, error = run(
-        fit.command, monkeypatch, capsys, "--dataset", data, "--depth", 1, "--output", tmp_path / "out"
-    )
+    status, _, error = run(fit.command, "--dataset", data, "--depth", 1, "--output", tmp_path / "out")
     assert status == 130
     assert "--resume" in error
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
 
 
-def test_a_numerical_failure_is_named_and_leaves_nothing(data, tmp_path, monkeypatch, capsys):
+def test_a_numerical_failure_is_named_and_leaves_nothing(data, tmp_path, monkeypatch, run):
     def fail(*_, **__):
         raise ArithmeticError("the kernel is singular")
 
     monkeypatch.setattr("nftk_jax.learn.learn", fail)
-    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out")
     assert (status, error) == (1, "nftk_jax.fit: the kernel is singular\n")
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path, monkeypatch, capsys):
-    status, printed, _ = run(
-        fit.command, monkeypatch, capsys, "--dataset", data, "--dry-run", "--output", tmp_path / "out"
-    )
+def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path, run):
+    status, printed, _ = run(fit.command, "--dataset", data, "--dry-run", "--output", tmp_path / "out")
     assert status == 0
     for word in ("kernels", "search", "solve", "predict", "GiB", "cholesky"):
         assert word in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_refused_with_what_would(data, tmp_path, monkeypatch, capsys):
+def test_what_does_not_fit_is_refused_with_what_would(data, tmp_path, monkeypatch, run):
     monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**20)
-    status, _, error = run(fit.command, monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out")
     assert status == 2
     assert "these would fit: a machine with" in error  # too little for any number of rows
     assert not list(tmp_path.iterdir())
@@ -294,12 +278,12 @@ PREDICT_ERRORS = {
 
 
 @pytest.mark.parametrize("case", PREDICT_ERRORS)
-def test_predict_answers_bad_input_in_one_line(case, finished, data, tmp_path, monkeypatch, capsys):
+def test_predict_answers_bad_input_in_one_line(case, finished, data, tmp_path, run):
     np.savez(tmp_path / "narrow.npz", x=np.ones((3, 2)))
     change, message = PREDICT_ERRORS[case]
     flags = {"--model": finished[0], "--input": data, "--output": tmp_path / "scores.npz", **change(tmp_path)}
     arguments = [part for flag in flags.items() for part in flag]
-    status, _, error = run(predict.command, monkeypatch, capsys, *arguments)
+    status, _, error = run(predict.command, *arguments)
     assert status == 2
     assert error.count("\n") == 1
     assert message in error
@@ -307,10 +291,10 @@ def test_predict_answers_bad_input_in_one_line(case, finished, data, tmp_path, m
 
 
 @pytest.mark.parametrize("basis", ["increments", "layers"])
-def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_path, monkeypatch, capsys):
+def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_path, run):
     output = tmp_path / "run"
     status, out, error = run(
-        fit.command, monkeypatch, capsys,
+        fit.command,
         "--dataset", data, "--depth", 2, "--b-std", 0.5, "--basis", basis, "--ridge", 0.1, "--output", output,
     )  # fmt: skip
     assert (status, error) == (0, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -22,13 +21,6 @@ def data(tmp_path_factory):
     return path
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["paths", *map(str, arguments)])
-    status = paths.command()
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 CASES = {
     "relu": ["--loss", "mse"],
     "nftk": ["--loss", "cross-entropy", "--network", "nftk", "--batch-size", "5", "--momentum", "0.8",
@@ -37,10 +29,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, monkeypatch, capsys):
+def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     output = tmp_path / "out"
     status, printed, error = run(
-        monkeypatch, capsys, "--dataset", data, "--steps", 8, "--width", 8, *CASES[case], "--output", output
+        paths.command, "--dataset", data, "--steps", 8, "--width", 8, *CASES[case], "--output", output
     )
     assert (status, error) == (0, "")
     assert "Rebuilt to" in printed
@@ -65,9 +57,9 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, monkeypatch
     assert "<cat>" not in page
 
 
-def test_influences_are_the_largest_terms(data, tmp_path, monkeypatch, capsys):
+def test_influences_are_the_largest_terms(data, tmp_path, run):
     output = tmp_path / "out"
-    assert run(monkeypatch, capsys, "--dataset", data, "--steps", 8, "--width", 8, "--output", output)[0] == 0
+    assert run(paths.command, "--dataset", data, "--steps", 8, "--width", 8, "--output", output)[0] == 0
     metrics, arrays = json.loads((output / "metrics.json").read_text()), np.load(output / "terms.npz")
     for row in metrics["influences"]:
         terms = arrays["terms"][row["query"], :, row["output"]]
@@ -79,13 +71,13 @@ def test_influences_are_the_largest_terms(data, tmp_path, monkeypatch, capsys):
         assert row["completeness_error"] == pytest.approx(abs(total - row["value"]))
 
 
-def test_reviews_are_shown_as_texts_safe_in_html(tmp_path, monkeypatch, capsys):
+def test_reviews_are_shown_as_texts_safe_in_html(tmp_path, monkeypatch, run):
     def read_texts(dataset, data_dir, *, report):
         return tuple([f"{part} <b>{row}</b>" for row in range(n)] for part, n in (("train", 20), ("test", 6)))
 
     monkeypatch.setattr("nftk_jax.datasets.read_texts", read_texts)
     flags = ["--dataset", "imdb-small", "--n-train", 20, "--n-test", 6, "--steps", 4, "--width", 6]
-    assert run(monkeypatch, capsys, *flags, "--output", tmp_path / "out")[0] == 0
+    assert run(paths.command, *flags, "--output", tmp_path / "out")[0] == 0
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["influences"]
     page = (tmp_path / "out" / "report.html").read_text()
     for row in rows:
@@ -98,12 +90,12 @@ def test_reviews_are_shown_as_texts_safe_in_html(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out" / "figures" / "influences.png").exists()
 
 
-def test_regression_in_float64(tmp_path, monkeypatch, capsys):
+def test_regression_in_float64(tmp_path, run):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4))
     np.savez(tmp_path / "r.npz", x_train=x[:20], y_train=x[:20, :2] ** 2, x_test=x[20:], y_test=x[20:, :2] ** 2)
     flags = ["--precision", "float64", "--activation", "gelu", "--tolerance", "1e-8", "--steps", 5, "--width", 6]
-    status, _, error = run(monkeypatch, capsys, "--dataset", tmp_path / "r.npz", *flags, "--output", tmp_path / "out")
+    status, _, error = run(paths.command, "--dataset", tmp_path / "r.npz", *flags, "--output", tmp_path / "out")
     assert (status, error) == (0, "")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["reconstruction"]["relative_error"] <= 1e-8
@@ -125,18 +117,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_done_ends_in_one_line(case, data, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_ends_in_one_line(case, data, tmp_path, run):
     flags, expected, message = BAD[case]
-    status, _, error = run(monkeypatch, capsys, "--dataset", data, *flags, "--output", tmp_path / "out")
+    status, _, error = run(paths.command, "--dataset", data, *flags, "--output", tmp_path / "out")
     assert status == expected
     assert error.count("\n") == 1
     assert message in error
     assert not list(tmp_path.iterdir())
 
 
-def test_terms_that_do_not_fit_are_refused(data, tmp_path, monkeypatch, capsys):
+def test_terms_that_do_not_fit_are_refused(data, tmp_path, monkeypatch, run):
     monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**10)
-    status, _, error = run(monkeypatch, capsys, "--dataset", data, "--output", tmp_path / "out")
+    status, _, error = run(paths.command, "--dataset", data, "--output", tmp_path / "out")
     assert status == 2
     assert "--n-train" in error
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -50,16 +49,6 @@ def learned(arrays, solver, *, plan=None, journal=None, **settings):
     return learn(x[:150], y[:150], settings, classes=np.arange(3), plan=plan, journal=journal)
 
 
-def run(capsys, *arguments):
-    """Exit status and standard error of a fit in this process."""
-    before, sys.argv = sys.argv, ["nftk_jax.fit", *map(str, arguments)]
-    try:
-        status = fit.command()
-    finally:
-        sys.argv = before
-    return status, capsys.readouterr().err
-
-
 def test_every_solver_learns_the_same_model(arrays):
     exact = learned(arrays, "cholesky")
     iterated = learned(arrays, "cg")
@@ -89,10 +78,10 @@ def test_baselines_solved_together_score_as_each_by_numpy(solver, arrays, data, 
         np.testing.assert_allclose(scores[:, column], expected, atol=1e-6)
 
 
-def test_a_nystroem_fit_keeps_its_landmarks_and_compares_like_with_like(data, tmp_path, capsys):
+def test_a_nystroem_fit_keeps_its_landmarks_and_compares_like_with_like(data, tmp_path, run):
     output = tmp_path / "out"
-    status, error = run(
-        capsys, "--dataset", data, "--output", output, *FLAGS, "--solver", "nystroem", "--landmarks", "20"
+    status, _, error = run(
+        fit.command, "--dataset", data, "--output", output, *FLAGS, "--solver", "nystroem", "--landmarks", "20"
     )
     assert status == 0, error
     model, metrics = load_model(output), json.loads((output / "metrics.json").read_text())
@@ -145,11 +134,11 @@ def test_a_killed_solve_resumes_to_the_same_bits(arrays, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp_path, capsys, monkeypatch):
+def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp_path, monkeypatch, run):
     output, number = tmp_path / "out", getattr(signal, name)
     with monkeypatch.context() as patch:
         stop_after(0, lambda: os.kill(os.getpid(), number), patch)
-        status, error = run(capsys, "--dataset", data, "--output", output, *FLAGS)
+        status, _, error = run(fit.command, "--dataset", data, "--output", output, *FLAGS)
     assert status == 128 + number
     assert error.count("\n") == 1
     assert "--resume goes on from" in error
@@ -157,13 +146,13 @@ def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp
     if name == "SIGTERM":
         for step in ("find_ridge", "learn_weights"):
             monkeypatch.setattr(f"nftk_jax.learn.{step}", None)  # their results are in the checkpoint
-        status, error = run(capsys, "--dataset", data, "--output", output, *FLAGS, "--resume")
+        status, _, error = run(fit.command, "--dataset", data, "--output", output, *FLAGS, "--resume")
         assert status == 0, error
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_nothing_to_resume_is_said_in_one_line(data, tmp_path, capsys):
-    status, error = run(capsys, "--dataset", data, "--output", tmp_path / "out", *FLAGS, "--resume")
+def test_nothing_to_resume_is_said_in_one_line(data, tmp_path, run):
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out", *FLAGS, "--resume")
     assert status == 2
     assert error.count("\n") == 1
     assert "nothing to resume" in error
@@ -178,8 +167,8 @@ def test_nothing_to_resume_is_said_in_one_line(data, tmp_path, capsys):
         (("--coordinator", "localhost:1"), "go together"),
     ],
 )
-def test_bad_solver_flags_are_refused_in_one_line(flags, message, data, tmp_path, capsys):
-    status, error = run(capsys, "--dataset", data, "--output", tmp_path / "out", *flags)
+def test_bad_solver_flags_are_refused_in_one_line(flags, message, data, tmp_path, run):
+    status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out", *flags)
     assert (status, error.count("\n")) == (2, 1)
     assert message in error
     assert not list(tmp_path.iterdir())
