@@ -59,7 +59,9 @@ bench-mkl: $(READY)
 
 docs: $(READY)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --editable '.[dev,docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@mkdir -p .venv/ipython/profile_default
+	@echo "c.IPKernelApp.log_level = 40  # no word about TCP between a notebook and its own kernel" > .venv/ipython/profile_default/ipython_kernel_config.py
+	@IPYTHONDIR=$(CURDIR)/.venv/ipython NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-bench .venv-matrix build dist *.egg-info runs site
