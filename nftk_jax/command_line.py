@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import rich.progress
 import tyro
@@ -45,10 +45,20 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
+def _raise_again(lost: Any) -> None:
+    """Python drops what a destructor or a callback of the garbage collector raises, an interrupt too: send it anew."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        number = interrupt_status(lost.exc_value) - 128
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # by then the callback has ended
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str) -> int:
     """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         config = _parse(config_type, prog, description)
         use_compilation_cache()
@@ -62,6 +72,8 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
         return interrupt_status(stop)
+    finally:
+        sys.unraisablehook = hook
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -62,6 +63,28 @@ def test_a_signal_during_a_fit_leaves_nothing(tmp_path, sent, status, seconds):
         _, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (status, "nftk_jax.fit: interrupted; nothing was written\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("kind", "status"), [(KeyboardInterrupt, 130), (command_line._Terminated, 143)])
+def test_an_interrupt_inside_a_destructor_is_not_lost(kind, status, run):
+    class Dying:
+        def __del__(self):
+            raise kind
+
+    @dataclasses.dataclass(frozen=True)
+    class Nothing:
+        number: int = 0
+
+    def main(config):
+        Dying()
+        time.sleep(20)
+        raise AssertionError
+
+    started = time.perf_counter()
+    result = run(lambda: command_line.run(main, Nothing, prog="waits", description=""))
+    assert result == (status, "", "waits: interrupted; nothing was written\n")
+    assert time.perf_counter() - started < 10
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
