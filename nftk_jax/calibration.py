@@ -163,17 +163,18 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
     return losses
 
 
-def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Classes whose gain over uniform weights on the held-out rows is within its standard error, shape (C,).
 
     The one-standard-error rule: omega was chosen on these very rows, and on few of them the gain is mostly that choice.
 
     Args:
       problem, omega, ridge: as in `held_out_scores`.
+      start: the ridges that uniform weights keep, shape (C,): where the search learned the ridge, those it began with.
     """
     uniform = uniform_omega(*omega.shape)
     positions, scores, weight = held_out_scores(problem, omega, ridge)
-    others = held_out_scores(problem, uniform, ridge)[1]
+    others = held_out_scores(problem, uniform, start)[1]
     y = np.asarray(problem.y, np.float64)[positions]
     gain = (others - y) ** 2 - (scores - y) ** 2
     share = weight[:, None] / weight.sum()

@@ -232,7 +232,7 @@ def _learn(
         start, found = arrays["start_ridge"], restore_weights(arrays)
     omega, ridge, kept, search = found.omega, found.ridge, None, settings.search
     if settings.one_standard_error and held_out and (search.constraint, search.weights) == ("simplex", "per-class"):
-        kept = keep_uniform(padded, omega, ridge)
+        kept = keep_uniform(padded, omega, ridge, start)
         omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
         ridge = np.where(kept, start, ridge)
     omega, ridge = agree(omega), agree(ridge)

@@ -206,15 +206,16 @@ def test_uniform_weights_are_kept_within_one_standard_error_of_the_gain(rng, x64
     order = rng.permutation(40)
     splits = tuple((np.sort(np.delete(order, part)), order[part]) for part in (slice(0, 14), slice(14, 27)))
     problem = SearchProblem(jnp.asarray(k), jnp.asarray(y), splits, weight)
-    omega, ridge = np.array([[0.0, 0, 1], [1, 0, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0]]), np.full(4, 0.05)
+    omega = np.array([[0.0, 0, 1], [1, 0, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0]])
+    ridge, start = np.full(4, 0.05), np.full(4, 0.2)
     kept = []
     for c in range(4):
         gains, masses = [], []
         for train, held in splits:
             errors = []
-            for weights in (np.full(3, 1 / 3), omega[c]):
+            for weights, noise in ((np.full(3, 1 / 3), start[c]), (omega[c], ridge[c])):
                 combined = np.tensordot(weights, k, 1)
-                a = np.linalg.solve(combined[np.ix_(train, train)] + np.diag(ridge[c] / weight[train]), y[train, c])
+                a = np.linalg.solve(combined[np.ix_(train, train)] + np.diag(noise / weight[train]), y[train, c])
                 errors.append((combined[np.ix_(held, train)] @ a - y[held, c]) ** 2)
             gains.append(errors[0] - errors[1])
             masses.append(weight[held])
@@ -222,7 +223,7 @@ def test_uniform_weights_are_kept_within_one_standard_error_of_the_gain(rng, x64
         mean = np.average(gain, weights=mass)
         kept.append(mean <= np.sqrt(np.average((gain - mean) ** 2, weights=mass) / mass.sum()))
     assert 0 < sum(kept) < 4
-    np.testing.assert_array_equal(keep_uniform(problem, omega, ridge), kept)
+    np.testing.assert_array_equal(keep_uniform(problem, omega, ridge, start), kept)
 
 
 def test_weights_leave_uniform_where_the_labels_say_so_and_seldom_on_noise(rng):
