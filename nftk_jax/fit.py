@@ -53,8 +53,8 @@ class FitConfig(DataFlags):
     """Weight of the penalty on Omega."""
     penalty_norm: Literal["l1", "l2"] = "l1"
     """Norm of the penalty: sum of Omega, or half its sum of squares."""
-    method: Literal["spectral", "projected-gradient"] = "spectral"
-    """How Omega descends: steps that fit themselves, or the paper's eq. 16 with a fixed step, which may diverge."""
+    method: Literal["quasi-newton", "projected-gradient"] = "quasi-newton"
+    """How Omega descends: by curvatures that it learns, or the paper's eq. 16 with a fixed step, which may diverge."""
     step_size: float = 1.0
     """Fixed step of projected-gradient, for errors in units of their value at the start."""
     n_search: int | None = None

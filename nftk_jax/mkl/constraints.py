@@ -1,11 +1,13 @@
-"""The feasible sets of Omega and their Euclidean projections, row by row (paper eqs. 12 and 16)."""
+"""The feasible sets of Omega, their Euclidean projections and the minimisers of quadratics on them (eqs. 12 and 16)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,6 +27,96 @@ def project_orthant(omega: jax.Array) -> jax.Array:
 
 
 PROJECTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"simplex": project_simplex, "orthant": project_orthant}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeasibleSet:
+    """Where the rows of a descent may be: Omega in its set, beside it perhaps one number within bounds.
+
+    Attributes:
+      constraint: the set of Omega.
+      bounds: least and greatest value of one more column of every row, each of shape (C,), as of a log ridge; None
+        where Omega stands alone.
+    """
+
+    constraint: ConstraintName
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
+
+    def project(self, rows: jax.Array) -> jax.Array:
+        """The nearest feasible rows, shape (C, D) with D = L, or L + 1 beside bounds."""
+        project = PROJECTIONS[self.constraint]
+        if self.bounds is None:
+            return project(rows)
+        low, high = (jnp.asarray(bound, rows.dtype) for bound in self.bounds)
+        return jnp.column_stack([project(rows[:, :-1]), jnp.clip(rows[:, -1], low, high)])
+
+    def minimise_quadratic(self, rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+        """The feasible z of least g'(z - w) + 1/2 (z - w)' H (z - w), for every row w of `rows`.
+
+        Args:
+          rows, gradient: feasible w and g, shape (C, D), float64.
+          hessian: H, shape (C, D, D), positive definite.
+        """
+        low, high = np.zeros_like(rows), np.full_like(rows, np.inf)
+        summed = np.full(rows.shape[1], float(self.constraint == "simplex"))
+        if self.bounds is not None:
+            low[:, -1], high[:, -1] = self.bounds
+            summed[-1] = 0
+        return _active_sets(rows, gradient, hessian, low, high, summed)
+
+
+def _active_sets(
+    rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, low: np.ndarray, high: np.ndarray, summed: np.ndarray
+) -> np.ndarray:
+    """Minimise quadratics between bounds without moving summed'z, all rows at once (Nocedal & Wright 2006, alg. 16.3).
+
+    Every round solves each row on the variables that are free, moves until a variable meets its bound, which holds it
+    from then on, and where none does frees the one whose multiplier has the wrong sign most.
+    """
+    (n_rows, n_variables), z = rows.shape, rows.copy()
+    held = (z <= low) | (z >= high)
+    pending = np.ones(n_rows, bool)
+    index = np.arange(n_rows)
+    rounding = 1e-12 * (np.abs(gradient).max(axis=1) + np.abs(hessian).max(axis=(1, 2)))
+    for _ in range(10 * n_variables):  # a row takes about as many rounds as it has variables
+        slope = gradient + np.einsum("cij,cj->ci", hessian, z - rows)
+        step, multiplier = _newton_step(slope, hessian, ~held, summed)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = np.where(step < 0, (low - z) / step, np.where(step > 0, (high - z) / step, np.inf))
+        room = np.where(held, np.inf, room)
+        first = room.argmin(axis=1)
+        length = np.minimum(room[index, first], 1.0)
+        z = np.where(pending[:, None], z + length[:, None] * step, z)
+        met = pending & (length < 1)
+        z[met, first[met]] = np.where(step < 0, low, high)[met, first[met]]
+        held[met, first[met]] = True
+        pull = np.where(z <= low, -multiplier, multiplier)  # how much a held variable would like to leave its bound
+        pull = np.where(held, pull, -np.inf)
+        most = pull.argmax(axis=1)
+        done = pull[index, most] <= rounding
+        pending &= met | ~done
+        if not pending.any():
+            break
+        freed = pending & ~met
+        held[freed, most[freed]] = False
+    return z
+
+
+def _newton_step(
+    slope: np.ndarray, hessian: np.ndarray, free: np.ndarray, summed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The step to the minimiser over the free variables that keeps summed'z, and the multipliers there; (C, D) each."""
+    n_rows, n_variables = slope.shape
+    kkt = np.zeros((n_rows, n_variables + 1, n_variables + 1))
+    kkt[:, :-1, :-1] = hessian * free[:, :, None] * free[:, None, :]
+    kkt[:, :-1, -1] = kkt[:, -1, :-1] = free * summed
+    diagonal = np.arange(n_variables)
+    kkt[:, diagonal, diagonal] += ~free
+    kkt[:, -1, -1] = ~(free & (summed > 0)).any(axis=1)  # no sum to keep
+    right = np.column_stack([-slope * free, np.zeros(n_rows)])
+    solution = np.linalg.solve(kkt, right[:, :, None])[:, :, 0]
+    step, nu = solution[:, :-1] * free, -solution[:, -1]
+    return step, slope + np.einsum("cij,cj->ci", hessian, step) - nu[:, None] * summed
 
 
 def kkt_residual(constraint: ConstraintName, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Projected gradient descent for Omega (paper eq. 16): with a fixed step, or with steps that cannot diverge."""
+"""Descent for Omega: the paper's projected gradient (eq. 16) with a fixed step, or quasi-Newton steps."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nftk_jax.mkl.constraints import FeasibleSet
 from nftk_jax.mkl.objectives import Objective
 
-MethodName = Literal["spectral", "projected-gradient"]
+MethodName = Literal["quasi-newton", "projected-gradient"]
 
 _SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
-_STEP_RANGE = (1e-6, 1e6)
-_MAX_BACKTRACKS = 12
+_CURVATURE_RANGE = (1e-6, 1e8)  # of H, in units of J: what leaves float64 the digits to solve with it
+_LEAST_CURVATURE = 0.02  # that a step may find, as a share of what was expected: keeps every H positive definite
+_MAX_BACKTRACKS = 30
+_FLAT = 100  # roundings that a whole step may promise where none is seen
+_SOLVE_ROUNDING = 1e-9  # of J in float64, where A has a condition of about a million
 _ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the square of the projected gradient, and the most
 
 
@@ -74,7 +77,7 @@ class _State:
     omega: np.ndarray
     value: np.ndarray
     gradient: np.ndarray
-    step: np.ndarray
+    hessian: np.ndarray
     active: np.ndarray
 
 
@@ -82,30 +85,33 @@ def minimise(
     objective: Objective,
     omega: np.ndarray,
     *,
-    project: Callable[[jax.Array], jax.Array],
-    method: MethodName = "spectral",
+    within: FeasibleSet,
+    method: MethodName = "quasi-newton",
     step_size: float = 1.0,
     dtype: np.dtype | type = np.float32,
     tolerance: float = 1e-3,
     max_iterations: int = 100,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DescentResult:
-    r"""Minimise sum_c J_c(omega_c) over a convex set by projected gradient steps.
+    r"""Minimise sum_c J_c(omega_c) over a convex set, every class by itself.
 
     The method `projected-gradient` is the paper's eq. 16 with one fixed step. It may diverge, which is detected. The
-    method `spectral` gives every class its own step :math:`\tau_c` and a line search along the chord to the projection,
+    method `quasi-newton` learns the curvature H_c of every J_c from its gradients (the BFGS formula, damped after Powell
+    1978), and searches along the way to the least point of the quadratic that these give,
 
-    .. math:: \omega_c \leftarrow \omega_c + t_c \left(P_S(\omega_c - \tau_c g_c) - \omega_c\right),
+    .. math:: \omega_c \leftarrow \omega_c + t_c (z_c - \omega_c), \quad
+        z_c = \arg\min_{z \in S} \, g_c'(z - \omega_c) + \tfrac12 (z - \omega_c)' H_c (z - \omega_c),
 
-    where :math:`t_c` is halved or interpolated until Armijo's condition holds, so that no step increases any J_c, and
-    :math:`\tau_c` is Barzilai and Borwein's (Birgin, Martinez & Raydan 2000). Under either, errors are measured in
-    units of their value at the start, and a class leaves the iteration when it has converged.
+    where :math:`t_c` is halved or interpolated until Armijo's condition holds, so that no step increases any J_c. With
+    H_c = I / tau this is eq. 16. Kernels that hardly matter meet a curvature many orders above that of the others at
+    weights near 0, which no single step size suits. Under either method errors are measured in units of their value
+    at the start, and a class leaves the iteration when it has converged.
 
     Args:
       objective: what to minimise.
       omega: a feasible start, shape (C, L).
-      project: Euclidean projection of the rows on the feasible set.
-      method: "spectral" or "projected-gradient".
+      within: the feasible set.
+      method: "quasi-newton" or "projected-gradient".
       step_size: of the projected gradient, for objectives in units of their start.
       dtype: of the arrays handed to the objective.
       tolerance: on the projected gradient; 1e-3 says that moving one unit of weight gains less than 0.1 %.
@@ -121,15 +127,18 @@ def minimise(
     start = time.perf_counter()
     evaluate = _relative(objective, np.asarray(omega, np.float64), dtype)
     moved = lambda w, update: np.asarray(  # noqa: E731
-        project(jnp.asarray(optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype)))), np.float64
+        within.project(jnp.asarray(optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype)))), np.float64
     )
-    n_classes = len(omega)
-    state = _State(np.asarray(omega, np.float64), *evaluate.start, np.zeros(n_classes), np.ones(n_classes, bool))
+    n_classes, n_variables = omega.shape
+    state = _State(
+        np.asarray(omega, np.float64), *evaluate.start, np.zeros((n_classes, n_variables, n_variables)),
+        np.ones(n_classes, bool),
+    )  # fmt: skip
     measure = np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1)
-    state.step = np.clip(1 / np.maximum(measure, 1e-12), *_STEP_RANGE)
+    state.hessian += _isotropic(measure, n_variables)  # a first step of about one unit of weight
     sgd = optax.sgd(step_size)
     sgd_state = sgd.init(jnp.asarray(state.omega, dtype))
-    rounding = 20 * float(jnp.finfo(dtype).eps)
+    rounding = max(20 * float(jnp.finfo(dtype).eps), _SOLVE_ROUNDING)
     iterations, settled = np.zeros(n_classes, int), np.zeros(n_classes, bool)
     trace = [(time.perf_counter() - start, state.value.copy(), measure.copy())]
     for _ in range(max_iterations):
@@ -137,11 +146,13 @@ def minimise(
         report(int((~state.active).sum()), n_classes)
         if not state.active.any():
             break
-        if method == "spectral":
-            direction = moved(state.omega, -state.step[:, None] * state.gradient) - state.omega
+        if method == "quasi-newton":
+            direction = within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
             # a step decreases the objective by the order of the projected gradient's square
             accuracy = np.minimum(_ACCURACY[0] * measure**2, _ACCURACY[1])
+            before = state.omega, state.gradient
             accepted, flat = _line_search(functools.partial(evaluate, accuracy=accuracy), state, direction, rounding)
+            _learn_curvature(state, *before, accepted, first=accepted & (iterations == 0))
             settled |= flat
         else:
             updates, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
@@ -205,13 +216,14 @@ def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float
         trial = state.omega + length[:, None] * direction
         value, gradient = evaluate(trial, pending)
         good = pending & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
-        # No change beyond rounding is expected, and none is seen: such a class is where it wants to be.
-        flat = pending & ~good & (-length * slope <= rounding) & (value <= state.value + rounding)
+        # Below rounding a search ends: where little was expected all along such a class is where it wants to be.
+        ended = pending & ~good & (-length * slope <= rounding)
+        flat = ended & (-slope <= _FLAT * rounding) & (value <= state.value + rounding)
         if good.any():
             _accept(state, good, trial, value, gradient)
         accepted |= good
         settled |= flat
-        pending &= ~good & ~flat
+        pending &= ~good & ~ended
         excess = np.where(np.isfinite(value), value - state.value - length * slope, np.inf)
         shrink = np.clip(-length * slope / np.maximum(2 * excess, 1e-300), 0.1, 0.5)  # the parabola's minimum
         length = np.where(pending, length * shrink, length)
@@ -238,13 +250,37 @@ def _fixed_step(evaluate, state: _State, trial: np.ndarray, step_size: float) ->
 
 
 def _accept(state: _State, good: np.ndarray, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:
-    """Move the classes `good` to their trial point and give them Barzilai and Borwein's next step."""
-    change = (omega - state.omega)[good]
-    curvature = np.einsum("cl,cl->c", change, (gradient - state.gradient)[good])
-    square = np.einsum("cl,cl->c", change, change)
-    positive = curvature > 0
-    step = np.where(positive, square / np.where(positive, curvature, 1.0), _STEP_RANGE[1])
-    state.step[good] = np.clip(step, *_STEP_RANGE)
+    """Move the classes `good` to their trial point."""
     state.omega = np.where(good[:, None], omega, state.omega)
     state.gradient = np.where(good[:, None], gradient, state.gradient)
     state.value = np.where(good, value, state.value)
+
+
+def _learn_curvature(
+    state: _State, omega: np.ndarray, gradient: np.ndarray, moved: np.ndarray, *, first: np.ndarray
+) -> None:
+    """Update H of the classes that have moved from `omega` and `gradient` (Nocedal & Wright 2006, procedure 18.2).
+
+    At a class's first step H is made isotropic, with the curvature that the step has found.
+    """
+    change, response = state.omega - omega, state.gradient - gradient
+    square, found = (np.einsum("cl,cl->c", change, other) for other in (change, response))
+    moved = moved & (square > 0)
+    isotropic = _isotropic(found / np.where(moved, square, 1.0), change.shape[1])
+    hessian = np.where(first[:, None, None], isotropic, state.hessian)
+    expected_response = np.einsum("clm,cm->cl", hessian, change)
+    expected = np.where(moved, np.einsum("cl,cl->c", change, expected_response), 1.0)
+    lacking = moved & (found < _LEAST_CURVATURE * expected)
+    share = np.where(lacking, (1 - _LEAST_CURVATURE) * expected / np.where(lacking, expected - found, 1.0), 1.0)
+    response = share[:, None] * response + (1 - share)[:, None] * expected_response
+    found = np.where(moved, np.einsum("cl,cl->c", change, response), 1.0)
+    outer = lambda vector, scale: vector[:, :, None] * vector[:, None, :] / scale[:, None, None]  # noqa: E731
+    updated = hessian - outer(expected_response, expected) + outer(response, found)
+    eigenvalues, vectors = np.linalg.eigh(updated)
+    updated = (vectors * np.clip(eigenvalues, *_CURVATURE_RANGE)[:, None, :]) @ vectors.transpose(0, 2, 1)
+    state.hessian = np.where(moved[:, None, None], updated, state.hessian)
+
+
+def _isotropic(curvature: np.ndarray, n_variables: int) -> np.ndarray:
+    """A multiple of the identity for every class, shape (C, D, D), within reason."""
+    return np.clip(curvature, *_CURVATURE_RANGE)[:, None, None] * np.eye(n_variables)

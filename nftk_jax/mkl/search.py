@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.mkl.alignment import AlignmentObjective
-from nftk_jax.mkl.constraints import PROJECTIONS, ConstraintName, duality_gap, kkt_residual
+from nftk_jax.mkl.constraints import ConstraintName, FeasibleSet, duality_gap, kkt_residual
 from nftk_jax.mkl.descent import DescentResult, MethodName, minimise
 from nftk_jax.mkl.leave_one_out import EvidenceObjective, LeaveOneOutObjective
 from nftk_jax.mkl.objectives import (
@@ -115,7 +115,7 @@ class SearchSettings:
     weights: WeightsName = "per-class"
     tolerance: float = 1e-3
     max_iterations: int = 100
-    method: MethodName = "spectral"
+    method: MethodName = "quasi-newton"
     step_size: float = 1.0
     learn_ridge: bool = False
 
@@ -263,14 +263,16 @@ def learn_omega(
         objective = SharedObjective(objective, problem.n_classes)
     if settings.penalty > 0:
         objective = PenalisedObjective(objective, settings.penalty, settings.penalty_norm)
-    project = PROJECTIONS[settings.constraint]
+    within = FeasibleSet(settings.constraint)
     if settings.learn_ridge:
         objective, start = LearnedRidgeObjective(objective), np.column_stack([start, np.zeros(rows)])
-        project = _project_with_log_ridge(project, ridge[:rows], problem.k.dtype)
+        # the ridge stays within those that ``ridge="auto"`` tries
+        low, high = (np.log(bound / ridge[:rows]) for bound in (RIDGE_GRID[0], RIDGE_GRID[-1]))
+        within = FeasibleSet(settings.constraint, bounds=(low, high))
     result = minimise(
         objective,
         start,
-        project=project,
+        within=within,
         method=settings.method,
         step_size=settings.step_size,
         dtype=problem.k.dtype,
@@ -290,14 +292,6 @@ def learn_omega(
         kkt_residual=np.maximum(residual, slack),
         duality_gap=duality_gap(result.omega, result.gradient) if convex else None,
     )
-
-
-def _project_with_log_ridge(
-    project: Callable[[jax.Array], jax.Array], ridge: np.ndarray, dtype
-) -> Callable[[jax.Array], jax.Array]:
-    """Projection of rows (omega, log of ridge / start): the ridge stays within those that ``ridge="auto"`` tries."""
-    low, high = (jnp.asarray(np.log(bound / ridge), dtype) for bound in (RIDGE_GRID[0], RIDGE_GRID[-1]))
-    return lambda rows: jnp.column_stack([project(rows[:, :-1]), jnp.clip(rows[:, -1], low, high)])
 
 
 def make_objective(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> Objective:
