@@ -96,7 +96,7 @@ def minimise(
     r"""Minimise sum_c J_c(omega_c) over a convex set, every class by itself.
 
     The method `projected-gradient` is the paper's eq. 16 with one fixed step. It may diverge, which is detected. The
-    method `quasi-newton` learns the curvature H_c of every J_c from its gradients (the BFGS formula, damped after Powell
+    method `quasi-newton` learns the curvature H_c of every J_c from its gradients (the BFGS formula, damped as Powell's
     1978), and searches along the way to the least point of the quadratic that these give,
 
     .. math:: \omega_c \leftarrow \omega_c + t_c (z_c - \omega_c), \quad
