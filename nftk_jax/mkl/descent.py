@@ -72,13 +72,24 @@ class DescentResult:
 
 @dataclasses.dataclass
 class _State:
-    """What one iteration hands to the next, in float64 on the host: a few numbers a class."""
+    """What one iteration hands to the next, in float64 on the host: a few numbers a class, in units of its start."""
 
     omega: np.ndarray
     value: np.ndarray
     gradient: np.ndarray
     hessian: np.ndarray
+    measure: np.ndarray
+    iterations: np.ndarray
     active: np.ndarray
+
+    @classmethod
+    def start(cls, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> _State:
+        """The state before the first step: every class active, nothing known of its curvature."""
+        n_classes, n_variables = omega.shape
+        return cls(
+            np.asarray(omega, np.float64), value, gradient, np.zeros((n_classes, n_variables, n_variables)),
+            np.full(n_classes, np.inf), np.zeros(n_classes, int), np.ones(n_classes, bool),
+        )  # fmt: skip
 
 
 def minimise(
@@ -126,49 +137,44 @@ def minimise(
     """
     start = time.perf_counter()
     evaluate = _relative(objective, np.asarray(omega, np.float64), dtype)
-    moved = lambda w, update: np.asarray(  # noqa: E731
-        within.project(jnp.asarray(optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype)))), np.float64
-    )
-    n_classes, n_variables = omega.shape
-    state = _State(
-        np.asarray(omega, np.float64), *evaluate.start, np.zeros((n_classes, n_variables, n_variables)),
-        np.ones(n_classes, bool),
-    )  # fmt: skip
-    measure = np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1)
-    state.hessian += _isotropic(measure, n_variables)  # a first step of about one unit of weight
-    sgd = optax.sgd(step_size)
-    sgd_state = sgd.init(jnp.asarray(state.omega, dtype))
     rounding = max(20 * float(jnp.finfo(dtype).eps), _SOLVE_ROUNDING)
-    iterations, settled = np.zeros(n_classes, int), np.zeros(n_classes, bool)
-    trace = [(time.perf_counter() - start, state.value.copy(), measure.copy())]
+
+    def moved(state: _State, update: np.ndarray) -> np.ndarray:
+        rows = optax.apply_updates(jnp.asarray(state.omega, dtype), jnp.asarray(update, dtype))
+        return np.asarray(within.project(jnp.asarray(rows)), np.float64)
+
+    def projected_gradient(state: _State) -> np.ndarray:
+        return np.abs(moved(state, -state.gradient) - state.omega).max(axis=1)
+
+    state = _State.start(omega, *evaluate.start)
+    state.measure = projected_gradient(state)
+    state.hessian = _isotropic(state.measure, omega.shape[1])  # a first step of about one unit of weight
+    settled = np.zeros(len(omega), bool)
+    trace = [(time.perf_counter() - start, state.value.copy(), state.measure.copy())]
     for _ in range(max_iterations):
-        state.active &= measure > tolerance
-        report(int((~state.active).sum()), n_classes)
+        state.active &= state.measure > tolerance
+        report(int((~state.active).sum()), len(omega))
         if not state.active.any():
             break
         if method == "quasi-newton":
-            direction = within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
-            # a step decreases the objective by the order of the projected gradient's square
-            accuracy = np.minimum(_ACCURACY[0] * measure**2, _ACCURACY[1])
-            before = state.omega, state.gradient
-            accepted, flat = _line_search(functools.partial(evaluate, accuracy=accuracy), state, direction, rounding)
-            _learn_curvature(state, *before, accepted, first=accepted & (iterations == 0))
+            accepted, flat = _quasi_newton_step(evaluate, state, within, rounding)
             settled |= flat
         else:
-            updates, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
-            accepted = _fixed_step(evaluate, state, moved(state.omega, updates), step_size)
-        iterations += accepted
+            sgd = optax.sgd(step_size)
+            update, _ = sgd.update(state.gradient, sgd.init(state.omega))
+            accepted = _fixed_step(evaluate, state, moved(state, np.asarray(update)), step_size)
+        state.iterations += accepted
         state.active &= accepted  # a class without a step that decreases it stops, whether it has settled or is stuck
-        measure = np.where(accepted, np.abs(moved(state.omega, -state.gradient) - state.omega).max(axis=1), measure)
-        trace.append((time.perf_counter() - start, state.value.copy(), measure.copy()))
+        state.measure = np.where(accepted, projected_gradient(state), state.measure)
+        trace.append((time.perf_counter() - start, state.value.copy(), state.measure.copy()))
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
     return DescentResult(
         omega=state.omega,
         value=state.value * evaluate.unit,
-        projected_gradient=measure,
+        projected_gradient=state.measure,
         unit=evaluate.unit,
-        converged=settled | (measure <= tolerance),
-        iterations=iterations,
+        converged=settled | (state.measure <= tolerance),
+        iterations=state.iterations,
         gradient=state.gradient * evaluate.unit[:, None],
         seconds=seconds,
         value_history=values * evaluate.unit,
@@ -200,6 +206,19 @@ class _relative:
         return np.where(np.isfinite(value), value, np.inf), np.asarray(gradient, np.float64) / self.unit[:, None]
 
 
+def _quasi_newton_step(
+    evaluate: _relative, state: _State, within: FeasibleSet, rounding: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advance every active class towards the least point of its quadratic model; returns what `_line_search` does."""
+    direction = within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
+    # a step decreases the objective by the order of the projected gradient's square
+    accuracy = np.minimum(_ACCURACY[0] * state.measure**2, _ACCURACY[1])
+    before = state.omega, state.gradient
+    accepted, flat = _line_search(functools.partial(evaluate, accuracy=accuracy), state, direction, rounding)
+    _learn_curvature(state, *before, accepted, first=accepted & (state.iterations == 0))
+    return accepted, flat
+
+
 def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray]:
     """Advance every active class along its direction to an Armijo point.
 
@@ -215,15 +234,15 @@ def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float
             break
         trial = state.omega + length[:, None] * direction
         value, gradient = evaluate(trial, pending)
-        good = pending & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
-        # Below rounding a search ends: where little was expected all along such a class is where it wants to be.
-        ended = pending & ~good & (-length * slope <= rounding)
-        flat = ended & (-slope <= _FLAT * rounding) & (value <= state.value + rounding)
+        good = pending & (value < state.value) & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
+        # A class that expects no change beyond rounding, and sees none, is where it wants to be.
+        flat = pending & ~good & (-length * slope <= rounding) & (value <= state.value + rounding)
+        flat &= -slope <= _FLAT * rounding
         if good.any():
             _accept(state, good, trial, value, gradient)
         accepted |= good
         settled |= flat
-        pending &= ~good & ~ended
+        pending &= ~good & ~flat
         excess = np.where(np.isfinite(value), value - state.value - length * slope, np.inf)
         shrink = np.clip(-length * slope / np.maximum(2 * excess, 1e-300), 0.1, 0.5)  # the parabola's minimum
         length = np.where(pending, length * shrink, length)
@@ -242,7 +261,7 @@ def _fixed_step(evaluate, state: _State, trial: np.ndarray, step_size: float) ->
         worst = int(np.flatnonzero(risen)[0])
         raise ArithmeticError(
             f"projected gradient diverged: the objective of class {worst} rose from {evaluate.start[0][worst]:.3g} to "
-            f"{value[worst]:.3g} at a step size of {step_size:g}; use a smaller --step-size, or --method spectral"
+            f"{value[worst]:.3g} at a step size of {step_size:g}; use a smaller --step-size, or --method quasi-newton"
         )
     moved = state.active.copy()
     _accept(state, moved, trial, value, gradient)
@@ -261,7 +280,8 @@ def _learn_curvature(
 ) -> None:
     """Update H of the classes that have moved from `omega` and `gradient` (Nocedal & Wright 2006, procedure 18.2).
 
-    At a class's first step H is made isotropic, with the curvature that the step has found.
+    At a class's first step H is made isotropic, with the curvature that the step has found. A step that finds less than
+    H expected lowers all of H by that share (Al-Baali 1998), so that flat objectives are crossed in long steps.
     """
     change, response = state.omega - omega, state.gradient - gradient
     square, found = (np.einsum("cl,cl->c", change, other) for other in (change, response))
@@ -275,7 +295,8 @@ def _learn_curvature(
     response = share[:, None] * response + (1 - share)[:, None] * expected_response
     found = np.where(moved, np.einsum("cl,cl->c", change, response), 1.0)
     outer = lambda vector, scale: vector[:, :, None] * vector[:, None, :] / scale[:, None, None]  # noqa: E731
-    updated = hessian - outer(expected_response, expected) + outer(response, found)
+    shrink = np.minimum(1.0, found / expected)[:, None, None]
+    updated = shrink * (hessian - outer(expected_response, expected)) + outer(response, found)
     eigenvalues, vectors = np.linalg.eigh(updated)
     updated = (vectors * np.clip(eigenvalues, *_CURVATURE_RANGE)[:, None, :]) @ vectors.transpose(0, 2, 1)
     state.hessian = np.where(moved[:, None, None], updated, state.hessian)
