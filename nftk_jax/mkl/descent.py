@@ -183,7 +183,7 @@ def minimise(
 
 
 class _relative:
-    """The objective in its unit (errors: their value at the start); values that are not finite read as infinity."""
+    """The objective in its unit (errors: their value at the start); infinite where it or its gradient is not finite."""
 
     def __init__(self, objective: Objective, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
@@ -202,8 +202,9 @@ class _relative:
     ) -> tuple[np.ndarray, np.ndarray]:
         tolerance = None if accuracy is None else accuracy.astype(self._dtype)
         value, gradient = self._objective.evaluate(jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance)
-        value = np.asarray(value, np.float64) / self.unit
-        return np.where(np.isfinite(value), value, np.inf), np.asarray(gradient, np.float64) / self.unit[:, None]
+        value, gradient = np.asarray(value, np.float64) / self.unit, np.asarray(gradient, np.float64) / self.unit[:, None]
+        finite = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
+        return np.where(finite, value, np.inf), gradient
 
 
 def _quasi_newton_step(
