@@ -169,6 +169,24 @@ def test_a_class_that_rounding_stops_has_converged(quadratic):
     np.testing.assert_allclose(result.value, exact.value, rtol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True)
+class BrokenFarFromTheStart(Quadratic):
+    """A finite value whose gradient is not, as where a solve overflows."""
+
+    def evaluate(self, omega, active, tolerance=None):
+        value, gradient = super().evaluate(omega, active, tolerance)
+        far = jnp.abs(omega - 0.2).max(axis=1) > 0.05
+        return Evaluation(value, jnp.where(far[:, None], jnp.nan, gradient))
+
+
+def test_a_gradient_that_is_not_finite_is_never_stepped_to(quadratic):
+    broken = BrokenFarFromTheStart(quadratic.curvature, quadratic.centre)
+    result = minimise(broken, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64)
+    assert np.isfinite(result.gradient).all()
+    assert (np.abs(result.omega - 0.2) <= 0.05).all()
+    assert (result.value < result.value_history[0]).all()
+
+
 def test_an_objective_that_is_not_finite_at_the_start_is_named(quadratic):
     broken = dataclasses.replace(quadratic, centre=quadratic.centre.at[2].set(jnp.nan))
     with pytest.raises(ArithmeticError, match="class 2 is not finite"):
