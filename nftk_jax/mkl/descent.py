@@ -202,7 +202,8 @@ class _relative:
     ) -> tuple[np.ndarray, np.ndarray]:
         tolerance = None if accuracy is None else accuracy.astype(self._dtype)
         value, gradient = self._objective.evaluate(jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance)
-        value, gradient = np.asarray(value, np.float64) / self.unit, np.asarray(gradient, np.float64) / self.unit[:, None]
+        value = np.asarray(value, np.float64) / self.unit
+        gradient = np.asarray(gradient, np.float64) / self.unit[:, None]
         finite = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
         return np.where(finite, value, np.inf), gradient
 
