@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, overload
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -44,7 +46,8 @@ class _NFTKEstimator(BaseEstimator):
       penalty, penalty_norm: on Omega.
       weights: "per-class", "shared" or "uniform".
       ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under
-        uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere.
+        uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere; or "learned" with
+        Omega, from there on.
       n_search: rows used to learn Omega; None takes all up to 1000.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
@@ -82,7 +85,7 @@ class _NFTKEstimator(BaseEstimator):
         penalty: float = 0.0,
         penalty_norm: Literal["l1", "l2"] = "l1",
         weights: WeightsName = "per-class",
-        ridge: float | Literal["auto"] = "auto",
+        ridge: float | Literal["auto", "learned"] = "auto",
         n_search: int | None = None,
         cv: Any = None,
         scaling: ScalingName = "auto",
@@ -126,17 +129,28 @@ class _NFTKEstimator(BaseEstimator):
             kernels = own.family
         else:
             raise ValueError(f"family must be a KernelFamily, or None for an MLP; got {own.family!r}")
+        learn_ridge = isinstance(own.ridge, str) and own.ridge == "learned"
         settings = LearnSettings(
             mlp=kernels,
-            search=SearchSettings(own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights),
-            ridge=own.ridge,
-            n_search=min(own.n_search or SEARCH_ROWS, max(4, len(x))),
+            search=SearchSettings(
+                own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights, learn_ridge=learn_ridge
+            ),
+            ridge="auto" if learn_ridge else own.ridge,
+            n_search=SEARCH_ROWS if own.n_search is None else own.n_search,
             precision=precision,
             scaling=own.scaling,
             decision=own.decision,
             seed=int(seed),
         )
-        model = learn(x, y, settings, classes=classes, weight=weight, splits=splits).model
+        learned = learn(x, y, settings, classes=classes, weight=weight, splits=splits)
+        if learned.descent is not None and not learned.descent.converged.all():
+            warnings.warn(
+                f"search of Omega: {learned.descent.message}; the weights are better than those that it began with, "
+                "but no minimum: another ridge, objective or basis may have one that it finds",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        model = learned.model
         self.model_: NFTKModel = model
         self.omega_: np.ndarray = model.omega
         self.kernel_omega_: np.ndarray = model.kernel_omega

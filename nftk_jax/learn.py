@@ -13,7 +13,7 @@ import numpy as np
 
 from nftk_jax.calibration import calibrate, held_out_log_losses, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.architecture import MLP, check_count, check_number
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
@@ -96,7 +96,9 @@ class LearnSettings:
     inputs: InputsName = "auto"
 
     def __post_init__(self) -> None:
-        if self.ridge != "auto" and not (np.isfinite(self.ridge) and self.ridge > 0):
+        if not isinstance(self.ridge, str):
+            check_number("ridge", self.ridge)
+        elif self.ridge != "auto":
             raise ValueError(f"ridge must be a finite number > 0, or auto; got {self.ridge!r}")
         if self.precision not in get_args(PrecisionName) or self.scaling not in get_args(ScalingName):
             raise ValueError(
@@ -114,8 +116,8 @@ class LearnSettings:
             raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
         if self.landmarks is not None and self.landmarks < 1:
             raise ValueError(f"landmarks must be at least 1; got {self.landmarks}")
-        if self.n_search is not None and self.n_search < 4:
-            raise ValueError(f"n_search must be at least 4 rows; got {self.n_search}")
+        if self.n_search is not None:
+            check_count("n_search", self.n_search, least=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +237,7 @@ def _learn(
         kept = keep_uniform(padded, omega, ridge, start)
         omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
         ridge = np.where(kept, start, ridge)
-    omega, ridge = agree(omega), agree(ridge)
+    omega, ridge = agree({"omega": omega, "ridge": ridge}).values()
     clock.lap("search")
     calibration = None
     if classes is not None:

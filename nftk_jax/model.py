@@ -236,8 +236,8 @@ class NFTKModel:
             raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
         return scores @ self.calibration.matrix + self.calibration.offset
 
-    def save(self, directory: pathlib.Path) -> None:
-        """Write model.safetensors and model.json into an existing directory.
+    def save(self, directory: str | pathlib.Path) -> None:
+        """Write model.safetensors and model.json into a directory, which is made if it is not there.
 
         The functions of a family are not written: `load_model` takes them.
 
@@ -251,8 +251,10 @@ class NFTKModel:
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
             "unit_norm": self.input_scaling.unit_norm,
         }  # fmt: skip
+        text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
-        (directory / "model.json").write_text(json.dumps(header, indent=1) + "\n")
+        (directory / "model.json").write_text(text)
 
     def _tensor(self, name: str) -> np.ndarray:
         owner = self.input_scaling if name.startswith("input_") else self

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import functools
 import pickle
 
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, load_model
+from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, estimator, load_model
+from nftk_jax.mkl.search import SearchSettings
 
 
 @pytest.fixture
@@ -91,6 +94,44 @@ def test_any_random_state_works(blobs, state):
 def test_one_class_is_refused(rng):
     with pytest.raises(ValueError, match="at least two classes"):
         NFTKClassifier(depth=1).fit(rng.normal(size=(9, 2)), np.zeros(9))
+
+
+BAD = {
+    "ridge": ["learn", None, [1, 2], -1, True, np.nan], "penalty": ["a", -1, None], "n_search": ["a", 0, 3, 1.5],
+    "depth": ["3", 0, 2.5, None], "w_std": ["a", 0, True], "b_std": [-1, np.inf], "objective": [None, "margin"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_parameter_is_named(blobs, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*; got"):
+        NFTKClassifier(**{name: value}).fit(*blobs)
+
+
+def test_numpys_numbers_are_parameters_like_others(blobs, tmp_path):
+    """As a grid search over np.arange or np.linspace hands them out."""
+    x, y = blobs
+    own = NFTKClassifier(np.int64(2), w_std=np.float32(1.5), ridge=np.float32(0.5), n_search=np.int64(50)).fit(x, y)
+    own.model_.save(str(tmp_path / "new" / "model"))
+    again = load_model(tmp_path / "new" / "model")
+    assert again.mlp == NFTKClassifier(2, w_std=1.5).fit(x, y).model_.mlp
+    np.testing.assert_array_equal(again.predict(x), own.predict(x))
+
+
+def test_a_ridge_is_learned_for_every_output(rng):
+    x = rng.normal(size=(120, 2))
+    y = np.column_stack([x[:, 0], x[:, 0] + 2 * rng.normal(size=120)])
+    given, learned = (NFTKRegressor(depth=2, ridge=ridge).fit(x, y).ridge_ for ridge in ("auto", "learned"))
+    assert learned[1] > 10 * learned[0]  # noise asks for it
+    assert (learned != given).any()
+
+
+def test_a_search_that_did_not_converge_says_so(blobs, monkeypatch):
+    monkeypatch.setattr(
+        estimator, "SearchSettings", functools.partial(SearchSettings, max_iterations=1, tolerance=1e-12)
+    )
+    with pytest.warns(ConvergenceWarning, match="not converged after 1 iterations"):
+        NFTKClassifier(depth=3).fit(*blobs)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

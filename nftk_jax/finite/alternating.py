@@ -27,12 +27,11 @@ from nftk_jax.finite.networks import (
     NetworkSettings,
     Params,
     apply,
-    check_count,
-    check_number,
     initialise,
     project_omega,
 )
 from nftk_jax.finite.training import DivergenceError, mean_loss, seed_keys
+from nftk_jax.kernels.architecture import check_count, check_number
 
 
 def ridge_of_anchor(anchor: float, n_rows: int) -> float:

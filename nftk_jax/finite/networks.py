@@ -24,25 +24,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.architecture import MLP, check_count
 from nftk_jax.kernels.neural_tangents import stax_layer
 
 ParametrisationName = Literal["standard", "ntk"]
 ReadoutsName = Literal["last", "all"]
 OmegaStartName = Literal["ones", "xavier", "half-normal"]
 PositivityName = Literal["project", "clip"]
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a whole number >= 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
-
-
-def check_number(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so."""
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0; got {value!r}")
 
 
 def check_momentum(value: float) -> None:

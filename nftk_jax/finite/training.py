@@ -25,13 +25,12 @@ from nftk_jax.finite.networks import (
     NetworkSettings,
     Params,
     apply,
-    check_count,
     check_momentum,
-    check_number,
     initialise,
     omega_array,
     project_omega,
 )
+from nftk_jax.kernels.architecture import check_count, check_number
 
 LossName = Literal["mse", "cross-entropy"]
 Report = Callable[[str, int, int], None]

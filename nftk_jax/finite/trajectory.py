@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.finite.gradients import Apply, Array, Network, trace_network
-from nftk_jax.finite.networks import check_count, check_momentum, check_number
+from nftk_jax.finite.networks import check_momentum
 from nftk_jax.finite.training import DivergenceError, LossName, mean_loss
+from nftk_jax.kernels.architecture import check_count, check_number
 
 Loss = Callable[[Array, Array], Array]
 Report = Callable[[str, int, int], None]

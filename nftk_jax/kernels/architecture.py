@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import numbers
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 #: Every activation with a closed-form kernel in neural_tangents, by name, with the default of each parameter that may
 #: be given in brackets: ``"leaky_relu(0.1)"``. A parameter without a default (None) must be given.
@@ -83,6 +84,19 @@ def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
     return name, parameters
 
 
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise ValueError unless `value` is a whole number >= `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> None:
+    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0; got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class MLP:
     r"""A fully connected network of `depth` hidden layers in the NTK parametrisation (derivation eqs. 1-4).
@@ -120,15 +134,14 @@ class MLP:
     basis: BasisName = "depths"
 
     def __post_init__(self) -> None:
-        if isinstance(self.depth, bool) or not hasattr(self.depth, "__index__") or self.depth < 1:
-            raise ValueError(f"depth must be a whole number of hidden layers >= 1; got {self.depth!r}")
+        check_count("depth", self.depth)
         parse_activation(self.activation)
-        if not (isinstance(self.w_std, (int, float)) and math.isfinite(self.w_std) and self.w_std > 0):
-            raise ValueError(f"w_std must be a finite number > 0; got {self.w_std!r}")
+        check_number("w_std", self.w_std)
         for name in ("b_std", "readout_bias"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
+            check_number(name, getattr(self, name), zero=True)
+        object.__setattr__(self, "depth", int(self.depth))  # numpy's numbers, of a grid search, would not be saved
+        for name in ("w_std", "b_std", "readout_bias"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.basis not in get_args(BasisName):
             raise ValueError(f"basis must be one of {', '.join(get_args(BasisName))}; got {self.basis!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,11 +37,16 @@ def place(a: np.ndarray, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.A
     return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
 
 
-def agree(a: np.ndarray) -> np.ndarray:
-    """The array of process 0 on every process: hosts of different kinds may round differently."""
+def agree(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of process 0, by name, on every process: hosts of different kinds may round differently.
+
+    They travel together: a broadcast returns when one device of the process has its result, and in older versions of
+    JAX the next one of the same shape can overtake what the others are still sending.
+    """
     if jax.process_count() == 1:
-        return a
+        return dict(arrays)
     from jax.experimental import multihost_utils
 
     with enable_x64():  # otherwise the broadcast would round to single precision
-        return np.asarray(multihost_utils.broadcast_one_to_all(a)).astype(a.dtype)
+        shared = multihost_utils.broadcast_one_to_all(dict(arrays))
+    return {name: np.asarray(shared[name]).astype(array.dtype) for name, array in arrays.items()}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.kernels.architecture import check_number
 from nftk_jax.mkl.alignment import AlignmentObjective
 from nftk_jax.mkl.constraints import ConstraintName, FeasibleSet, duality_gap, kkt_residual
 from nftk_jax.mkl.descent import DescentResult, MethodName, minimise
@@ -127,10 +128,8 @@ class SearchSettings:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
-        if not (np.isfinite(self.penalty) and self.penalty >= 0):
-            raise ValueError(f"penalty must be a finite number >= 0; got {self.penalty!r}")
-        if not (np.isfinite(self.step_size) and self.step_size > 0):
-            raise ValueError(f"step_size must be a finite number > 0; got {self.step_size!r}")
+        check_number("penalty", self.penalty, zero=True)
+        check_number("step_size", self.step_size)
         if self.weights != "uniform":
             self._check_scale()
         if self.learn_ridge:
