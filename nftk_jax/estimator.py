@@ -129,14 +129,13 @@ class _NFTKEstimator(BaseEstimator):
             kernels = own.family
         else:
             raise ValueError(f"family must be a KernelFamily, or None for an MLP; got {own.family!r}")
-        ridge: Any = own.ridge
-        learn_ridge = isinstance(ridge, str) and ridge == "learned"
+        learn_ridge = str(own.ridge) == "learned"
         settings = LearnSettings(
             mlp=kernels,
             search=SearchSettings(
                 own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights, learn_ridge=learn_ridge
             ),
-            ridge="auto" if learn_ridge else ridge,
+            ridge="auto" if learn_ridge else own.ridge,
             n_search=SEARCH_ROWS if own.n_search is None else own.n_search,
             precision=precision,
             scaling=own.scaling,
