@@ -126,6 +126,14 @@ def test_a_ridge_is_learned_for_every_output(rng):
     assert (learned != given).any()
 
 
+@pytest.mark.parametrize("objective", ["validation", "loo", "evidence"])
+def test_a_constant_target_leaves_a_learned_ridge_where_it_was(objective, rng):
+    x, y = rng.normal(size=(40, 2)), np.column_stack([np.ones(40), rng.normal(size=40)])
+    model = NFTKRegressor(depth=2, ridge="learned", objective=objective).fit(x, y)
+    np.testing.assert_allclose(model.omega_[0], 0.5)
+    np.testing.assert_array_equal(model.predict(x)[:, 0], 1)
+
+
 def test_a_search_that_did_not_converge_says_so(blobs, monkeypatch):
     monkeypatch.setattr(
         estimator, "SearchSettings", functools.partial(SearchSettings, max_iterations=1, tolerance=1e-12)

@@ -64,7 +64,8 @@ class EvidenceObjective:
       ridge: variances of the noise, shape (C,).
       weight: sample weights, shape (n,); None is 1 everywhere. The noise of row i is lambda / weight_i, as of the mean
         of weight_i measurements; such a row has one likelihood, not several, so that weights are not repetitions here.
-      free_scale: the covariance is s A with the most likely s in place of 1; then only omega / lambda matters.
+      free_scale: the covariance is s A with the most likely s in place of 1; then only omega / lambda matters. Targets
+        that are all zero have no such s: J is then 0 for every omega.
     """
 
     k: jax.Array
@@ -104,10 +105,12 @@ def _evaluate_evidence(omega, active, k, y, ridge, free_scale) -> Evaluation:
         inverse = solve_lower(lower, jnp.eye(n, dtype=k.dtype))
         a = solve_lower(lower, y_c)
         fit = y_c @ a / n
-        scale = jnp.where(free_scale, fit, 1.0)
+        nothing = free_scale & (fit == 0)  # targets of zero have no likely scale, and nothing to learn
+        scale = jnp.where(free_scale & ~nothing, fit, 1.0)
         half_logdet = jnp.log(jnp.diagonal(lower)).mean()
         value = (jnp.log(scale) + fit / scale + jnp.log(2 * jnp.pi).astype(k.dtype)) / 2 + half_logdet
-        return value, jnp.einsum("lij,ij->l", k, inverse - jnp.outer(a, a) / scale) / (2 * n)
+        gradient = jnp.einsum("lij,ij->l", k, inverse - jnp.outer(a, a) / scale) / (2 * n)
+        return jnp.where(nothing, 0, value), jnp.where(nothing, 0, gradient)
 
     return _by_class(evaluate_class, active, omega, ridge, y)
 
