@@ -202,6 +202,9 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
 
         Raises:
           ValueError: the data or a parameter is unusable.
+
+        Warns:
+          ConvergenceWarning: the search of Omega stopped before it converged.
         """
         x, y = validate_data(self, x, y, ensure_min_samples=2)
         check_classification_targets(y)
@@ -263,6 +266,9 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
         Raises:
           ValueError: the data or a parameter is unusable.
+
+        Warns:
+          ConvergenceWarning: the search of Omega stopped before it converged.
         """
         x, y = validate_data(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2)
         x, y, weight, splits = self._kept(x, y, sample_weight, groups, classifier=False)

@@ -96,10 +96,8 @@ class LearnSettings:
     inputs: InputsName = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ridge, str):
-            check_number("ridge", self.ridge)
-        elif self.ridge != "auto":
-            raise ValueError(f"ridge must be a finite number > 0, or auto; got {self.ridge!r}")
+        if str(self.ridge) != "auto":
+            check_number("ridge", self.ridge, instead="auto")
         if self.precision not in get_args(PrecisionName) or self.scaling not in get_args(ScalingName):
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(PrecisionName))} and scaling one of "
@@ -114,8 +112,8 @@ class LearnSettings:
             )
         if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
             raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
-        if self.landmarks is not None and self.landmarks < 1:
-            raise ValueError(f"landmarks must be at least 1; got {self.landmarks}")
+        if self.landmarks is not None:
+            check_count("landmarks", self.landmarks)
         if self.n_search is not None:
             check_count("n_search", self.n_search, least=4)
 

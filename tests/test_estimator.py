@@ -127,7 +127,7 @@ def test_a_ridge_is_learned_for_every_output(rng):
 
 
 @pytest.mark.parametrize("objective", ["validation", "loo", "evidence"])
-def test_a_constant_target_leaves_a_learned_ridge_where_it_was(objective, rng):
+def test_a_constant_target_is_predicted_under_a_learned_ridge(objective, rng):
     x, y = rng.normal(size=(40, 2)), np.column_stack([np.ones(40), rng.normal(size=40)])
     model = NFTKRegressor(depth=2, ridge="learned", objective=objective).fit(x, y)
     np.testing.assert_allclose(model.omega_[0], 0.5)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.finite.gradients import Array, Network
+from nftk_jax.kernels.architecture import check_number
 
 #: Errors below this many units in the last place of max|f| are rounding, which bisection does not reduce.
 _ROUNDING = 16
@@ -53,8 +54,8 @@ def check_tolerance(tolerance: float | None) -> None:
     Raises:
       ValueError: it is not.
     """
-    if tolerance is not None and not (np.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be a finite number > 0, or None for fixed nodes; got {tolerance!r}")
+    if tolerance is not None:
+        check_number("tolerance", tolerance, instead="None for fixed nodes")
 
 
 def left_endpoint() -> Rule:

@@ -90,11 +90,15 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
 
 
-def check_number(name: str, value: Any, *, zero: bool = False) -> None:
-    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so."""
+def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
+    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so.
+
+    `instead` names for the message what the caller takes in place of a number.
+    """
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
-        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0; got {value!r}")
+        other = f", or {instead}" if instead else ""
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,16 +37,16 @@ def place(a: np.ndarray, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.A
     return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
 
 
-def agree(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def agree(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of process 0, by name, on every process: hosts of different kinds may round differently.
 
     They travel together: a broadcast returns when one device of the process has its result, and in older versions of
     JAX the next one of the same shape can overtake what the others are still sending.
     """
     if jax.process_count() == 1:
-        return dict(arrays)
+        return arrays
     from jax.experimental import multihost_utils
 
     with enable_x64():  # otherwise the broadcast would round to single precision
-        shared = multihost_utils.broadcast_one_to_all(dict(arrays))
+        shared = multihost_utils.broadcast_one_to_all(arrays)
     return {name: np.asarray(shared[name]).astype(array.dtype) for name, array in arrays.items()}

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,15 +82,6 @@ class _State:
     iterations: np.ndarray
     active: np.ndarray
 
-    @classmethod
-    def start(cls, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> _State:
-        """The state before the first step: every class active, nothing known of its curvature."""
-        n_classes, n_variables = omega.shape
-        return cls(
-            np.asarray(omega, np.float64), value, gradient, np.zeros((n_classes, n_variables, n_variables)),
-            np.full(n_classes, np.inf), np.zeros(n_classes, int), np.ones(n_classes, bool),
-        )  # fmt: skip
-
 
 def minimise(
     objective: Objective,
@@ -136,20 +127,24 @@ def minimise(
       ArithmeticError: the objective is not finite at the start, or fixed steps diverge.
     """
     start = time.perf_counter()
-    evaluate = _relative(objective, np.asarray(omega, np.float64), dtype)
+    omega = np.asarray(omega, np.float64)
+    evaluate = _relative(objective, omega, dtype)
     rounding = max(20 * float(jnp.finfo(dtype).eps), _SOLVE_ROUNDING)
 
-    def moved(state: _State, update: np.ndarray) -> np.ndarray:
-        rows = optax.apply_updates(jnp.asarray(state.omega, dtype), jnp.asarray(update, dtype))
+    def moved(w: np.ndarray, update: Any) -> np.ndarray:
+        rows = optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype))
         return np.asarray(within.project(jnp.asarray(rows)), np.float64)
 
-    def projected_gradient(state: _State) -> np.ndarray:
-        return np.abs(moved(state, -state.gradient) - state.omega).max(axis=1)
+    def projected_gradient(w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return np.abs(moved(w, -gradient) - w).max(axis=1)
 
-    state = _State.start(omega, *evaluate.start)
-    state.measure = projected_gradient(state)
-    state.hessian = _isotropic(state.measure, omega.shape[1])  # a first step of about one unit of weight
+    value, gradient = evaluate.start
+    measure = projected_gradient(omega, gradient)
+    hessian = _isotropic(measure, omega.shape[1])  # a first step of about one unit of weight
+    state = _State(omega, value, gradient, hessian, measure, np.zeros(len(omega), int), np.ones(len(omega), bool))
     settled = np.zeros(len(omega), bool)
+    sgd = optax.sgd(step_size)
+    sgd_state = sgd.init(jnp.asarray(omega, dtype))
     trace = [(time.perf_counter() - start, state.value.copy(), state.measure.copy())]
     for _ in range(max_iterations):
         state.active &= state.measure > tolerance
@@ -160,12 +155,11 @@ def minimise(
             accepted, flat = _quasi_newton_step(evaluate, state, within, rounding)
             settled |= flat
         else:
-            sgd = optax.sgd(step_size)
-            update, _ = sgd.update(state.gradient, sgd.init(state.omega))
-            accepted = _fixed_step(evaluate, state, moved(state, np.asarray(update)), step_size)
+            update, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
+            accepted = _fixed_step(evaluate, state, moved(state.omega, update), step_size)
         state.iterations += accepted
         state.active &= accepted  # a class without a step that decreases it stops, whether it has settled or is stuck
-        state.measure = np.where(accepted, projected_gradient(state), state.measure)
+        state.measure = np.where(accepted, projected_gradient(state.omega, state.gradient), state.measure)
         trace.append((time.perf_counter() - start, state.value.copy(), state.measure.copy()))
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
     return DescentResult(
@@ -238,8 +232,8 @@ def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float
         value, gradient = evaluate(trial, pending)
         good = pending & (value < state.value) & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
         # A class that expects no change beyond rounding, and sees none, is where it wants to be.
-        flat = pending & ~good & (-length * slope <= rounding) & (value <= state.value + rounding)
-        flat &= -slope <= _FLAT * rounding
+        level = (-length * slope <= rounding) & (value <= state.value + rounding)
+        flat = pending & ~good & level & (-slope <= _FLAT * rounding)
         if good.any():
             _accept(state, good, trial, value, gradient)
         accepted |= good

@@ -79,9 +79,9 @@ def flatten(state: State) -> dict[str, np.ndarray]:
 
 def restore(arrays: dict[str, np.ndarray] | None, y: np.ndarray) -> State:
     """Inverse of `flatten`, on all processes what process 0 has; the state before the first pass if that is nothing."""
-    parts: dict[str, Any] = dict(agree(flatten(start(y)) if arrays is None else arrays))
-    parts.update({name: int(parts[name]) for name in ("passes", "rounds")})
-    return State(**parts)
+    parts: dict[str, Any] = agree(flatten(start(y)) if arrays is None else arrays)
+    counts: dict[str, Any] = {name: int(parts[name]) for name in ("passes", "rounds")}
+    return State(**(parts | counts))
 
 
 def solve(

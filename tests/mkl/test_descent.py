@@ -73,7 +73,8 @@ def test_curvatures_a_million_apart_take_a_few_steps(quadratic, rng):
     result = minimise(apart, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-7)
     assert result.converged.all()
     assert (result.iterations <= 40).all()
-    assert (result.value - 1 <= 1e-7 * result.unit).all()  # the least value is 1
+    # The least value is 1; a class may settle where a whole step promises a hundred roundings of 1e-9 of its start.
+    assert (result.value - 1 <= 1e-7 * result.unit).all()
 
 
 @pytest.mark.parametrize("bounded", [False, True])
