@@ -84,7 +84,12 @@ FURTHER: dict[str, Callable] = {
         200, n_features=50, n_informative=10, random_state=seed
     ),
     "imbalance_4": lambda seed: datasets.make_classification(
-        800, n_features=8, n_informative=6, n_classes=4, weights=[0.7, 0.2, 0.07, 0.03], n_clusters_per_class=1,
+        800,
+        n_features=8,
+        n_informative=6,
+        n_classes=4,
+        weights=[0.7, 0.2, 0.07, 0.03],
+        n_clusters_per_class=1,
         random_state=seed,
     ),
     "friedman1_3": lambda seed: binned(datasets.make_friedman1(400, noise=0.5, random_state=seed), 3),
@@ -96,7 +101,7 @@ FURTHER: dict[str, Callable] = {
     "twelve_classes": lambda seed: datasets.make_classification(
         900, n_features=12, n_informative=8, n_classes=12, n_clusters_per_class=1, random_state=seed
     ),
-}  # fmt: skip
+}
 #: What is changed, one at a time.
 CHANGES: dict[str, dict] = {
     "default": {},

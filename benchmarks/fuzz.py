@@ -88,10 +88,12 @@ def targets(home: pathlib.Path) -> dict[str, tuple[pathlib.Path, Callable[[], ob
         "tar": (home / "reviews.tar", lambda: read_reviews(home / "reviews.tar"), tar_files()),
         "tokens": (table / "tokenizer.json", lambda: load_table(table), [(table / "tokenizer.json").read_bytes()]),
         "weights": (
-            model / "model.safetensors", lambda: load_model(model), [(model / "model.safetensors").read_bytes()]
+            model / "model.safetensors",
+            lambda: load_model(model),
+            [(model / "model.safetensors").read_bytes()],
         ),
         "header": (model / "model.json", lambda: load_model(model), [(model / "model.json").read_bytes()]),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

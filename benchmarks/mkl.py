@@ -33,8 +33,8 @@ import numpy as np
 import scipy.linalg
 
 from nftk_jax.datasets import load_dataset
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, find_ridge
 from nftk_jax.mkl.search import RIDGE_GRID, SearchProblem, SearchSettings, learn_weights
 
@@ -76,9 +76,13 @@ def make_task(n: int, n_test: int) -> Task:
     rows = np.arange(n)
     splits = tuple((rows[rows % FOLDS != fold], rows[rows % FOLDS == fold]) for fold in range(FOLDS))
     return Task(
-        np.array(combined_ntk(mlp, omega, x)), np.array(combined_ntk(mlp, omega, x_test[:n_test], x)),
-        one_hot - one_hot.mean(axis=0), labels, np.asarray(data.y_test)[:n_test], splits,
-    )  # fmt: skip
+        np.array(combined_ntk(mlp, omega, x)),
+        np.array(combined_ntk(mlp, omega, x_test[:n_test], x)),
+        one_hot - one_hot.mean(axis=0),
+        labels,
+        np.asarray(data.y_test)[:n_test],
+        splits,
+    )
 
 
 def solve(k: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -127,9 +131,15 @@ def himalaya_random(task: Task, iterations: int, **settings: Any) -> Result:
     k, y, to_numpy = _on_backend(task, settings.pop("backend"))
     start = time.perf_counter()
     deltas, _, scores = solve_multiple_kernel_ridge_random_search(
-        k, y, n_iter=iterations, alphas=_like(k, RIDGE_GRID), cv=_predefined(task), random_state=0, progress_bar=False,
+        k,
+        y,
+        n_iter=iterations,
+        alphas=_like(k, RIDGE_GRID),
+        cv=_predefined(task),
+        random_state=0,
+        progress_bar=False,
         **settings,
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - start
     best = np.minimum.accumulate(-to_numpy(scores), axis=0).mean(axis=1)
     return Result(np.exp(to_numpy(deltas)).T, seconds * np.arange(1, iterations + 1) / iterations, best)
@@ -142,9 +152,16 @@ def himalaya_hyper_gradient(task: Task, iterations: int, **settings: Any) -> Res
     k, y, to_numpy = _on_backend(task, settings.pop("backend"))
     start = time.perf_counter()
     deltas, _, scores = solve_multiple_kernel_ridge_hyper_gradient(
-        k, y, max_iter=iterations, cv=_predefined(task), initial_deltas="ridgecv", tol=None, random_state=0,
-        progress_bar=False, **settings,
-    )  # fmt: skip
+        k,
+        y,
+        max_iter=iterations,
+        cv=_predefined(task),
+        initial_deltas="ridgecv",
+        tol=None,
+        random_state=0,
+        progress_bar=False,
+        **settings,
+    )
     seconds = time.perf_counter() - start
     # the score of an iteration is measured before its step
     loss = -to_numpy(scores).mean(axis=1)
@@ -177,9 +194,12 @@ def kernel_ridge_grid(task: Task) -> Result:
 
     start = time.perf_counter()
     grid = GridSearchCV(
-        KernelRidge(kernel="precomputed"), {"alpha": list(RIDGE_GRID)}, cv=_predefined(task), refit=False,
+        KernelRidge(kernel="precomputed"),
+        {"alpha": list(RIDGE_GRID)},
+        cv=_predefined(task),
+        refit=False,
         scoring="neg_mean_squared_error",
-    ).fit(task.k.mean(axis=0), task.y)  # fmt: skip
+    ).fit(task.k.mean(axis=0), task.y)
     seconds = time.perf_counter() - start
     weights = np.full((task.y.shape[1], DEPTH), 1 / DEPTH / grid.best_params_["alpha"])
     return Result(weights, np.array([seconds]), np.array([-grid.best_score_]))
@@ -251,11 +271,12 @@ def measure(n: int, n_test: int, budget: float, settings: dict[str, dict], say: 
     for name, method in methods.items():
         found[name] = method()
         rows[name] = {
-            "seconds": float(found[name].seconds[-1]), "iterations": len(found[name].loss),
+            "seconds": float(found[name].seconds[-1]),
+            "iterations": len(found[name].loss),
             "kfold_loss": kfold_loss(task, found[name].weights),
             "test_accuracy": test_accuracy(task, found[name].weights),
             "history": {"seconds": found[name].seconds.tolist(), "loss": found[name].loss.tolist()},
-        }  # fmt: skip
+        }
         say(f"n={n} {name}: k-fold loss {rows[name]['kfold_loss']:.5f} in {rows[name]['seconds']:.1f} s")
     speedup = {}
     for name in ("himalaya_random", "himalaya_hyper_gradient"):
@@ -311,14 +332,19 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"MKLpy, n={min(sizes)}: {classifiers}")
     json.dump(
         {
-            "schema": "nftk_jax.bench_mkl/1", "jax": jax.__version__, "device": jax.devices()[0].device_kind,
+            "schema": "nftk_jax.bench_mkl/1",
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
             "speedup_to_equal_loss": {
                 name: min(size["speedup_to_equal_loss"][name] for size in measured) for name in settings
             },
-            "himalaya_settings": settings, "sizes": measured, "mklpy": {"n": min(sizes), **classifiers},
+            "himalaya_settings": settings,
+            "sizes": measured,
+            "mklpy": {"n": min(sizes), **classifiers},
         },
-        sys.stdout, indent=1,
-    )  # fmt: skip
+        sys.stdout,
+        indent=1,
+    )
     if options.figure:
         draw(measured, options.figure)
 

@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
+from nftk_jax.assessment.certificate import apply_float64, relative_residual
 from nftk_jax.datasets import load_dataset
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.solvers.certificate import apply_float64, relative_residual
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.solvers.cholesky import solve_classes
 from nftk_jax.solvers.iterative import IterativeSolver
 from nftk_jax.solvers.nystroem import solve_nystroem
@@ -115,9 +115,7 @@ def make_task(n: int, x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, tes
 
 def _sizes(task: Task) -> Sizes:
     n, p = task.x.shape
-    return Sizes(
-        n_train=n, n_search=1, n_test=len(task.x_test), n_features=p, n_classes=10, depth=DEPTH, itemsize=4
-    )  # fmt: skip
+    return Sizes(n_train=n, n_search=1, n_test=len(task.x_test), n_features=p, n_classes=10, depth=DEPTH, itemsize=4)
 
 
 def measure(name: str, task: Task) -> dict:
@@ -169,7 +167,7 @@ def draw(result: dict, path: Path) -> None:
         axis.plot(n, operations / result["peak_flops"], style, color="0.5", linewidth=1, label=label)
     axis.set(
         xscale="log", yscale="log", xlabel="training rows", ylabel="seconds", title="ten kernels, ten classes, float32"
-    )  # fmt: skip
+    )
     axis.grid(alpha=0.3, which="both", linewidth=0.4)
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=150)
@@ -193,9 +191,13 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = options.sizes or [n for n in default if n <= len(x)]
     rows: list[dict] = []
     result = {
-        "schema": 1, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "features": x.shape[1],
-        "peak_flops": peak_flops(512 if options.fast else 4096), "measurements": rows,
-    }  # fmt: skip
+        "schema": 1,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "features": x.shape[1],
+        "peak_flops": peak_flops(512 if options.fast else 4096),
+        "measurements": rows,
+    }
     print(f"products of matrices: {result['peak_flops'] / 1e9:.0f} GFLOP/s", flush=True)
     last: dict[str, tuple[int, float]] = {}
     for n in sizes:
@@ -209,8 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
             residual = "" if row["residual"] is None else f"{row['residual']:.1e}"
             print(
                 f"n={n:<6} {name:<25}{row['seconds']:8.2f} s  {row['passes']:3d} passes  residual {residual:<8} "
-                f"accuracy {100 * row['accuracy']:.2f} %", flush=True,
-            )  # fmt: skip
+                f"accuracy {100 * row['accuracy']:.2f} %",
+                flush=True,
+            )
             if options.json:
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.figure:

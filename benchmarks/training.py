@@ -25,7 +25,7 @@ import numpy as np
 
 from nftk_jax.finite.networks import NetworkSettings
 from nftk_jax.finite.training import TrainSettings, train
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 
 SETTINGS = TrainSettings()
 NETWORKS = {"mlp": "last", "nftk": "all"}

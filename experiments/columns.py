@@ -22,8 +22,8 @@ from table1 import ROWS
 
 from nftk_jax.datasets import Dataset, load_dataset
 from nftk_jax.finite.networks import NetworkSettings
-from nftk_jax.kernels.architecture import MLP
-from nftk_jax.trainer import train_on
+from nftk_jax.finite.trainer import train_on
+from nftk_jax.kernels.mlp import MLP
 
 ROW = ROWS["imdb-mlp-5"]
 

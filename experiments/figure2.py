@@ -16,14 +16,14 @@ import numpy as np
 import store
 from table1 import ROWS
 
-from nftk_jax.agreement import as_kernel_weights, compare_omegas, depth_scales
+from nftk_jax.assessment import baselines
+from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings
 from nftk_jax.finite.training import start_training
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl import baselines
-from nftk_jax.model import fit_input_scaling
+from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports.comparison_figures import draw_omegas
 from nftk_jax.reports.figures import DPI
 

@@ -22,12 +22,12 @@ import store
 
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise
-from nftk_jax.finite.path_kernel import path_kernel, path_terms, tangent_kernel
-from nftk_jax.finite.quadrature import gauss_legendre, left_endpoint
-from nftk_jax.finite.trajectory import DescentSettings, Trajectory, record_trajectory, sample_loss
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.path_kernels.path_kernel import path_kernel, path_terms, tangent_kernel
+from nftk_jax.path_kernels.quadrature import gauss_legendre, left_endpoint
+from nftk_jax.path_kernels.trajectory import DescentSettings, Trajectory, record_trajectory, sample_loss
 from nftk_jax.reports import figures
 
 DEPTH, SAMPLES, QUERIES = 2, 40, 20

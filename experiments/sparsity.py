@@ -18,10 +18,10 @@ import store
 
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings, OmegaStartName, PositivityName
+from nftk_jax.finite.trainer import train_on
 from nftk_jax.finite.training import TrainSettings
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.reports import figures
-from nftk_jax.trainer import train_on
 
 PAPER = (45.0, 53.0)
 COLOURS = {"ones": "#0072b2", "xavier": "#d55e00", "half-normal": "#009e73"}
@@ -66,9 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
         if store.read(options.results).get(name, {}).get("flags") == flags:
             continue
         network = NetworkSettings(
-            MLP(options.depth), dataset.n_features, dataset.n_outputs, options.width, readouts="all",
-            omega_start=start, omega_positivity=positivity,
-        )  # fmt: skip
+            MLP(options.depth),
+            dataset.n_features,
+            dataset.n_outputs,
+            options.width,
+            readouts="all",
+            omega_start=start,
+            omega_positivity=positivity,
+        )
         trained = train_on(dataset, network, TrainSettings(), seeds=range(options.seeds), epochs=options.epochs)
         history = trained.training.history
         entry = {

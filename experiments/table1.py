@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import store
 
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings
+from nftk_jax.finite.trainer import Trained, train_on
 from nftk_jax.finite.training import TrainSettings
-from nftk_jax.kernels.architecture import MLP
-from nftk_jax.mkl.identifiability import normalise_rows
-from nftk_jax.trainer import Trained, train_on
+from nftk_jax.kernels.mlp import MLP
 
 MNIST = TrainSettings(batch_size=50, learning_rate=0.02, omega_learning_rate=0.05, weight_decay=2e-6)
 IMDB = TrainSettings(batch_size=25, learning_rate=0.1, omega_learning_rate=0.1, weight_decay=0.0)
@@ -97,15 +97,23 @@ def main(arguments: list[str] | None = None) -> None:
         texts = {"embeddings_model": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
         dataset = load_dataset(row.dataset, **texts)
         network = NetworkSettings(
-            MLP(row.depth, options.activation), dataset.n_features, dataset.n_outputs, width=row.width,
+            MLP(row.depth, options.activation),
+            dataset.n_features,
+            dataset.n_outputs,
+            width=row.width,
             readouts=row.readouts,
-        )  # fmt: skip
+        )
         trained = train_on(
-            dataset, network, row.settings, seeds=range(options.seeds), epochs=options.epochs,
+            dataset,
+            network,
+            row.settings,
+            seeds=range(options.seeds),
+            epochs=options.epochs,
             unit_norm=row.unit_norm,
-            checkpoint=options.checkpoints / f"{name}{options.suffix}.safetensors", resume=True,
+            checkpoint=options.checkpoints / f"{name}{options.suffix}.safetensors",
+            resume=True,
             report=lambda stage, done, total, name=name: print(f"{name}: {stage} {done}/{total}", flush=True),
-        )  # fmt: skip
+        )
         entry = describe(row, trained, options.epochs, options.activation)
         store.write(options.results, name + options.suffix, entry)
         accuracy = np.round(100 * trained.accuracy, 2)

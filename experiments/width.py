@@ -22,18 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 import store
 
-from nftk_jax.agreement import as_kernel_weights, compare_omegas, depth_scales
+from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 from nftk_jax.datasets import Dataset, load_dataset
 from nftk_jax.finite.networks import NetworkSettings, Params, initialise
 from nftk_jax.finite.tangent import empirical_ntk
+from nftk_jax.finite.trainer import train_on
 from nftk_jax.finite.training import TrainSettings
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_weights
-from nftk_jax.model import fit_input_scaling
+from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports import figures
-from nftk_jax.trainer import train_on
 
 KERNEL_DEPTH, OMEGA_DEPTH = 3, 5
 RULE_WIDTH, RULE_SEEDS = 4096, 8
@@ -55,7 +55,7 @@ def draw_network(
     """A network of one output in the NTK parametrisation."""
     settings = NetworkSettings(
         MLP(depth), n_inputs, 1, width=width, parametrisation="ntk", readouts=readouts, omega_start="ones"
-    )  # fmt: skip
+    )
     return settings, initialise(settings, jax.random.key(seed), jnp.float32)
 
 
@@ -110,7 +110,7 @@ def trained_omegas(dataset: Dataset, infinite: np.ndarray, width: int, seeds: in
     """Omega of NFT-K MLPs trained as the paper does, from ones, beside the infinite one."""
     network = NetworkSettings(
         MLP(OMEGA_DEPTH), dataset.n_features, dataset.n_outputs, width, readouts="all", omega_start="ones"
-    )  # fmt: skip
+    )
     trained = train_on(dataset, network, TrainSettings(), seeds=range(seeds), epochs=epochs)
     assert trained.omega is not None
     x = scaled_rows(dataset, 32)
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(f"search {width}", lambda width=width: searched_omegas(search_rows, targets, width, min(3, options.seeds)))
     infinite = learn(
         dataset.x_train, dataset.y_train, LearnSettings(MLP(OMEGA_DEPTH)), classes=dataset.classes, images=True
-    ).model.omega  # fmt: skip
+    ).model.omega
     for width in (width for width in options.widths if width <= TRAINED_WIDTH):
         run(f"training {width}", lambda width=width: trained_omegas(dataset, infinite, width, 3, options.epochs))
     results = store.read(options.results)

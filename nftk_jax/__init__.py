@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
-    from nftk_jax.kernels.architecture import MLP
     from nftk_jax.kernels.family import KernelFamily
     from nftk_jax.kernels.gram import combined_ntk
+    from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
 

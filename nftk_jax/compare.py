@@ -13,18 +13,18 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
-from nftk_jax import command_line
-from nftk_jax.command_line import CommandError
-from nftk_jax.data_flags import DataFlags, check_rows
+from nftk_jax.commands import command_line
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nftk_jax.datasets import Dataset
     from nftk_jax.finite.networks import NetworkSettings
-    from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.finite.trainer import Trained
+    from nftk_jax.kernels.mlp import MLP
     from nftk_jax.learn import Learned, LearnSettings
-    from nftk_jax.trainer import Trained
 
 #: Training rows on which the tangent kernels' mean diagonals are taken.
 SCALE_ROWS = 64
@@ -100,8 +100,9 @@ def main(config: CompareConfig) -> None:
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
         f"features, {dataset.n_outputs} classes; depth {config.depth}, width {config.width}, {config.seeds} seeds",
-        markup=False, highlight=False,
-    )  # fmt: skip
+        markup=False,
+        highlight=False,
+    )
     try:
         with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
             warnings.simplefilter("always")
@@ -162,7 +163,7 @@ def _load(config: CompareConfig, report: command_line.StageReport) -> Dataset:
 
 
 def _architecture(config: CompareConfig) -> MLP:
-    from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.kernels.mlp import MLP
 
     return MLP(config.depth, config.activation, config.w_std, config.b_std)
 
@@ -179,29 +180,46 @@ def _network(config: CompareConfig, kind: str, n_inputs: int, n_outputs: int) ->
     from nftk_jax.finite.networks import NetworkSettings
 
     return NetworkSettings(
-        _architecture(config), n_inputs, n_outputs, config.width, config.parametrisation,
-        "last" if kind == "mlp" else "all", config.omega_start, config.omega_positivity,
-    )  # fmt: skip
+        _architecture(config),
+        n_inputs,
+        n_outputs,
+        config.width,
+        config.parametrisation,
+        "last" if kind == "mlp" else "all",
+        config.omega_start,
+        config.omega_positivity,
+    )
 
 
 def _learn_settings(config: CompareConfig) -> LearnSettings:
     from nftk_jax.learn import LearnSettings
 
     return LearnSettings(
-        _architecture(config), ridge=config.ridge, n_search=config.n_search, precision=config.precision,
-        scaling=config.scaling, unit_norm=config.unit_norm, seed=config.seed,
-    )  # fmt: skip
+        _architecture(config),
+        ridge=config.ridge,
+        n_search=config.n_search,
+        precision=config.precision,
+        scaling=config.scaling,
+        unit_norm=config.unit_norm,
+        seed=config.seed,
+    )
 
 
 def _train(config: CompareConfig, dataset: Dataset, kind: str, checkpoints: pathlib.Path, report) -> Trained:
-    from nftk_jax.trainer import train_on
+    from nftk_jax.finite.trainer import train_on
 
     return train_on(
-        dataset, _network(config, kind, dataset.n_features, dataset.n_outputs), _train_settings(config),
-        seeds=range(config.seed, config.seed + config.seeds), epochs=config.epochs, scaling=config.scaling,
-        unit_norm=config.unit_norm, checkpoint=checkpoints / f"{kind}.safetensors", resume=config.resume,
+        dataset,
+        _network(config, kind, dataset.n_features, dataset.n_outputs),
+        _train_settings(config),
+        seeds=range(config.seed, config.seed + config.seeds),
+        epochs=config.epochs,
+        scaling=config.scaling,
+        unit_norm=config.unit_norm,
+        checkpoint=checkpoints / f"{kind}.safetensors",
+        resume=config.resume,
         report=lambda _, done, total: report(f"train {kind}, epochs", done, total),
-    )  # fmt: skip
+    )
 
 
 def _compare(
@@ -210,13 +228,17 @@ def _compare(
     """Learn the infinite network and set everything beside each other: the blocks of metrics.json."""
     import numpy as np
 
+    from nftk_jax.assessment import baselines
     from nftk_jax.learn import learn
-    from nftk_jax.mkl import baselines
 
     learned = learn(
-        dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=dataset.image_shape is not None,
+        dataset.x_train,
+        dataset.y_train,
+        settings,
+        classes=dataset.classes,
+        images=dataset.image_shape is not None,
         report=report,
-    )  # fmt: skip
+    )
     if learned.iterative is not None:
         learned.iterative.release()  # nothing else is solved on all rows
     clock = time.perf_counter()
@@ -238,18 +260,24 @@ def _compare(
     seconds["agreement"] = time.perf_counter() - clock
     return {
         "dataset": {
-            "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
-            "n_test": len(dataset.x_test), "n_features": dataset.n_features, "n_classes": dataset.n_outputs,
-            "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
+            "name": dataset.name,
+            "n_train": len(dataset.x_train),
+            "n_search": len(learned.search_rows),
+            "n_test": len(dataset.x_test),
+            "n_features": dataset.n_features,
+            "n_classes": dataset.n_outputs,
+            "sha256": dataset.sha256,
+            "task": dataset.task,
+            "class_names": dataset.class_names,
         },
         "models": models,
         "agreement": agreement,
         "timings": {f"{name}_s": value for name, value in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def _finite_block(trained: Trained, dataset: Dataset, infinite_right: np.ndarray) -> dict[str, Any]:
-    from nftk_jax.mkl.identifiability import normalise_rows
+    from nftk_jax.assessment.identifiability import normalise_rows
 
     history, omega = trained.training.history, trained.omega
     right = trained.outputs.argmax(axis=2) == dataset.y_test
@@ -271,7 +299,7 @@ def _finite_block(trained: Trained, dataset: Dataset, infinite_right: np.ndarray
 
 
 def _infinite_block(learned: Learned, right: np.ndarray) -> dict[str, Any]:
-    from nftk_jax.mkl.identifiability import normalise_rows
+    from nftk_jax.assessment.identifiability import normalise_rows
 
     model = learned.model
     return {
@@ -288,7 +316,7 @@ def _infinite_block(learned: Learned, right: np.ndarray) -> dict[str, Any]:
 
 def _accuracy_block(right: np.ndarray) -> dict[str, Any]:
     """Accuracy of several seeds' networks, from which test rows they have right, shape (S, m)."""
-    from nftk_jax.evaluation import accuracy_interval
+    from nftk_jax.assessment.metrics import accuracy_interval
 
     by_seed = right.mean(axis=1)
     return {
@@ -301,7 +329,7 @@ def _accuracy_block(right: np.ndarray) -> dict[str, Any]:
 
 def _difference_block(right: np.ndarray, infinite: np.ndarray) -> dict[str, Any]:
     """Accuracy of the infinite network minus that of the finite ones, paired over the test rows."""
-    from nftk_jax.evaluation import paired_accuracy_difference
+    from nftk_jax.assessment.metrics import paired_accuracy_difference
 
     pairs = [paired_accuracy_difference(infinite, one) for one in right]
     return {
@@ -311,16 +339,20 @@ def _difference_block(right: np.ndarray, infinite: np.ndarray) -> dict[str, Any]
 
 
 def _agreement(
-    trained: Trained, dataset: Dataset, learned: Learned, shuffled: np.ndarray, models: dict[str, Any],
+    trained: Trained,
+    dataset: Dataset,
+    learned: Learned,
+    shuffled: np.ndarray,
+    models: dict[str, Any],
     rng: np.random.Generator,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Both Omegas as weights of kernels of unit mean diagonal, and their rank correlation; adds the finite one's to
     `models`.
     """
     import jax
     import numpy as np
 
-    from nftk_jax.agreement import as_kernel_weights, compare_omegas, depth_scales
+    from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 
     x = learned.model.scaled(dataset.x_train[:SCALE_ROWS]).astype(np.float32)
     assert trained.omega is not None

@@ -13,14 +13,15 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from nftk_jax.kernels.architecture import MLP, BasisName
 from nftk_jax.kernels.family import KernelFamily
+from nftk_jax.kernels.mlp import MLP, BasisName
 from nftk_jax.learn import LearnSettings, Splits, learn
 from nftk_jax.mkl.constraints import ConstraintName
 from nftk_jax.mkl.objectives import ObjectiveName
 from nftk_jax.mkl.search import SearchSettings, WeightsName
-from nftk_jax.model import DecisionName, NFTKModel, ScalingName
-from nftk_jax.sampling import restrict_splits
+from nftk_jax.model import NFTKModel
+from nftk_jax.preprocessing.sampling import restrict_splits
+from nftk_jax.settings import DecisionName, ScalingName
 from nftk_jax.uncertainty import posterior_std
 
 #: Up to this many rows ``precision="auto"`` solves in float64.
@@ -37,7 +38,7 @@ class _NFTKEstimator(BaseEstimator):
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
       family: any kernels in place of the MLP's, see `KernelFamily`; `depth` to `readout_bias` are then without effect.
         None is the MLP.
-      activation: a name of `nftk_jax.kernels.architecture.ACTIVATIONS`.
+      activation: a name of `nftk_jax.kernels.mlp.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",

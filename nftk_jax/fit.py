@@ -12,9 +12,9 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
-from nftk_jax import command_line
-from nftk_jax.command_line import CommandError
-from nftk_jax.data_flags import DataFlags, check_rows
+from nftk_jax.commands import command_line
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +126,7 @@ def main(config: FitConfig) -> None:
     plan.check()
     checkpoint = Checkpoint(
         output, {**_computed(config), "sha256": dataset.sha256}, resume=config.resume, writes=writes
-    )  # fmt: skip
+    )
     try:
         metrics, model = _compute(config, settings, dataset, plan, checkpoint, console)
         metrics["timings"]["total_s"] = time.perf_counter() - started
@@ -155,22 +155,29 @@ def _compute(
     config: FitConfig, settings: LearnSettings, dataset: Dataset, plan: Plan, checkpoint: Checkpoint, console: Console
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: what metrics.json holds, and the model."""
-    from nftk_jax.assess import assess
+    from nftk_jax.assessment.assess import assess
     from nftk_jax.learn import learn
 
     outputs = "targets" if dataset.classes is None else "classes"
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
         f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}; solver {plan.solve.solver}",
-        markup=False, highlight=False,
-    )  # fmt: skip
+        markup=False,
+        highlight=False,
+    )
     with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
         warnings.simplefilter("always")
         report = command_line.StageReport(progress)
         learned = learn(
-            dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=dataset.image_shape is not None,
-            plan=plan.solve, journal=checkpoint, report=report,
-        )  # fmt: skip
+            dataset.x_train,
+            dataset.y_train,
+            settings,
+            classes=dataset.classes,
+            images=dataset.image_shape is not None,
+            plan=plan.solve,
+            journal=checkpoint,
+            report=report,
+        )
         checkpoint.flush()
         assessment = assess(
             dataset, learned, settings, resamples=config.resamples, baseline_rows=BASELINE_ROWS, report=report
@@ -191,9 +198,16 @@ def _compute(
 def _computed(config: FitConfig) -> dict[str, Any]:
     """The flags that a result depends on."""
     others = (
-        "data_dir", "output", "overwrite", "dry_run", "resume", "resamples",
-        "coordinator", "num_processes", "process_id",
-    )  # fmt: skip
+        "data_dir",
+        "output",
+        "overwrite",
+        "dry_run",
+        "resume",
+        "resamples",
+        "coordinator",
+        "num_processes",
+        "process_id",
+    )
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
 
 
@@ -229,14 +243,20 @@ def _check_numbers(config: FitConfig) -> None:
 
 
 def _settings(config: FitConfig) -> LearnSettings:
-    from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.kernels.mlp import MLP
     from nftk_jax.learn import LearnSettings
     from nftk_jax.mkl.search import SearchSettings
 
     search = SearchSettings(
-        config.objective, config.constraint, config.penalty, config.penalty_norm, config.weights,
-        method=config.method, step_size=config.step_size, learn_ridge=config.ridge == "learned",
-    )  # fmt: skip
+        config.objective,
+        config.constraint,
+        config.penalty,
+        config.penalty_norm,
+        config.weights,
+        method=config.method,
+        step_size=config.step_size,
+        learn_ridge=config.ridge == "learned",
+    )
     return LearnSettings(
         mlp=MLP(config.depth, config.activation, config.w_std, config.b_std, basis=config.basis),
         search=search,

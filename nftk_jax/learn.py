@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.calibration import calibrate, held_out_log_losses, keep_uniform, pad_kernels, pad_problem
 from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
-from nftk_jax.kernels.architecture import MLP, check_count, check_number
+from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP, check_count, check_number
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.sharding import agree
+from nftk_jax.mkl.calibration import calibrate, held_out_log_losses, keep_uniform, pad_kernels, pad_problem
+from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.identifiability import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.reference import REFERENCE_ROWS, mean_kernel
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
@@ -30,15 +30,17 @@ from nftk_jax.mkl.search import (
     take,
     uniform_omega,
 )
-from nftk_jax.model import DecisionName, NFTKModel, ScalingName, fit_input_scaling, resolve_scaling
-from nftk_jax.padding import pad_rows, padded_size
-from nftk_jax.sampling import draw_rows, draw_splits, restrict_splits
+from nftk_jax.model import NFTKModel, resolve_scaling
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.preprocessing.sampling import draw_rows, draw_splits, restrict_splits
+from nftk_jax.preprocessing.scaling import fit_input_scaling
+from nftk_jax.preprocessing.targets import Targets, encode_targets
+from nftk_jax.settings import DecisionName, ScalingName
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 from nftk_jax.solvers.iterative import IterativeSolver
 from nftk_jax.solvers.nystroem import solve_nystroem
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, SolverName, plan_fit, this_machine
-from nftk_jax.targets import Targets, encode_targets
 
 PrecisionName = Literal["float32", "float64"]
 Report = Callable[[str, int, int], None]
@@ -199,9 +201,17 @@ def learn(
 
 
 def _learn(
-    x: np.ndarray, y: np.ndarray, settings: LearnSettings, classes: np.ndarray | None, images: bool,
-    weight: np.ndarray | None, splits: Splits | None, plan: SolvePlan | None, journal: Journal, report: Report,
-) -> Learned:  # fmt: skip
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: LearnSettings,
+    classes: np.ndarray | None,
+    images: bool,
+    weight: np.ndarray | None,
+    splits: Splits | None,
+    plan: SolvePlan | None,
+    journal: Journal,
+    report: Report,
+) -> Learned:
     dtype = np.dtype(settings.precision)
     clock = _Clock()
     chosen = resolve_scaling(settings.mlp, settings.scaling, settings.unit_norm)
@@ -250,20 +260,43 @@ def _learn(
             # half of it uniform, for the baselines that follow
             reference, middle = (omega.mean(axis=0) + 1 / problem.depth) / 2 / scale, np.exp(np.log(ridge).mean())
             iterative = IterativeSolver(
-                settings.mlp, reference, float(middle), z, plan, weight=weight, inputs=settings.inputs,
-                seed=settings.seed, report=report,
-            )  # fmt: skip
+                settings.mlp,
+                reference,
+                float(middle),
+                z,
+                plan,
+                weight=weight,
+                inputs=settings.inputs,
+                seed=settings.seed,
+                report=report,
+            )
         solution = solve_scaled(
-            settings, z, omega / scale, ridge, targets.y.astype(dtype), plan, weight=weight, condition=True,
-            iterative=iterative, journal=journal, report=report,
-        )  # fmt: skip
+            settings,
+            z,
+            omega / scale,
+            ridge,
+            targets.y.astype(dtype),
+            plan,
+            weight=weight,
+            condition=True,
+            iterative=iterative,
+            journal=journal,
+            report=report,
+        )
     clock.lap("solve")
     model = NFTKModel(
-        mlp=settings.mlp, omega=omega, scale=scale, ridge=ridge,
-        x_train=x if solution.landmarks is None else x[solution.landmarks], dual_coef=solution.dual_coef,
-        target_mean=targets.mean, target_scale=targets.scale, input_scaling=scaling, classes=classes,
+        mlp=settings.mlp,
+        omega=omega,
+        scale=scale,
+        ridge=ridge,
+        x_train=x if solution.landmarks is None else x[solution.landmarks],
+        dual_coef=solution.dual_coef,
+        target_mean=targets.mean,
+        target_scale=targets.scale,
+        input_scaling=scaling,
+        classes=classes,
         calibration=calibration,
-    )  # fmt: skip
+    )
     return Learned(model, targets, problem, rows, start, found.descent, kept, solution, plan, iterative, clock.seconds)
 
 
@@ -272,11 +305,17 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, settings: Lea
     n, features = shape
     n_search = min(n, settings.n_search or SEARCH_ROWS)
     sizes = Sizes(
-        n_train=n, n_search=n_search, n_test=n_test, n_features=features,
-        n_classes=n_outputs, depth=settings.mlp.n_kernels, itemsize=np.dtype(settings.precision).itemsize,
-        n_kernels=n_outputs if settings.search.weights == "per-class" else 1, landmarks=settings.landmarks,
+        n_train=n,
+        n_search=n_search,
+        n_test=n_test,
+        n_features=features,
+        n_classes=n_outputs,
+        depth=settings.mlp.n_kernels,
+        itemsize=np.dtype(settings.precision).itemsize,
+        n_kernels=n_outputs if settings.search.weights == "per-class" else 1,
+        landmarks=settings.landmarks,
         folds=count_folds(settings.search, n_search),
-    )  # fmt: skip
+    )
     return plan_fit(sizes, this_machine(), settings.solver)
 
 
@@ -382,21 +421,22 @@ def solve_scaled(
             state = conjugate_gradient.restore(journal.load("solve"), y)
             on_pass = lambda state: journal.save("solve", conjugate_gradient.flatten(state))  # noqa: E731
         tolerance = settings.solver_tolerance or conjugate_gradient.TOLERANCE[plan.preconditioner, settings.precision]
-        return iterative.solve(
-            kernel_omega, ridge, y, tolerance=tolerance, state=state, on_pass=on_pass, report=report
-        )  # fmt: skip
+        return iterative.solve(kernel_omega, ridge, y, tolerance=tolerance, state=state, on_pass=on_pass, report=report)
     report("solve", 0, len(kernel_omega))
     progress = lambda done, total: report("solve", done, total)  # noqa: E731
     if plan.solver == "nystroem":
         landmarks = np.sort(np.random.default_rng(settings.seed).permutation(len(z))[: plan.rank])
-        return solve_nystroem(
-            mlp, kernel_omega, ridge, z, y, landmarks, weight=weight, inputs=inputs, report=progress
-        )  # fmt: skip
+        return solve_nystroem(mlp, kernel_omega, ridge, z, y, landmarks, weight=weight, inputs=inputs, report=progress)
     device_z = jnp.asarray(z)
     return solve_classes(
         lambda weights: combined_ntk(mlp, weights, device_z, inputs=inputs),
-        kernel_omega, ridge, y, weight=weight, condition=condition, report=progress,
-    )  # fmt: skip
+        kernel_omega,
+        ridge,
+        y,
+        weight=weight,
+        condition=condition,
+        report=progress,
+    )
 
 
 class _Clock:

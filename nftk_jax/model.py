@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,77 +14,34 @@ import safetensors
 import safetensors.numpy
 import scipy.special
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.padding import pad_rows, padded_size
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.preprocessing.scaling import InputScaling
+from nftk_jax.settings import ScalingName
 
 #: Version 2 added `unit_norm`; version 1 is read as without it.
 SCHEMA, READABLE = "nftk_jax.model/2", ("nftk_jax.model/1", "nftk_jax.model/2")
-ScalingName = Literal["auto", "none", "images", "standardise"]
-DecisionName = Literal["scores", "logistic"]
 
 _TENSORS = (
-    "x_train", "dual_coef", "omega", "scale", "ridge", "input_shift", "input_scale", "target_mean", "target_scale"
-)  # fmt: skip
+    "x_train",
+    "dual_coef",
+    "omega",
+    "scale",
+    "ridge",
+    "input_shift",
+    "input_scale",
+    "target_mean",
+    "target_scale",
+)
 _LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 _TILE_BYTES = 256 * 2**20
 
 
 class ModelError(ValueError):
     """A saved model cannot be used; one line says why and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InputScaling:
-    """x -> (x - shift) / scale by feature, then by row to length one where `unit_norm` says so.
-
-    `shift` and `scale` have shape (p,), float64. A row of zeros stays one.
-    """
-
-    shift: np.ndarray
-    scale: np.ndarray
-    unit_norm: bool = False
-
-    def apply(self, x: np.ndarray, dtype: Any) -> np.ndarray:
-        """Scaled inputs of shape (n, p) and the given dtype; computed in float64 unless `x` is uint8."""
-        if x.dtype == np.uint8 and not self.shift.any() and not self.unit_norm:
-            return (x / self.scale.astype(dtype)).astype(dtype, copy=False)
-        z = (x - self.shift) / self.scale
-        if self.unit_norm:
-            z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        return z.astype(dtype, copy=False)
-
-
-def fit_input_scaling(
-    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None, unit_norm: bool = False
-) -> InputScaling:
-    """Learn the scaling of the inputs from the training rows.
-
-    Args:
-      x: training inputs, shape (n, p).
-      scaling: "images" divides everything by one number (255 for uint8, else the largest absolute value);
-        "standardise" gives every feature mean 0 and standard deviation 1 (a constant one becomes 0); "auto" is "images"
-        for uint8 or where a sample had more than one axis, else "standardise"; "none" changes nothing.
-      images: whether a sample had more than one axis.
-      weight: positive sample weights of the rows, shape (n,); None is 1 everywhere.
-      unit_norm: give every row length one, after that: the kernel then sees angles alone.
-    """
-    features = x.shape[1]
-    if scaling == "auto":
-        scaling = "images" if images or x.dtype == np.uint8 else "standardise"
-    shift, scale = np.zeros(features), np.ones(features)
-    if scaling == "images":
-        largest = 255.0 if x.dtype == np.uint8 else float(np.abs(x).max())
-        scale = np.full(features, largest if largest > 0 else 1.0)
-    elif scaling == "standardise":
-        shift, spread = mean_and_deviation(x, weight)
-        varies = spread > 1e-12 * np.maximum(np.abs(shift), np.finfo(np.float64).tiny)
-        scale = np.where(varies, spread, 1.0)
-        # A constant feature carries nothing: its float noise must not be blown up to unit size.
-        shift = np.where(varies, shift, x[0])
-    return InputScaling(shift, scale, unit_norm)
 
 
 def resolve_scaling(mlp: MLP | KernelFamily, scaling: ScalingName, unit_norm: bool) -> ScalingName:
@@ -115,15 +72,6 @@ class Calibration:
     def to_lists(self) -> dict[str, list[Any]]:
         """For JSON, which keeps every bit of a float."""
         return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
-
-
-def mean_and_deviation(x: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column in float64, with optional sample weights; shapes (p,)."""
-    if weight is None:
-        return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    share = weight / weight.sum()
-    mean = share @ x
-    return mean, np.sqrt(share @ (x - mean) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +147,11 @@ class NFTKModel:
             z_train = jnp.asarray(pad_rows(self.scaled(self.x_train), size))
             scores = predict_scores(
                 lambda rows, omega: combined_ntk(self.mlp, omega, self.scaled(rows), z_train),
-                x, self.kernel_omega, pad_rows(self.dual_coef, size), report=report,
-            )  # fmt: skip
+                x,
+                self.kernel_omega,
+                pad_rows(self.dual_coef, size),
+                report=report,
+            )
         scores *= self.target_scale
         scores += self.target_mean
         return scores
@@ -247,10 +198,12 @@ class NFTKModel:
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
         classes = None if self.classes is None else _describe_labels(self.classes)
         header = {
-            "schema": SCHEMA, "architecture": _describe_kernels(self.mlp), "classes": classes,
+            "schema": SCHEMA,
+            "architecture": _describe_kernels(self.mlp),
+            "classes": classes,
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
             "unit_norm": self.input_scaling.unit_norm,
-        }  # fmt: skip
+        }
         text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
@@ -314,14 +267,18 @@ def load_model(directory: str | pathlib.Path, *, family: KernelFamily | None = N
         header = json.loads((directory / "model.json").read_text())
         tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        raise ModelError(f"no model in {directory}: {error.filename or 'model.safetensors'} is missing; give the "
-                         "output directory of nftk_jax.fit") from None  # fmt: skip
+        raise ModelError(
+            f"no model in {directory}: {error.filename or 'model.safetensors'} is missing; give the "
+            "output directory of nftk_jax.fit"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise ModelError(f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit "
-                         "it again, or read it with the version that wrote it")  # fmt: skip
+        raise ModelError(
+            f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit "
+            "it again, or read it with the version that wrote it"
+        )
     try:
         return _assemble(header, tensors, family)
     except ModelError:
@@ -343,8 +300,10 @@ def _restore_kernels(described: dict[str, Any], family: KernelFamily | None) -> 
     needed = described.get("n_kernels")
     if needed != (family and family.n_kernels):
         expected = "an MLP, which needs no family" if needed is None else f"a family of {needed} kernels"
-        raise ModelError(f"the model was fitted with {expected}; got family={family!r}: give load_model the family "
-                         "of the fit, or none for an MLP")  # fmt: skip
+        raise ModelError(
+            f"the model was fitted with {expected}; got family={family!r}: give load_model the family "
+            "of the fit, or none for an MLP"
+        )
     return MLP(**described) if family is None else family
 
 
@@ -353,11 +312,15 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], family: Ke
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]
     expected = {
-        "dual_coef": (n, n_classes), "omega": (n_classes, mlp.n_kernels), "scale": (mlp.n_kernels,),
+        "dual_coef": (n, n_classes),
+        "omega": (n_classes, mlp.n_kernels),
+        "scale": (mlp.n_kernels,),
         "ridge": (n_classes,),
-        "input_shift": (features,), "input_scale": (features,),
-        "target_mean": (n_classes,), "target_scale": (n_classes,),
-    }  # fmt: skip
+        "input_shift": (features,),
+        "input_scale": (features,),
+        "target_mean": (n_classes,),
+        "target_scale": (n_classes,),
+    }
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")

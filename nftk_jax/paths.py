@@ -11,18 +11,18 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from nftk_jax import command_line
-from nftk_jax.command_line import CommandError
-from nftk_jax.data_flags import DataFlags, check_rows
+from nftk_jax.commands import command_line
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.data_flags import DataFlags, check_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nftk_jax.datasets import Dataset
     from nftk_jax.finite.networks import NetworkSettings
-    from nftk_jax.finite.path_kernel import PathTerms
-    from nftk_jax.finite.quadrature import Rule
-    from nftk_jax.finite.trajectory import DescentSettings, Trajectory
+    from nftk_jax.path_kernels.path_kernel import PathTerms
+    from nftk_jax.path_kernels.quadrature import Rule
+    from nftk_jax.path_kernels.trajectory import DescentSettings, Trajectory
 
 #: Of the training and the test rows, where they are embedded texts.
 Texts = tuple[list[str], list[str]] | None
@@ -90,8 +90,9 @@ def main(config: PathsConfig) -> None:
     console.print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
         f"features, {dataset.n_outputs} outputs; depth {config.depth}, width {config.width}, {config.steps} steps",
-        markup=False, highlight=False,
-    )  # fmt: skip
+        markup=False,
+        highlight=False,
+    )
     from nftk_jax.kernels.precision import enable_x64
 
     with enable_x64(config.precision == "float64"), command_line.make_progress(console) as progress:
@@ -125,8 +126,8 @@ def main(config: PathsConfig) -> None:
 
 def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
     """Refuse what no type can, before any data are read; the settings and the rule."""
-    from nftk_jax.finite.quadrature import check_tolerance, gauss_legendre
-    from nftk_jax.finite.trajectory import DescentSettings
+    from nftk_jax.path_kernels.quadrature import check_tolerance, gauss_legendre
+    from nftk_jax.path_kernels.trajectory import DescentSettings
 
     config.check_seed()
     check_tolerance(config.tolerance)
@@ -138,13 +139,18 @@ def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
 
 def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSettings:
     from nftk_jax.finite.networks import NetworkSettings
-    from nftk_jax.kernels.architecture import MLP
+    from nftk_jax.kernels.mlp import MLP
 
     # Omega >= 0 by max(Omega, 0) in the forward pass: a projection would be a movement that no sample accounts for.
     return NetworkSettings(
-        MLP(config.depth, config.activation), n_inputs, n_outputs, config.width,
-        readouts="all" if config.network == "nftk" else "last", omega_start="ones", omega_positivity="clip",
-    )  # fmt: skip
+        MLP(config.depth, config.activation),
+        n_inputs,
+        n_outputs,
+        config.width,
+        readouts="all" if config.network == "nftk" else "last",
+        omega_start="ones",
+        omega_positivity="clip",
+    )
 
 
 def _load(config: PathsConfig, report: command_line.StageReport) -> tuple[Dataset, Texts]:
@@ -180,8 +186,8 @@ def _train(
     import numpy as np
 
     from nftk_jax.finite.networks import Params, apply, initialise
-    from nftk_jax.finite.trajectory import draw_batches, record_trajectory, sample_loss
-    from nftk_jax.model import fit_input_scaling
+    from nftk_jax.path_kernels.trajectory import draw_batches, record_trajectory, sample_loss
+    from nftk_jax.preprocessing.scaling import fit_input_scaling
 
     dtype = np.dtype(config.precision)
     inputs = fit_input_scaling(
@@ -201,15 +207,20 @@ def _train(
         return apply(network, Params(params[0], jax.tree.unflatten(tree, [table] if columns else [])), rows)
 
     trajectory = record_trajectory(
-        output, params, x, y, settings,
+        output,
+        params,
+        x,
+        y,
+        settings,
         loss=sample_loss(config.loss),
-        batches=draw_batches(len(x), settings, np.random.default_rng((config.seed, 2))), report=report,
-    )  # fmt: skip
+        batches=draw_batches(len(x), settings, np.random.default_rng((config.seed, 2))),
+        report=report,
+    )
     return trajectory, x_test
 
 
 def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, rule: Rule, report) -> PathTerms:
-    from nftk_jax.finite.path_kernel import path_terms
+    from nftk_jax.path_kernels.path_kernel import path_terms
 
     return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
 
@@ -220,8 +231,8 @@ def _measure(
     """The blocks of metrics.json that tell what was found."""
     import numpy as np
 
-    from nftk_jax.evaluation import accuracy_interval, r2
-    from nftk_jax.finite import influence
+    from nftk_jax.assessment.metrics import accuracy_interval, r2
+    from nftk_jax.path_kernels import influence
 
     classes = dataset.classes is not None
     labels, query_labels = (dataset.y_train, dataset.y_test) if classes else (None, None)
@@ -233,8 +244,12 @@ def _measure(
     shared = {"n_classes": dataset.n_outputs, "class_names": dataset.class_names, "task": dataset.task}
     blocks: dict[str, Any] = {
         "dataset": {
-            "name": dataset.name, "n_train": len(dataset.x_train), "n_test": len(dataset.x_test),
-            "n_features": dataset.n_features, "sha256": dataset.sha256, **shared,
+            "name": dataset.name,
+            "n_train": len(dataset.x_train),
+            "n_test": len(dataset.x_test),
+            "n_features": dataset.n_features,
+            "sha256": dataset.sha256,
+            **shared,
         },
         "training": {
             "learning_rate": trajectory.settings.learning_rate,
@@ -242,20 +257,26 @@ def _measure(
             "losses": trajectory.losses.tolist(),
         },
         "reconstruction": {
-            "relative_error": terms.relative_error, "max_abs_error": terms.max_abs_error,
-            "largest_output": float(np.abs(terms.output).max()), "intervals": terms.intervals,
-            "bisections": terms.bisections, "steps_times_queries": config.steps * len(dataset.x_test),
+            "relative_error": terms.relative_error,
+            "max_abs_error": terms.max_abs_error,
+            "largest_output": float(np.abs(terms.output).max()),
+            "intervals": terms.intervals,
+            "bisections": terms.bisections,
+            "steps_times_queries": config.steps * len(dataset.x_test),
             "measured_quadrature_error": terms.unresolved,
         },
         "layers": {
-            "names": names, "contribution": _finite(contribution), "start": _finite(_mean(terms.start, query_labels)),
-            "output": _finite(_mean(terms.output, query_labels)), "omega": _omega(trajectory),
+            "names": names,
+            "contribution": _finite(contribution),
+            "start": _finite(_mean(terms.start, query_labels)),
+            "output": _finite(_mean(terms.output, query_labels)),
+            "omega": _omega(trajectory),
         },
         "classes": classes_block,
         "influences": influence.influences(
             terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED), texts=texts
         ),
-    }  # fmt: skip
+    }
     if classes:
         right = terms.output.argmax(axis=1) == dataset.y_test
         accuracy, interval = accuracy_interval(right)
@@ -299,14 +320,22 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, d
     from nftk_jax.reports.paths import render_paths
 
     np.savez_compressed(
-        directory / "terms.npz", terms=terms.terms, start=terms.start, regulariser=terms.regulariser,
+        directory / "terms.npz",
+        terms=terms.terms,
+        start=terms.start,
+        regulariser=terms.regulariser,
         output=terms.output,
-    )  # fmt: skip
+    )
     (directory / "figures").mkdir()
     figures = save_figures(
-        metrics, directory / "figures", output=terms.output, rebuilt=terms.reconstruction, x_train=dataset.x_train,
-        x_test=dataset.x_test, image_shape=dataset.image_shape,
-    )  # fmt: skip
+        metrics,
+        directory / "figures",
+        output=terms.output,
+        rebuilt=terms.reconstruction,
+        x_train=dataset.x_train,
+        x_test=dataset.x_test,
+        image_shape=dataset.image_shape,
+    )
 
     (directory / "report.html").write_text(render_paths(metrics, figures), encoding="utf-8")
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")

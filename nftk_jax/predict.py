@@ -8,8 +8,8 @@ import pathlib
 import sys
 import tempfile
 
-from nftk_jax import command_line
-from nftk_jax.command_line import CommandError
+from nftk_jax.commands import command_line
+from nftk_jax.commands.command_line import CommandError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nftk_jax import compare
-from nftk_jax.agreement import as_kernel_weights, compare_omegas, depth_scales
+from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 from nftk_jax.finite.networks import NetworkSettings, initialise
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 
 FLAGS = ["--depth", "2", "--width", "8", "--epochs", "3", "--seeds", "2", "--learning-rate", "0.05"]

@@ -21,9 +21,12 @@ def start(data, output, devices, *flags):
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "nftk_jax.fit", "--dataset", data, "--output", output, *FLAGS, *flags]
     return subprocess.Popen(
-        [str(part) for part in command], env=os.environ | {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [str(part) for part in command],
+        env=os.environ | {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -97,9 +97,14 @@ def test_one_class_is_refused(rng):
 
 
 BAD = {
-    "ridge": ["learn", None, [1, 2], -1, True, np.nan], "penalty": ["a", -1, None], "n_search": ["a", 0, 3, 1.5],
-    "depth": ["3", 0, 2.5, None], "w_std": ["a", 0, True], "b_std": [-1, np.inf], "objective": [None, "margin"],
-}  # fmt: skip
+    "ridge": ["learn", None, [1, 2], -1, True, np.nan],
+    "penalty": ["a", -1, None],
+    "n_search": ["a", 0, 3, 1.5],
+    "depth": ["3", 0, 2.5, None],
+    "w_std": ["a", 0, True],
+    "b_std": [-1, np.inf],
+    "objective": [None, "margin"],
+}
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
@@ -292,7 +297,7 @@ def test_a_family_has_posterior_deviations_under_its_own_kernel_alone(grams, rng
     deviation = model.predict(rows[40:], return_std=True)[1]
     np.testing.assert_allclose(
         deviation, np.sqrt(np.diag(k[40:, 40:] - explained)) * model.model_.target_scale, rtol=1e-6
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match="NNGP kernel goes with an MLP"):
         model.predict(rows[40:], return_std=True, covariance="nngp")
 

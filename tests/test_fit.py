@@ -94,7 +94,8 @@ def test_omega_csv_agrees_with_the_model(finished):
 
 def test_compiled_code_is_kept_for_the_next_run(tmp_path):
     code = (
-        "from nftk_jax.command_line import use_compilation_cache as use; use(); import jax; jax.jit(lambda v: v + 1)(0)"
+        "from nftk_jax.commands.command_line import use_compilation_cache as use; use(); "
+        "import jax; jax.jit(lambda v: v + 1)(0)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -143,9 +144,8 @@ def test_other_targets_and_flags(name, y, flags, rng, tmp_path, run):
     x = rng.normal(size=(70, 3))
     np.savez(tmp_path / "data.npz", x_train=x[:50], y_train=y(x[:50]), x_test=x[50:], y_test=y(x[50:]))
     status, _, error = run(
-        fit.command, "--dataset", tmp_path / "data.npz", "--depth", 2, *flags,
-        "--output", tmp_path / name,
-    )  # fmt: skip
+        fit.command, "--dataset", tmp_path / "data.npz", "--depth", 2, *flags, "--output", tmp_path / name
+    )
     assert (status, error) == (0, "")
     metrics = json.loads((tmp_path / name / "metrics.json").read_text())
     value = metrics.get("test_accuracy", metrics.get("test_r2"))
@@ -295,8 +295,19 @@ def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_pa
     output = tmp_path / "run"
     status, out, error = run(
         fit.command,
-        "--dataset", data, "--depth", 2, "--b-std", 0.5, "--basis", basis, "--ridge", 0.1, "--output", output,
-    )  # fmt: skip
+        "--dataset",
+        data,
+        "--depth",
+        2,
+        "--b-std",
+        0.5,
+        "--basis",
+        basis,
+        "--ridge",
+        0.1,
+        "--output",
+        output,
+    )
     assert (status, error) == (0, "")
     metrics = json.loads((output / "metrics.json").read_text())
     size, kernel = (3, "layer") if basis == "layers" else (2, "increment")

@@ -11,13 +11,13 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from nftk_jax.calibration import LOGISTIC_STRENGTH, held_out_log_losses, keep_uniform
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, depth_diagonals
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import LearnSettings, encode_targets, find_ridge, learn
+from nftk_jax.mkl.calibration import LOGISTIC_STRENGTH, held_out_log_losses, keep_uniform
 from nftk_jax.mkl.search import RIDGE_GRID, SearchProblem, SearchSettings, choose_ridge
-from nftk_jax.model import fit_input_scaling
+from nftk_jax.preprocessing.scaling import fit_input_scaling
 
 SETTINGS = LearnSettings(MLP(3), precision="float64")
 

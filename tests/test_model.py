@@ -8,7 +8,7 @@ import pytest
 
 from nftk_jax import load_model
 from nftk_jax import model as model_module
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.model import ModelError, predict_scores
 
@@ -112,10 +112,7 @@ def damage_json(directory, change):
         (lambda d: (d / "model.json").write_text("{"), "damaged"),
         (lambda d: (d / "model.json").write_text("[]"), "schema 'list'"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x07" * 100), "damaged"),
-        (
-            lambda d: damage_json(d, lambda h: h.update(schema="nftk_jax.model/0")),
-            "expected one of",
-        ),
+        (lambda d: damage_json(d, lambda h: h.update(schema="nftk_jax.model/0")), "expected one of"),
         (lambda d: damage_json(d, lambda h: h["architecture"].update(depth=4)), "does not fit together"),
         (lambda d: damage_json(d, lambda h: h["architecture"].update(depth="4")), "does not fit together"),
         (lambda d: damage_json(d, lambda h: h.update(architecture=3)), "does not fit together"),

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.mkl.search import SearchSettings
 from nftk_jax.solvers.cholesky import JitterWarning

@@ -23,9 +23,23 @@ def data(tmp_path_factory):
 
 CASES = {
     "relu": ["--loss", "mse"],
-    "nftk": ["--loss", "cross-entropy", "--network", "nftk", "--batch-size", "5", "--momentum", "0.8",
-             "--weight-decay", "0.01", "--activation", "gelu", "--tolerance", "None"],
-}  # fmt: skip
+    "nftk": [
+        "--loss",
+        "cross-entropy",
+        "--network",
+        "nftk",
+        "--batch-size",
+        "5",
+        "--momentum",
+        "0.8",
+        "--weight-decay",
+        "0.01",
+        "--activation",
+        "gelu",
+        "--tolerance",
+        "None",
+    ],
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -50,8 +64,11 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     assert set(layers["names"]) == names
     assert (layers["omega"] is None) == (case == "relu")
     assert {path.stem for path in (output / "figures").glob("*.png")} == {
-        "reconstruction", "influences", "layers", "classes"
-    }  # fmt: skip
+        "reconstruction",
+        "influences",
+        "layers",
+        "classes",
+    }
     page = (output / "report.html").read_text()
     assert "&lt;cat&gt;" in page
     assert "<cat>" not in page

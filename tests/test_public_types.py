@@ -9,16 +9,7 @@ from typing import assert_type
 import jax
 import numpy as np
 
-from nftk_jax import (
-    MLP,
-    KernelFamily,
-    NFTKClassifier,
-    NFTKModel,
-    NFTKRegressor,
-    combined_ntk,
-    depth_ntks,
-    load_model,
-)
+from nftk_jax import MLP, KernelFamily, NFTKClassifier, NFTKModel, NFTKRegressor, combined_ntk, depth_ntks, load_model
 
 X = np.linspace(-1, 1, 24).reshape(12, 2)
 LABELS = np.arange(12) % 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nftk_jax import MLP, combined_ntk, fit, load_model
-from nftk_jax.assess import _Comparison
+from nftk_jax.assessment.assess import _Comparison
 from nftk_jax.datasets import load_dataset
 from nftk_jax.journal import Checkpoint
 from nftk_jax.learn import LearnSettings, learn

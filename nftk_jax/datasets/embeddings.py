@@ -27,9 +27,14 @@ from nftk_jax.datasets.errors import DataError, describe_cause, shorten
 DEFAULT_MODEL = "gpt2"
 #: Where the token table is unless told otherwise: the first of these that the model has.
 TENSORS = (
-    "wte.weight", "transformer.wte.weight", "embeddings.word_embeddings.weight",
-    "bert.embeddings.word_embeddings.weight", "embed_tokens.weight", "model.embed_tokens.weight", "shared.weight",
-)  # fmt: skip
+    "wte.weight",
+    "transformer.wte.weight",
+    "embeddings.word_embeddings.weight",
+    "bert.embeddings.word_embeddings.weight",
+    "embed_tokens.weight",
+    "model.embed_tokens.weight",
+    "shared.weight",
+)
 
 _FILES = ("model.safetensors", "tokenizer.json")
 _BOTH = " and ".join(_FILES)

@@ -44,9 +44,16 @@ _XZ_MEMORY = 1 << 28
 #: Half, folder, name and contents.
 _File = tuple[str, str, str, bytes]
 _DAMAGE = (
-    tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, OverflowError, RecursionError,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    RecursionError,
     MemoryError,
-)  # fmt: skip
+)
 
 
 class Review(NamedTuple):

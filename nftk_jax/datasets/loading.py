@@ -128,9 +128,13 @@ def load_inputs(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _load_file(
-    path: pathlib.Path, name: str, n_train: int | None, n_test: int | None, seed: int,
+    path: pathlib.Path,
+    name: str,
+    n_train: int | None,
+    n_test: int | None,
+    seed: int,
     titles: tuple[str, ...] | None = None,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     layouts = archive.read_layouts(path, _KEYS)
     check_layouts(name, layouts)  # a wrong shape in a large file is reported at once
     check_request(name, n_train, layouts["x_train"].shape[0], n_test, layouts["x_test"].shape[0], seed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nftk_jax.datasets.errors import DataError, shorten
-from nftk_jax.sampling import draw_rows
+from nftk_jax.preprocessing.sampling import draw_rows
 
 
 def check_request(

@@ -23,15 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nftk_jax.finite.networks import (
-    NetworkSettings,
-    Params,
-    apply,
-    initialise,
-    project_omega,
-)
+from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, project_omega
 from nftk_jax.finite.training import DivergenceError, mean_loss, seed_keys
-from nftk_jax.kernels.architecture import check_count, check_number
+from nftk_jax.kernels.mlp import check_count, check_number
 
 
 def ridge_of_anchor(anchor: float, n_rows: int) -> float:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nftk_jax.kernels.architecture import MLP, check_count
+from nftk_jax.kernels.mlp import MLP, check_count
 from nftk_jax.kernels.neural_tangents import stax_layer
 
 ParametrisationName = Literal["standard", "ntk"]
@@ -141,9 +141,13 @@ class _DenseNetwork(nnx.Module):
             n_in = settings.width
         for depth in self.readout_depths:
             layer = Dense(
-                n_in, settings.n_outputs, jax.random.fold_in(key, 2 * depth + 1), w_std=w_std, bias=readout_bias,
+                n_in,
+                settings.n_outputs,
+                jax.random.fold_in(key, 2 * depth + 1),
+                w_std=w_std,
+                bias=readout_bias,
                 dtype=dtype,
-            )  # fmt: skip
+            )
             setattr(self, f"readout_{depth}", layer)
 
     @property

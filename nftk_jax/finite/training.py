@@ -30,7 +30,7 @@ from nftk_jax.finite.networks import (
     omega_array,
     project_omega,
 )
-from nftk_jax.kernels.architecture import check_count, check_number
+from nftk_jax.kernels.mlp import check_count, check_number
 
 LossName = Literal["mse", "cross-entropy"]
 Report = Callable[[str, int, int], None]
@@ -239,9 +239,14 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_epoch(
-    network: NetworkSettings, settings: TrainSettings, state: TrainState, x: jax.Array, y: jax.Array, keys: jax.Array,
+    network: NetworkSettings,
+    settings: TrainSettings,
+    state: TrainState,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
     epoch: int,
-) -> tuple[TrainState, jax.Array]:  # fmt: skip
+) -> tuple[TrainState, jax.Array]:
     """One pass over the rows, for every seed in its own order, and the mean loss on the way, shape (S,)."""
     n, size = len(x), min(settings.batch_size, len(x))
     steps = -(-n // size)
@@ -295,9 +300,14 @@ def _zeros(params: Params, n_seeds: int) -> np.ndarray:
 
 
 def _record(
-    network: NetworkSettings, settings: TrainSettings, training: Training, state: TrainState, losses: np.ndarray,
-    seconds: float, held_out: tuple[np.ndarray, np.ndarray] | None,
-) -> Training:  # fmt: skip
+    network: NetworkSettings,
+    settings: TrainSettings,
+    training: Training,
+    state: TrainState,
+    losses: np.ndarray,
+    seconds: float,
+    held_out: tuple[np.ndarray, np.ndarray] | None,
+) -> Training:
     """The training one epoch on: history, the best parameters so far, and whether to stop."""
     params, n_seeds = state.params, len(losses)
     judged = np.full(n_seeds, np.nan)
@@ -313,8 +323,9 @@ def _record(
         improved = (past[-1] < past[:-1].min(axis=0)) if len(past) > 1 else np.ones(n_seeds, bool)
         best = jax.tree.map(
             lambda now, before: jnp.where(improved.reshape(-1, *[1] * (now.ndim - 1)), now, before),
-            params, training.best,
-        )  # fmt: skip
+            params,
+            training.best,
+        )
         finished = bool((len(past) - 1 - past.argmin(axis=0) >= settings.patience).all())
     return dataclasses.replace(
         training, state=state, best=best, epoch=training.epoch + 1, history=history, finished=finished

@@ -13,8 +13,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, BasisName, parse_activation
 from nftk_jax.kernels.family import KernelFamily, family_diagonals
+from nftk_jax.kernels.mlp import HOMOGENEOUS, MLP, BasisName, parse_activation
 from nftk_jax.kernels.neural_tangents import as_inputs
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.recursion import recursion

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels.architecture import MLP, parse_activation
+from nftk_jax.kernels.mlp import MLP, parse_activation
 
 if "neural_tangents" not in sys.modules:
     _spec = importlib.util.find_spec("neural_tangents")

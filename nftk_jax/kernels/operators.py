@@ -20,12 +20,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.devices import AXIS, device_mesh, place, shard_map
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, bias_weight, depth_diagonals, kernel_route, without_readout_bias
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.recursion import recursion
 from nftk_jax.kernels.series import angle_series, evaluate
-from nftk_jax.kernels.sharding import AXIS, device_mesh, place, shard_map
 
 #: Rows of a tile: one that a processor's cache holds, and one that fills an accelerator.
 TILE_ROWS = {"cpu": 512}
@@ -127,9 +127,7 @@ class GramOperator:
         table = np.zeros((self.n_classes, self._table.shape[1]), self.dtype)
         table[: len(order)] = self._table[classes[order]]
         moved = (place(a, self.mesh) for a in (table, fresh, w))
-        out = _apply(
-            self._evaluator, self._size, self.mesh, self._rows, *self._tiles, self._store, *moved, len(order)
-        )  # fmt: skip
+        out = _apply(self._evaluator, self._size, self.mesh, self._rows, *self._tiles, self._store, *moved, len(order))
         result = np.empty(v.shape)
         result[:, order] = np.asarray(out)[: len(order), : self.n].T
         return result + self._bias[classes] * np.sum(v, axis=0, dtype=np.float64)
@@ -174,19 +172,27 @@ def gram_operator(
     diagonals = depth_diagonals(mlp, x)
     pairs, factors = _triangle(len(padded) // size, size, devices)
     on_mesh = _Rows(
-        place(rows, mesh), place(length, mesh),
+        place(rows, mesh),
+        place(length, mesh),
         place(np.pad(diagonals, ((0, 0), (0, len(padded) - n)), mode="edge").astype(dtype), mesh),
-    )  # fmt: skip
+    )
     spread = place(pairs, mesh, P(AXIS)), place(factors.astype(dtype), mesh, P(AXIS))
     local = len(pairs) // devices
     each = size * size * dtype.itemsize * (len(diagonals) if evaluator.plan is None else 1)
     kept = min(local, int(store_bytes // each))
     return GramOperator(
-        n=n, depth_diagonals=diagonals, stored=kept / local, mesh=mesh, _evaluator=evaluator, _size=size,
-        _rows=on_mesh, _depths=depths, _tiles=spread,
+        n=n,
+        depth_diagonals=diagonals,
+        stored=kept / local,
+        mesh=mesh,
+        _evaluator=evaluator,
+        _size=size,
+        _rows=on_mesh,
+        _depths=depths,
+        _tiles=spread,
         _store=_fill_store(evaluator, size, mesh, kept, on_mesh, spread[0]),
         **_weigh(evaluator, depths, omega, dtype),
-    )  # fmt: skip
+    )
 
 
 def _weigh(evaluator: Evaluator, depths: np.ndarray, omega: np.ndarray, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -274,9 +280,18 @@ def _fill_store(evaluator: Evaluator, size: int, mesh: Mesh, kept: int, rows: _R
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply(
-    evaluator: Evaluator, size: int, mesh: Mesh, rows: _Rows, pairs: jax.Array, factors: jax.Array, store: jax.Array,
-    table: jax.Array, fresh: jax.Array, w: jax.Array, count: jax.Array | int,
-) -> jax.Array:  # fmt: skip
+    evaluator: Evaluator,
+    size: int,
+    mesh: Mesh,
+    rows: _Rows,
+    pairs: jax.Array,
+    factors: jax.Array,
+    store: jax.Array,
+    table: jax.Array,
+    fresh: jax.Array,
+    w: jax.Array,
+    count: jax.Array | int,
+) -> jax.Array:
     """K_c w_c for the first `count` classes; `w` and the result have shape (C, padded rows)."""
     w = w * rows.length
 

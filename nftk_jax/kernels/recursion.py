@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.family import KernelFamily
+from nftk_jax.kernels.mlp import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.series import SWEEPS, KernelName, angle_of_complement, slopes
 
 

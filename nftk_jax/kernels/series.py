@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from nftk_jax.kernels.architecture import HOMOGENEOUS, MLP, parse_activation
+from nftk_jax.kernels.mlp import HOMOGENEOUS, MLP, parse_activation
 from nftk_jax.kernels.neural_tangents import basis_ntks, depth_nngps
 from nftk_jax.kernels.precision import enable_x64
 
@@ -189,8 +189,7 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
 
 def _no_series(mlp: MLP, q: float, reason: str) -> None:
     warnings.warn(
-        f"the kernel of {mlp} at |x|^2/p = {q:.6g} {reason}: it goes through the slower recursion",
-        stacklevel=3,
+        f"the kernel of {mlp} at |x|^2/p = {q:.6g} {reason}: it goes through the slower recursion", stacklevel=3
     )
 
 

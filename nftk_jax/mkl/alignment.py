@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from nftk_jax.mkl.identifiability import centred_inner_products
 from nftk_jax.mkl.objectives import Evaluation
+from nftk_jax.mkl.similarity import centred_inner_products
 
 # With centred kernels, M_lm = <H Theta^(l) H, H Theta^(m) H> and v_l = y' H Theta^(l) H y / |H y|^2 the alignment of
 # K = sum_l omega_l Theta^(l) with yy' is omega'v / sqrt(omega'M omega). It does not see the scale of omega, and over

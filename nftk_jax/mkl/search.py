@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.architecture import check_number
+from nftk_jax.kernels.mlp import check_number
 from nftk_jax.mkl.alignment import AlignmentObjective
 from nftk_jax.mkl.constraints import ConstraintName, FeasibleSet, duality_gap, kkt_residual
 from nftk_jax.mkl.descent import DescentResult, MethodName, minimise
@@ -122,9 +122,12 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         choices = {
-            "objective": ObjectiveName, "constraint": ConstraintName,
-            "penalty_norm": PenaltyNorm, "weights": WeightsName, "method": MethodName,
-        }  # fmt: skip
+            "objective": ObjectiveName,
+            "constraint": ConstraintName,
+            "penalty_norm": PenaltyNorm,
+            "weights": WeightsName,
+            "method": MethodName,
+        }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")

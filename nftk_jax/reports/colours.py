@@ -6,9 +6,23 @@ from collections.abc import Sequence
 
 # matplotlib's viridis (CC0) at 16 evenly spaced places
 _VIRIDIS = (
-    "440154", "481a6c", "472f7d", "414487", "39568c", "31688e", "2a788e", "23888e",
-    "1f988b", "22a884", "35b779", "54c568", "7ad151", "a5db36", "d2e21b", "fde725",
-)  # fmt: skip
+    "440154",
+    "481a6c",
+    "472f7d",
+    "414487",
+    "39568c",
+    "31688e",
+    "2a788e",
+    "23888e",
+    "1f988b",
+    "22a884",
+    "35b779",
+    "54c568",
+    "7ad151",
+    "a5db36",
+    "d2e21b",
+    "fde725",
+)
 
 
 def cell_style(value: float) -> str:

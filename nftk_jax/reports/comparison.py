@@ -28,9 +28,13 @@ def summary(metrics: Metrics) -> RenderableType:
     for name, title in MODELS.items():
         block = metrics["models"][name]
         table.add_row(
-            title, percent(block["test_accuracy"]), _spread(block), percent(block["zeros_in_omega_n"], 0),
-            percent(block["zeros_at_initialisation"], 0), duration(block["train_s"]),
-        )  # fmt: skip
+            title,
+            percent(block["test_accuracy"]),
+            _spread(block),
+            percent(block["zeros_in_omega_n"], 0),
+            percent(block["zeros_at_initialisation"], 0),
+            duration(block["train_s"]),
+        )
     return Group(Text(), table, Text(agreement_words(metrics)))
 
 
@@ -126,17 +130,25 @@ def _model_table(metrics: Metrics) -> str:
         paired = "" if gain is None else page.small(" to ".join(fixed(100 * v, 2, sign=True) for v in intervals[0]))
         shown = "" if gain is None else fixed(100 * gain, 2, sign=True) + paired
         rows.append(
-            page.row([
-                page.cell(title),
-                page.number_cell(percent(accuracy) + page.small(_interval(block)), accuracy),
-                page.number_cell(_spread(block), block["test_accuracy_std"]),
-                page.number_cell(shown, gain),
-                page.number_cell(_zeros(block), block["zeros_in_omega_n"]),
-                page.number_cell(duration(block["train_s"]), block["train_s"]),
-            ])
-        )  # fmt: skip
-    headers = ["model", ">test accuracy", ">spread over seeds", ">infinite minus it, points", ">zeros in Ω<sub>n</sub>",
-               ">training time"]  # fmt: skip
+            page.row(
+                [
+                    page.cell(title),
+                    page.number_cell(percent(accuracy) + page.small(_interval(block)), accuracy),
+                    page.number_cell(_spread(block), block["test_accuracy_std"]),
+                    page.number_cell(shown, gain),
+                    page.number_cell(_zeros(block), block["zeros_in_omega_n"]),
+                    page.number_cell(duration(block["train_s"]), block["train_s"]),
+                ]
+            )
+        )
+    headers = [
+        "model",
+        ">test accuracy",
+        ">spread over seeds",
+        ">infinite minus it, points",
+        ">zeros in Ω<sub>n</sub>",
+        ">training time",
+    ]
     return page.table(headers, rows)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nftk_jax.mkl.identifiability import normalise_rows
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import figures
 from nftk_jax.reports.formats import clean, percent, weight
 from nftk_jax.reports.reading import Metrics
@@ -43,9 +43,11 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
             note = f"zeros {percent((unit == 0).mean(), 0)}" if ax is axes[2] else ""
             figures.set_title(ax, f"{name}: {title}", note)
             figures.name_axes(
-                ax, f"{name} {title}", "class" if horizontal is names else "depth",
+                ax,
+                f"{name} {title}",
+                "class" if horizontal is names else "depth",
                 "class" if vertical is names else "depth",
-            )  # fmt: skip
+            )
             figures.colour_bar(figure, image, ax)
     figures.fit_text(figure, lambda v: weight(v, 1))
     return figure

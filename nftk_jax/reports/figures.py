@@ -20,9 +20,7 @@ from matplotlib.patches import Rectangle
 
 from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.formats import DASH
-from nftk_jax.reports.reading import (
-    every,
-)
+from nftk_jax.reports.reading import every
 
 DPI = 150
 WIDTH = 10.0  # inches: 9 point type is then about 12 px high where the page shows the figure 1,000 px wide
@@ -194,6 +192,13 @@ def label_ends(figure: Figure, ax: Axes, x: float, labels: list[tuple[float, str
     for place, i in zip(places, order, strict=True):
         _, name, colour = labels[i]
         ax.annotate(
-            name, (x, labels[i][0]), (1.03, (place - box.y0) / box.height), textcoords="axes fraction", fontsize=8.5,
-            color=colour, va="center", parse_math=False, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
-        )  # fmt: skip
+            name,
+            (x, labels[i][0]),
+            (1.03, (place - box.y0) / box.height),
+            textcoords="axes fraction",
+            fontsize=8.5,
+            color=colour,
+            va="center",
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
+        )

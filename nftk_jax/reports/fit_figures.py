@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nftk_jax.mkl.identifiability import normalise_rows
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import figures
 from nftk_jax.reports.formats import finite, fixed, percent, weight
 from nftk_jax.reports.reading import (

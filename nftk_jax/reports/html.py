@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nftk_jax.mkl.identifiability import normalise_rows
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import page
 from nftk_jax.reports.colours import cell_style
 from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, significant, weight
@@ -254,16 +254,18 @@ def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
     for i, name in enumerate([f"all {nouns(metrics)}"] if single else names):
         done = search["converged"][i]
         rows.append(
-            page.row([
-                page.cell(page.as_text(name)),
-                page.cell('<span class="good">yes</span>' if done else '<span class="warn">no</span>'),
-                page.number_cell(count(search["iterations"][i]), search["iterations"][i]),
-                page.number_cell(significant(search["projected_gradient"][i], 2), search["projected_gradient"][i]),
-                page.number_cell(significant(start[i], 4), start[i]),
-                page.number_cell(significant(end[i], 4), end[i]),
-                page.cell(range_words(ridge) if single else significant(ridge[i]), sort=ridge[i], style="number"),
-            ])
-        )  # fmt: skip
+            page.row(
+                [
+                    page.cell(page.as_text(name)),
+                    page.cell('<span class="good">yes</span>' if done else '<span class="warn">no</span>'),
+                    page.number_cell(count(search["iterations"][i]), search["iterations"][i]),
+                    page.number_cell(significant(search["projected_gradient"][i], 2), search["projected_gradient"][i]),
+                    page.number_cell(significant(start[i], 4), start[i]),
+                    page.number_cell(significant(end[i], 4), end[i]),
+                    page.cell(range_words(ridge) if single else significant(ridge[i]), sort=ridge[i], style="number"),
+                ]
+            )
+        )
     text = (
         f"Projected gradient descent on the {page.as_text(search['objective'])} objective "
         f"({page.as_text(search['constraint'])})."

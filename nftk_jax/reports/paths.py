@@ -39,9 +39,14 @@ def summary(metrics: Metrics) -> RenderableType:
     names = metrics["dataset"]["class_names"]
     for row in metrics["influences"]:
         cells = [
-            str(row["query"]), Text(clean(names[row["output"]])), fixed(row["value"], 3), fixed(row["start"], 3),
-            fixed(row["positive_sum"], 3), fixed(row["negative_sum"], 3), significant(row["completeness_error"], 2),
-        ]  # fmt: skip
+            str(row["query"]),
+            Text(clean(names[row["output"]])),
+            fixed(row["value"], 3),
+            fixed(row["start"], 3),
+            fixed(row["positive_sum"], 3),
+            fixed(row["negative_sum"], 3),
+            significant(row["completeness_error"], 2),
+        ]
         table.add_row(*cells, *([fixed(row["regulariser"], 3)] if metrics["config"]["weight_decay"] else []))
     return Group(Padding(text, (1, 1)), table)
 
@@ -132,16 +137,23 @@ def _reconstruction(metrics: Metrics, figure: str) -> str:
         "" if bound is None else f" The measured errors of all intervals add up to at most {significant(bound, 2)}."
     )
     return page.section(
-        "Is the network the sum of its samples?", page.paragraph(text),
-        page.paragraph(_error_words(metrics) + measured + " " + _score_words(metrics)), figure,
-    )  # fmt: skip
+        "Is the network the sum of its samples?",
+        page.paragraph(text),
+        page.paragraph(_error_words(metrics) + measured + " " + _score_words(metrics)),
+        figure,
+    )
 
 
 def _influences(metrics: Metrics, figure: str) -> str:
     names, rows = metrics["dataset"]["class_names"], []
     shown = bool(figure) or "text" in metrics["influences"][0]  # then the samples need no list of their numbers
-    parts = {"value": "value", "start": "start", "regulariser": "decay", "positive_sum": "terms +",
-             "negative_sum": f"terms {MINUS}"}  # fmt: skip
+    parts = {
+        "value": "value",
+        "start": "start",
+        "regulariser": "decay",
+        "positive_sum": "terms +",
+        "negative_sum": f"terms {MINUS}",
+    }
     if not metrics["config"]["weight_decay"]:
         del parts["regulariser"]
     for row in metrics["influences"]:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from nftk_jax.evaluation import wilson_interval
+from nftk_jax.assessment.metrics import wilson_interval
 from nftk_jax.reports.formats import DASH, clean, finite, fixed, percent, significant
 
 Metrics = Mapping[str, Any]

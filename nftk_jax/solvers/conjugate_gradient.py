@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.kernels.sharding import agree
+from nftk_jax.kernels.devices import agree
 
 #: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
 TOLERANCE = {
-    ("factor", "float32"): 1e-4, ("low-rank", "float32"): 1e-3,
-    ("factor", "float64"): 1e-10, ("low-rank", "float64"): 1e-10,
-}  # fmt: skip
+    ("factor", "float32"): 1e-4,
+    ("low-rank", "float32"): 1e-3,
+    ("factor", "float64"): 1e-10,
+    ("low-rank", "float64"): 1e-10,
+}
 #: Passes over the kernels after which a solve has failed.
 MAX_PASSES = 500
 # how often the residual is recomputed from scratch and the iteration goes on from it
@@ -67,9 +69,16 @@ def start(y: np.ndarray) -> State:
     n, classes = y.shape
     zeros = np.zeros((n, classes))
     return State(
-        zeros, y.astype(np.float64), zeros, np.zeros(classes), (np.linalg.norm(y, axis=0) > 0).astype(float),
-        np.zeros(classes, int), np.stack([np.full(classes, np.inf), np.zeros(classes)]), 0, 0,
-    )  # fmt: skip
+        zeros,
+        y.astype(np.float64),
+        zeros,
+        np.zeros(classes),
+        (np.linalg.norm(y, axis=0) > 0).astype(float),
+        np.zeros(classes, int),
+        np.stack([np.full(classes, np.inf), np.zeros(classes)]),
+        0,
+        0,
+    )
 
 
 def flatten(state: State) -> dict[str, np.ndarray]:
@@ -150,16 +159,20 @@ def _step(state: State, apply: Product, precondition: Product, active: np.ndarra
     quotient = curvature / _dot(direction, direction)
     return State(
         _replace(state.solution, active, state.solution[:, active] + step * direction),
-        _replace(state.residual, active, residual), _replace(state.direction, active, direction),
+        _replace(state.residual, active, residual),
+        _replace(state.direction, active, direction),
         _replace(state.energy, active, energy),
         _replace(state.relative, active, np.linalg.norm(residual, axis=0) / norm[active]),
         _replace(state.iterations, active, state.iterations[active] + 1),
-        np.stack([
-            _replace(state.quotients[0], active, np.minimum(state.quotients[0][active], quotient)),
-            _replace(state.quotients[1], active, np.maximum(state.quotients[1][active], quotient)),
-        ]),
-        state.passes + 1, state.rounds,
-    )  # fmt: skip
+        np.stack(
+            [
+                _replace(state.quotients[0], active, np.minimum(state.quotients[0][active], quotient)),
+                _replace(state.quotients[1], active, np.maximum(state.quotients[1][active], quotient)),
+            ]
+        ),
+        state.passes + 1,
+        state.rounds,
+    )
 
 
 def _recompute(state: State, apply: Product, y: np.ndarray, norm: np.ndarray) -> State:
@@ -167,9 +180,14 @@ def _recompute(state: State, apply: Product, y: np.ndarray, norm: np.ndarray) ->
     everyone = np.arange(y.shape[1])
     residual = y - apply(state.solution, everyone)
     return dataclasses.replace(
-        state, residual=residual, direction=np.zeros_like(residual), energy=np.zeros(len(everyone)),
-        relative=np.linalg.norm(residual, axis=0) / norm, passes=state.passes + 1, rounds=state.rounds + 1,
-    )  # fmt: skip
+        state,
+        residual=residual,
+        direction=np.zeros_like(residual),
+        energy=np.zeros(len(everyone)),
+        relative=np.linalg.norm(residual, axis=0) / norm,
+        passes=state.passes + 1,
+        rounds=state.rounds + 1,
+    )
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

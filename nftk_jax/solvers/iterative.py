@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.operators import gram_operator
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution
@@ -65,10 +65,13 @@ class IterativeSolver:
             report("preconditioner", 1, 1)
         else:
             self._precondition = LowRank(
-                self._operator, reference, ridge=ridge * float(self._inverse_weight.mean()),
-                rank=min(plan.rank, len(x)), rng=np.random.default_rng(seed),
+                self._operator,
+                reference,
+                ridge=ridge * float(self._inverse_weight.mean()),
+                rank=min(plan.rank, len(x)),
+                rng=np.random.default_rng(seed),
                 report=lambda done, total: report("preconditioner", done, total),
-            )  # fmt: skip
+            )
 
     def release(self) -> None:
         """Give the memory of angles and preconditioner back; there are no solves after that."""
@@ -116,9 +119,12 @@ class IterativeSolver:
         ones = np.ones(y.shape)
         constant = apply(ones, np.arange(y.shape[1])).sum(axis=0) / len(y)
         return RidgeSolution(
-            end.solution.astype(operator.dtype), 0.0, end.condition_estimate(constant), solver="cg",
+            end.solution.astype(operator.dtype),
+            0.0,
+            end.condition_estimate(constant),
+            solver="cg",
             iterations=int(end.iterations.max(initial=0)),
-        )  # fmt: skip
+        )
 
 
 def _percent(state: State, tolerance: float) -> int:

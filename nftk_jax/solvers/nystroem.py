@@ -19,11 +19,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.devices import AXIS, device_mesh, place, shard_map
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.operators import Evaluator, prepare
-from nftk_jax.kernels.sharding import AXIS, device_mesh, place, shard_map
 from nftk_jax.solvers.cholesky import NotPositiveDefiniteError, RidgeSolution, factor_ridge, solve_lower
 
 HIGHEST = lax.Precision.HIGHEST
@@ -115,9 +115,18 @@ def _add(a, b):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _products(
-    evaluator: Evaluator, mesh: Mesh, table: jax.Array, bias: jax.Array, z: jax.Array, z_length: jax.Array,
-    lower: jax.Array, x: jax.Array, length: jax.Array, y: jax.Array, weight: jax.Array,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    evaluator: Evaluator,
+    mesh: Mesh,
+    table: jax.Array,
+    bias: jax.Array,
+    z: jax.Array,
+    z_length: jax.Array,
+    lower: jax.Array,
+    x: jax.Array,
+    length: jax.Array,
+    y: jax.Array,
+    weight: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """F'WF, shape (m, m), and F'Wy, shape (m, classes), of some rows, summed over the devices."""
 
     def local(table, bias, z, z_length, lower, x, length, y, weight):

@@ -165,9 +165,10 @@ class Plan:
         rows = _largest_that_fits(self)
         remedies = [f"--n-train {rows}"] if rows else []
         remedies += [
-            f"--solver {plan.solver}" for plan in self.alternatives if plan.peak_bytes <= self.machine.memory
-            and plan.solver != self.solve.solver
-        ]  # fmt: skip
+            f"--solver {plan.solver}"
+            for plan in self.alternatives
+            if plan.peak_bytes <= self.machine.memory and plan.solver != self.solve.solver
+        ]
         remedies.append(f"a machine with {math.ceil(self.peak_bytes / GIB)} GiB free")
         raise MemoryError(
             f"{worst.name} needs {worst.bytes / GIB:.1f} GiB and {self.machine.memory / GIB:.1f} GiB are free; "
@@ -198,7 +199,7 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
         Stage("search", data + search_bytes + 3 * s.itemsize * train**2, searches * train**3 / 3 / flops),
         *solve.stages,
         Stage("predict", data + 2**29, s.n_test * rows * (2 * s.n_features / flops + s.kernels / entries)),
-    )  # fmt: skip
+    )
     return Plan(stages, solve, alternatives, sizes, machine)
 
 
@@ -297,9 +298,7 @@ def _largest_that_fits(plan: Plan) -> int:
     low, high = 0, plan.sizes.n_train // 1000
     while low < high:
         middle = (low + high + 1) // 2
-        sizes = dataclasses.replace(
-            plan.sizes, n_train=1000 * middle, n_search=min(plan.sizes.n_search, 1000 * middle)
-        )  # fmt: skip
+        sizes = dataclasses.replace(plan.sizes, n_train=1000 * middle, n_search=min(plan.sizes.n_search, 1000 * middle))
         fits = plan_fit(sizes, plan.machine, solver).fits
         low, high = (middle, high) if fits else (low, middle - 1)
     return 1000 * low

@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from nftk_jax.kernels.devices import AXIS, place, shard_map
 from nftk_jax.kernels.operators import GramOperator
-from nftk_jax.kernels.sharding import AXIS, place, shard_map
 from nftk_jax.solvers.cholesky import factor_ridge, solve_lower
 from nftk_jax.solvers.plan import BLOCK
 
@@ -143,8 +143,10 @@ def place_zeros(operator: GramOperator, count: int, block: int) -> jax.Array:
     """An empty factor, made where it will live."""
     make = shard_map(
         lambda: jnp.zeros((count, operator.padded_rows // operator.mesh.devices.size, block), operator.dtype),
-        operator.mesh, (), P(None, AXIS),
-    )  # fmt: skip
+        operator.mesh,
+        (),
+        P(None, AXIS),
+    )
     return jax.jit(make)()
 
 

@@ -157,7 +157,7 @@ HOSTILE = {
     "a review too many": (_members({"aclImdb/train/pos/7_9.txt": b"x"}), [], "is not all of aclImdb: 6 in train/pos"),
     "a review too few": ({"aclImdb/train/pos/0_9.txt": b"x"}, [], "1 in train/pos, 0 in test/neg, 0 in test/pos"),
     "no review": ({"README": b"x"}, [], "0 in train/neg"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)

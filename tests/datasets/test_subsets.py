@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from nftk_jax.datasets import DataError, load_dataset
 from nftk_jax.datasets.subsets import choose_rows
-from nftk_jax.sampling import allocate
+from nftk_jax.preprocessing.sampling import allocate
 
 _COUNTS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 

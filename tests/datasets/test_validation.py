@@ -208,11 +208,19 @@ def test_a_draw_that_is_constant_though_the_whole_is_not_is_refused(save: Save) 
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ("uint8", "uint8"), ("float32", "float32"), ("float64", "float64"), (">f4", "float32"), (">f8", "float64"),
-        ("float16", "float32"), ("bool", "float32"), ("int8", "float32"), ("uint16", "float32"), ("int64", "float32"),
+        ("uint8", "uint8"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+        (">f4", "float32"),
+        (">f8", "float64"),
+        ("float16", "float32"),
+        ("bool", "float32"),
+        ("int8", "float32"),
+        ("uint16", "float32"),
+        ("int64", "float32"),
         ("longdouble", "float64"),
     ],
-)  # fmt: skip
+)
 def test_inputs_keep_or_take_the_documented_dtype(save: Save, given: str, kept: str) -> None:
     x = np.abs(_X * 100).astype(given)
     data = load_dataset(save(x_train=x, x_test=x[:9]))

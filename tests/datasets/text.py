@@ -27,9 +27,11 @@ def make_model(folder: pathlib.Path, *, dtype: str = "float32", tensor: str = "w
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(REVIEWS.values(), trainer)
     tokenizer.enable_truncation(3)  # as sentence models' files have it: reviews are not to be cut
     tokenizer.enable_padding(length=5)

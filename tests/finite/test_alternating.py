@@ -13,7 +13,7 @@ import pytest
 from nftk_jax.finite.alternating import Alternated, AlternatingSettings, alternate, ridge_of_anchor
 from nftk_jax.finite.networks import NetworkSettings
 from nftk_jax.finite.training import DivergenceError, predict
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 
 N_TRAIN, OMEGA = 6, np.array([[0.3, 0.4], [0.6, 0.2]])

@@ -20,7 +20,7 @@ from nftk_jax.finite.networks import (
     omega_array,
     project_omega,
 )
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_nngps
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -133,10 +133,17 @@ def test_parameters_make_the_module_again(rng):
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 0}, {"n_inputs": 1.5}, {"n_outputs": True}, {"readouts": "some"}, {"omega_start": "zeros"},
-     {"parametrisation": "mean-field"}, {"omega_positivity": "hope"}],
+    [
+        {"width": 0},
+        {"n_inputs": 1.5},
+        {"n_outputs": True},
+        {"readouts": "some"},
+        {"omega_start": "zeros"},
+        {"parametrisation": "mean-field"},
+        {"omega_positivity": "hope"},
+    ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_settings_name_what_is_out_of_range(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         NetworkSettings(**{"mlp": MLP(2), "n_inputs": 3, "n_outputs": 2, **change})

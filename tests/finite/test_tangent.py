@@ -9,7 +9,7 @@ import pytest
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise
 from nftk_jax.finite.tangent import OMEGA, empirical_ntk, empirical_ntk_by_layer
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -131,10 +131,14 @@ def slope_of_error(depth: int, widths, seeds: int, *, activation: str = "relu") 
     for row, width in enumerate(widths):
         for number in range(depth):
             settings = NetworkSettings(MLP(number + 1, activation), 5, 1, width=width, parametrisation="ntk")
-            found = np.stack([
-                empirical_ntk(settings, initialise(settings, jax.random.key(seed), jnp.float32), x.astype(np.float32))
-                for seed in range(seeds)
-            ])[:, 0]  # fmt: skip
+            found = np.stack(
+                [
+                    empirical_ntk(
+                        settings, initialise(settings, jax.random.key(seed), jnp.float32), x.astype(np.float32)
+                    )
+                    for seed in range(seeds)
+                ]
+            )[:, 0]
             errors[row, number] = np.sqrt(((found - limits[number]) ** 2).mean()) / np.linalg.norm(limits[number])
     return np.polyfit(np.log(widths), np.log(errors), 1)[0]
 

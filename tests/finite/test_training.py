@@ -22,7 +22,7 @@ from nftk_jax.finite.training import (
     start_training,
     train,
 )
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -191,8 +191,15 @@ def test_progress_and_misuse(data):
         train(NFTK, TrainSettings(), x, y[:, :2], seeds=[0], epochs=1)
     with pytest.raises(ValueError, match="held-out rows"):
         train(NFTK, TrainSettings(patience=2), x, y, seeds=[0], epochs=1)
-    for change in ({"batch_size": 0}, {"learning_rate": np.nan}, {"momentum": 1.0}, {"weight_decay": -1.0},
-                   {"omega_learning_rate": 0.0}, {"loss": "hinge"}, {"patience": 0}):  # fmt: skip
+    for change in (
+        {"batch_size": 0},
+        {"learning_rate": np.nan},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"omega_learning_rate": 0.0},
+        {"loss": "hinge"},
+        {"patience": 0},
+    ):
         with pytest.raises(ValueError, match=next(iter(change))):
             TrainSettings(**change)
 

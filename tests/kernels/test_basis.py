@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec, depth_diagonals
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import basis_ntks, depth_ntks
 
 # every route: the series without biases, with a readout's bias, the own recursion, neural_tangents' tiles, a sphere

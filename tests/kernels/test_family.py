@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.assessment.certificate import nystroem_residual, relative_residual
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec, depth_diagonals, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks, stax
 from nftk_jax.kernels.operators import gram_operator
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.model import ModelError, load_model
-from nftk_jax.solvers.certificate import nystroem_residual, relative_residual
 
 IMAGE = (6, 6, 1)
 WEIGHTS = np.array([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3]])
@@ -69,15 +69,21 @@ def test_every_solver_fits_the_same_model_with_the_mlps_own_networks(dense, prob
     x, y, x_test = problem
     fits = [
         learn(
-            x, y,
+            x,
+            y,
             LearnSettings(
-                kernels, n_search=30, precision="float64", solver=solver, ridge=1e-2, landmarks=20,
+                kernels,
+                n_search=30,
+                precision="float64",
+                solver=solver,
+                ridge=1e-2,
+                landmarks=20,
                 solver_tolerance=1e-10,
             ),
             classes=np.arange(2),
         )
         for kernels in (dense, MLP(3, "erf", b_std=0.5))
-    ]  # fmt: skip
+    ]
     assert fits[0].solution.solver == solver
     np.testing.assert_allclose(fits[0].model.omega, fits[1].model.omega, atol=1e-6)
     # the searches agree to their tolerance
@@ -113,12 +119,10 @@ def test_a_small_budget_changes_the_tiles_and_not_the_kernel(images, rng, x64):
     small = 20 * 36**2 * 8 * 4
     assert 4 < family._pairs(small, 3, jnp.asarray(x1)) < 25
     rectangle = combined_ntk(family, WEIGHTS, x1, x2)
-    np.testing.assert_allclose(
-        combined_ntk(family, WEIGHTS, x1, x2, memory_budget=small), rectangle, rtol=1e-10
-    )  # fmt: skip
+    np.testing.assert_allclose(combined_ntk(family, WEIGHTS, x1, x2, memory_budget=small), rectangle, rtol=1e-10)
     np.testing.assert_allclose(
         combined_ntk(family, WEIGHTS, x1, memory_budget=small), combined_ntk(family, WEIGHTS, x1), rtol=1e-10
-    )  # fmt: skip
+    )
     product = combined_ntk_matvec(family, WEIGHTS, x1, x2, v, memory_budget=small)
     np.testing.assert_allclose(product, np.einsum("cmn,nc->mc", rectangle, v), rtol=1e-9, atol=1e-9)
 
@@ -171,7 +175,7 @@ def test_precomputed_grams_give_the_fit_of_the_functions_they_came_from(dense, p
     np.testing.assert_allclose(by_entries.omega, by_function.omega, atol=1e-6)
     np.testing.assert_allclose(
         by_entries.decision_function(rows[40:]), by_function.decision_function(x_test), atol=1e-6
-    )  # fmt: skip
+    )
 
 
 def test_precomputed_grams_go_through_the_operator_in_either_precision(rng):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec, depth_diagonals, kernel_route, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.series import SWEEPS
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.series import angle, angle_of_complement, angle_series, evaluate, piecewise_linear_diagonals

@@ -46,9 +46,13 @@ def test_the_minimiser_is_the_one_of_an_independent_solver(quadratic, constraint
         a, m = np.asarray(quadratic.curvature[c]), np.asarray(quadratic.centre[c])
         sums_to_one = [{"type": "eq", "fun": lambda w: w.sum() - 1}] if constraint == "simplex" else []
         theirs = minimize(
-            lambda w, a=a, m=m: (w - m) @ a @ (w - m) / 2, np.full(5, 0.2), bounds=[(0, None)] * 5,
-            constraints=sums_to_one, method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
-        )  # fmt: skip
+            lambda w, a=a, m=m: (w - m) @ a @ (w - m) / 2,
+            np.full(5, 0.2),
+            bounds=[(0, None)] * 5,
+            constraints=sums_to_one,
+            method="SLSQP",
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
         np.testing.assert_allclose(result.omega[c], theirs.x, atol=2e-6)
 
 
@@ -126,9 +130,12 @@ def test_solves_are_asked_for_more_as_the_gradient_falls(quadratic):
             return super().evaluate(omega, active)
 
     result = minimise(
-        Recording(quadratic.curvature, quadratic.centre), np.full((4, 5), 0.2), within=SIMPLEX,
-        dtype=np.float64, tolerance=1e-9,
-    )  # fmt: skip
+        Recording(quadratic.curvature, quadratic.centre),
+        np.full((4, 5), 0.2),
+        within=SIMPLEX,
+        dtype=np.float64,
+        tolerance=1e-9,
+    )
     assert asked[0] is None  # the start, in whose units all else is read
     assert max(asked[1:]) <= 1e-4
     steps = [min(1e-4, 1e-2 * measure.min() ** 2) for measure in result.projected_gradient_history[:-1]]

@@ -10,8 +10,8 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.alignment import AlignmentObjective
 from nftk_jax.mkl.leave_one_out import EvidenceObjective, LeaveOneOutObjective
 from nftk_jax.mkl.objectives import (
@@ -58,9 +58,21 @@ def make_objective(name, kernels):
 
 
 GRADIENTS = [
-    "validation", "kfold", "loo", "loo, weighted", "evidence", "evidence, weighted", "evidence, free scale",
-    "alignment", "alignment, weighted", "train", "l1", "l2", "shared", "shared loo",
-]  # fmt: skip
+    "validation",
+    "kfold",
+    "loo",
+    "loo, weighted",
+    "evidence",
+    "evidence, weighted",
+    "evidence, free scale",
+    "alignment",
+    "alignment, weighted",
+    "train",
+    "l1",
+    "l2",
+    "shared",
+    "shared loo",
+]
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

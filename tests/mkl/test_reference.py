@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.objectives import MeanObjective, ValidationObjective, row_ridge
 from nftk_jax.mkl.reference import MAX_ITERATIONS, apply_kernels, conjugate_gradients, invert_reference
 
@@ -25,9 +25,14 @@ def make_objective(rng, dtype=np.float64, ridge=1e-3, weighted=False):
     weights = rng.uniform(0.5, 2, N + HELD) if weighted else None
     ridges = np.full(CLASSES, ridge)
     plain = ValidationObjective(
-        k[:, :N, :N], k[:, N:, :N], y[:N], y[N:], ridges,
-        None if weights is None else weights[:N], None if weights is None else weights[N:],
-    )  # fmt: skip
+        k[:, :N, :N],
+        k[:, N:, :N],
+        y[:N],
+        y[N:],
+        ridges,
+        None if weights is None else weights[:N],
+        None if weights is None else weights[N:],
+    )
     return plain, iterating(plain)
 
 

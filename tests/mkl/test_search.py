@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_omega, learn_weights, make_objective, uniform_omega
-from nftk_jax.sampling import draw_splits
+from nftk_jax.preprocessing.sampling import draw_splits
 
 TIGHT = SearchSettings(tolerance=1e-8, max_iterations=1000)
 OBJECTIVES = ["validation", "kfold", "loo", "evidence", "train", "alignment"]

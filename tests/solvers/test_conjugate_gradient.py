@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.operators import Evaluator, gram_operator
 from nftk_jax.solvers import conjugate_gradient as cg
 from nftk_jax.solvers.iterative import IterativeSolver
@@ -89,9 +89,7 @@ def kernels(rng):
 
 def direct(mlp, x, omega, y, ridge, weight):
     k = np.asarray(combined_ntk(mlp, omega, x))
-    return np.stack(
-        [np.linalg.solve(k[c] + np.diag(ridge[c] / weight), y[:, c]) for c in range(len(omega))], axis=1
-    )  # fmt: skip
+    return np.stack([np.linalg.solve(k[c] + np.diag(ridge[c] / weight), y[:, c]) for c in range(len(omega))], axis=1)
 
 
 @pytest.mark.parametrize("preconditioner", ["factor", "low-rank"])
@@ -135,7 +133,7 @@ def test_the_reference_factor_of_a_single_kernel_solves_in_one_pass(kernels, x64
     k = combined_ntk(mlp, omega[:1], x)[0]
     state = cg.solve(
         lambda v, classes: np.asarray(k) @ v + 0.1 * v, ReferenceFactor(k, ridge=0.1), y[:, :1], tolerance=1e-10
-    )  # fmt: skip
+    )
     assert state.iterations[0] == 1
 
 
@@ -154,9 +152,7 @@ def test_nystroem_on_all_rows_is_exact_and_on_few_rows_the_normal_equations(kern
     mlp, x, omega, y = kernels
     ridge = np.array([0.1, 0.2])
     whole = solve_nystroem(mlp, omega, ridge, x, y, np.arange(200))
-    np.testing.assert_allclose(
-        whole.dual_coef, direct(mlp, x, omega, y, ridge, np.ones(200)), rtol=1e-5, atol=1e-6
-    )  # fmt: skip
+    np.testing.assert_allclose(whole.dual_coef, direct(mlp, x, omega, y, ridge, np.ones(200)), rtol=1e-5, atol=1e-6)
     landmarks = np.arange(0, 200, 7)
     some = solve_nystroem(mlp, omega, ridge, x, y, landmarks)
     for c in range(2):

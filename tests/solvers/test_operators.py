@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.operators import gram_operator
 
 CASES = {

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nftk_jax.finite.gradients import trace_network
-from nftk_jax.finite.path_kernel import kernel_machine, path_kernel, path_terms, tangent_kernel
-from nftk_jax.finite.quadrature import Intervals, gauss_legendre, left_endpoint, refine
 from nftk_jax.finite.training import DivergenceError
-from nftk_jax.finite.trajectory import DescentSettings, draw_batches, record_trajectory, sample_loss
+from nftk_jax.path_kernels.gradients import trace_network
+from nftk_jax.path_kernels.path_kernel import kernel_machine, path_kernel, path_terms, tangent_kernel
+from nftk_jax.path_kernels.quadrature import Intervals, gauss_legendre, left_endpoint, refine
+from nftk_jax.path_kernels.trajectory import DescentSettings, draw_batches, record_trajectory, sample_loss
 
 N, M, P, C = 7, 4, 5, 3
 # Few layers: one on the input, one on another layer; nearly all of the time is that of compiling them.
@@ -48,9 +48,15 @@ def train(rng, *, activation=jax.nn.gelu, loss="mse", steps=6, rate=0.1, batch_s
     memory = {key: more.pop(key) for key in ("memory_bytes",) if key in more}
     settings = DescentSettings(steps, rate, batch_size, **more)
     trajectory = record_trajectory(
-        mlp(activation), draw_params(rng, sizes), x, y, settings, loss=sample_loss(loss),
-        batches=draw_batches(N, settings, rng), **memory,
-    )  # fmt: skip
+        mlp(activation),
+        draw_params(rng, sizes),
+        x,
+        y,
+        settings,
+        loss=sample_loss(loss),
+        batches=draw_batches(N, settings, rng),
+        **memory,
+    )
     return trajectory, queries
 
 
@@ -103,8 +109,9 @@ def nested(rng):
     return lambda w, x: hidden(w, x) @ (w["c"] @ w["c"].T) @ w["d"], w, 2, 1
 
 
-@pytest.mark.parametrize("make", [lambda rng: (mlp(jax.nn.relu), draw_params(rng, (P, 8, 6, C)), 3, 1),
-                                  lambda rng: convolution(), nested])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [lambda rng: (mlp(jax.nn.relu), draw_params(rng, (P, 8, 6, C)), 3, 1), lambda rng: convolution(), nested]
+)
 def test_factors_are_the_jacobian_of_any_network(make, rng, x64):
     apply, params, n_dense, n_fixed = make(rng)
     x = jnp.asarray(rng.normal(size=(M, P)))
@@ -264,9 +271,14 @@ def test_memory_changes_nothing(rng, x64):
 def test_samples_that_no_batch_held_have_no_terms(rng, x64):
     x, y, queries = draw_data(rng)
     trajectory = record_trajectory(
-        mlp(jax.nn.gelu), draw_params(rng, SIZES), x, y, DescentSettings(2, 0.1, 3), loss=sample_loss("mse"),
+        mlp(jax.nn.gelu),
+        draw_params(rng, SIZES),
+        x,
+        y,
+        DescentSettings(2, 0.1, 3),
+        loss=sample_loss("mse"),
         batches=np.array([[0, 1, 2], [4, 1, 0]]),
-    )  # fmt: skip
+    )
     used = np.abs(path_terms(trajectory, queries).terms).max(axis=(0, 2)) > 0
     assert used.tolist() == [True, True, True, False, True, False, False]
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.finite.gradients import Array, Network
-from nftk_jax.kernels.architecture import check_number
+from nftk_jax.kernels.mlp import check_number
+from nftk_jax.path_kernels.gradients import Array, Network
 
 #: Errors below this many units in the last place of max|f| are rounding, which bisection does not reduce.
 _ROUNDING = 16
@@ -112,9 +112,15 @@ def join(parts: Sequence[Intervals]) -> Intervals:
 
 
 def measure_errors(
-    network: Network, rule: Rule, start: Sequence[Array], step: Sequence[Array], x: Array, intervals: Intervals,
-    *, chunk: int,
-) -> np.ndarray:  # fmt: skip
+    network: Network,
+    rule: Rule,
+    start: Sequence[Array],
+    step: Sequence[Array],
+    x: Array,
+    intervals: Intervals,
+    *,
+    chunk: int,
+) -> np.ndarray:
     """The rule's error over intervals: |f(high) - f(low) - sum_q weight_q <grad f(s_q), D>|.
 
     Args:

@@ -104,11 +104,13 @@ def find_intervals(
         target = design @ start - (root[..., 0] * residuals[:, group]).ravel()
         model = _Model(design, target, start, allowed, constraint)
         known: dict[bytes, bool] = {}  # the searches of one group meet in the corners
-        searches.append([
-            _EndSearch(place, side, start, model.end(place, side), model.bound(side), known)
-            for place in range(depth)
-            for side in (0, 1)
-        ])  # fmt: skip
+        searches.append(
+            [
+                _EndSearch(place, side, start, model.end(place, side), model.bound(side), known)
+                for place in range(depth)
+                for side in (0, 1)
+            ]
+        )
     everyone = judge(np.repeat(uniform_omega(1, depth), n_classes, axis=0), np.ones(n_classes, bool))
     uniform = np.concatenate([np.full(len(g), everyone[g].mean()) for g in groups]) <= error + spread
     _settle(searches, groups, error + spread, judge, report)
@@ -130,7 +132,7 @@ class _Judge:
         operations = sum(
             len(part.y_train) ** 2 * (len(part.y_train) / 3 if one_factor or part.inverse is None else iterated)
             for part in self._objective.parts
-        ) * (1 if one_factor else problem.n_classes)  # fmt: skip
+        ) * (1 if one_factor else problem.n_classes)
         self.calls_left = int(np.clip(_OPERATIONS / operations, 2, _MOST_CALLS))
 
     def __call__(self, omega: np.ndarray, active: np.ndarray) -> np.ndarray:
@@ -142,9 +144,12 @@ class _Judge:
 
 
 def _settle(
-    searches: list[list[_EndSearch]], groups: list[np.ndarray], allowed: np.ndarray, judge: _Judge,
+    searches: list[list[_EndSearch]],
+    groups: list[np.ndarray],
+    allowed: np.ndarray,
+    judge: _Judge,
     report: Callable[[int, int], None],
-) -> None:  # fmt: skip
+) -> None:
     """Run the searches of all groups side by side, every group's next trial in one call of the judge."""
     trials = [_propose(ends) for ends in searches]
     waiting = {number: trial for number, run in enumerate(trials) if (trial := next(run, None)) is not None}

@@ -14,7 +14,8 @@ from nftk_jax.checkpoint import load_checkpoint, save_checkpoint
 from nftk_jax.datasets import Dataset
 from nftk_jax.finite.networks import NetworkSettings, omega_array
 from nftk_jax.finite.training import Report, Training, TrainSettings, predict, start_training, train
-from nftk_jax.model import ScalingName, fit_input_scaling
+from nftk_jax.preprocessing.scaling import fit_input_scaling
+from nftk_jax.settings import ScalingName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,13 @@ def train_on(
     x, x_test = (inputs.apply(rows, np.float32) for rows in (dataset.x_train, dataset.x_test))
     y = np.eye(dataset.n_outputs, dtype=np.float32)[dataset.y_train]
     identity: dict[str, Any] = {
-        "network": dataclasses.asdict(network), "settings": dataclasses.asdict(settings), "seeds": list(seeds),
-        "scaling": scaling, "unit_norm": unit_norm, "data": dataset.sha256,
-    }  # fmt: skip
+        "network": dataclasses.asdict(network),
+        "settings": dataclasses.asdict(settings),
+        "seeds": list(seeds),
+        "scaling": scaling,
+        "unit_norm": unit_norm,
+        "data": dataset.sha256,
+    }
     drawn = start = start_training(network, settings, seeds, x.dtype)
     if resume and checkpoint is not None and checkpoint.exists():
         start = load_checkpoint(checkpoint, drawn, identity)
@@ -90,6 +95,10 @@ def train_on(
     outputs = predict(network, training.params, x_test)
     omega = omega_array(training.params)
     return Trained(
-        network, drawn, training, outputs, (outputs.argmax(axis=2) == dataset.y_test).mean(axis=1),
+        network,
+        drawn,
+        training,
+        outputs,
+        (outputs.argmax(axis=2) == dataset.y_test).mean(axis=1),
         None if omega is None else np.asarray(jax.device_get(omega), np.float64),
-    )  # fmt: skip
+    )

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.finite.networks import NetworkSettings, Params
 from nftk_jax.finite.tangent import empirical_ntk
-from nftk_jax.mkl.identifiability import normalise_rows
 
 _DRAWS = 999
 

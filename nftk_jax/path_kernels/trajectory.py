@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.finite.gradients import Apply, Array, Network, trace_network
 from nftk_jax.finite.networks import check_momentum
 from nftk_jax.finite.training import DivergenceError, LossName, mean_loss
-from nftk_jax.kernels.architecture import check_count, check_number
+from nftk_jax.kernels.mlp import check_count, check_number
+from nftk_jax.path_kernels.gradients import Apply, Array, Network, trace_network
 
 Loss = Callable[[Array, Array], Array]
 Report = Callable[[str, int, int], None]
@@ -198,15 +198,31 @@ def record_trajectory(
         _check(np.concatenate(losses), now, settings)
     report("train", settings.steps, settings.steps)
     return Trajectory(
-        network=network, settings=settings, x=x, y=y, batches=batches, loss=loss, losses=np.concatenate(losses),
-        start=start, end=now, _stride=stride, _marks=marks, _kept=stack if len(marks) == 1 else None,
-    )  # fmt: skip
+        network=network,
+        settings=settings,
+        x=x,
+        y=y,
+        batches=batches,
+        loss=loss,
+        losses=np.concatenate(losses),
+        start=start,
+        end=now,
+        _stride=stride,
+        _marks=marks,
+        _kept=stack if len(marks) == 1 else None,
+    )
 
 
 def _advance(
-    network: Network, loss: Loss, settings: DescentSettings, x: Array, y: Array, params: list[Array],
-    velocity: list[Array], batches: np.ndarray,
-) -> tuple[list[Array], list[Array], list[Array], Array]:  # fmt: skip
+    network: Network,
+    loss: Loss,
+    settings: DescentSettings,
+    x: Array,
+    y: Array,
+    params: list[Array],
+    velocity: list[Array],
+    batches: np.ndarray,
+) -> tuple[list[Array], list[Array], list[Array], Array]:
     """w and v after some steps, w before each of them, and the losses."""
     numbers = (settings.learning_rate, settings.momentum, settings.weight_decay)
     return _scan_steps(network, loss, numbers, x, y, params, velocity, jnp.asarray(batches))

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.finite.path_kernel import PathTerms
+from nftk_jax.path_kernels.path_kernel import PathTerms
 
 #: Characters that are kept of a text.
 EXCERPT = 400
 
 
 def influences(
-    terms: PathTerms, labels: np.ndarray | None, query_labels: np.ndarray | None, *, queries: list[int], most: int = 6,
+    terms: PathTerms,
+    labels: np.ndarray | None,
+    query_labels: np.ndarray | None,
+    *,
+    queries: list[int],
+    most: int = 6,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The samples with the largest terms, positive and negative, in the largest output of some queries.
 
     Args:
@@ -47,21 +52,23 @@ def influences(
             ]
 
         parts = (terms.start[query, output], terms.regulariser[query, output], shares.sum())
-        found.append({
-            "query": query,
-            "label": None if query_labels is None else int(query_labels[query]),
-            "output": output,
-            "value": float(terms.output[query, output]),
-            "start": float(parts[0]),
-            "regulariser": float(parts[1]),
-            "sum_of_terms": float(parts[2]),
-            "completeness_error": float(abs(sum(parts) - terms.output[query, output])),
-            "positive_sum": float(shares[shares > 0].sum()),
-            "negative_sum": float(shares[shares < 0].sum()),
-            "positive": listed([i for i in order[::-1][:most] if shares[i] > 0]),
-            "negative": listed([i for i in order[:most] if shares[i] < 0]),
-            **_text(texts, 1, query),
-        })  # fmt: skip
+        found.append(
+            {
+                "query": query,
+                "label": None if query_labels is None else int(query_labels[query]),
+                "output": output,
+                "value": float(terms.output[query, output]),
+                "start": float(parts[0]),
+                "regulariser": float(parts[1]),
+                "sum_of_terms": float(parts[2]),
+                "completeness_error": float(abs(sum(parts) - terms.output[query, output])),
+                "positive_sum": float(shares[shares > 0].sum()),
+                "negative_sum": float(shares[shares < 0].sum()),
+                "positive": listed([i for i in order[::-1][:most] if shares[i] > 0]),
+                "negative": listed([i for i in order[:most] if shares[i] < 0]),
+                **_text(texts, 1, query),
+            }
+        )
     return found
 
 

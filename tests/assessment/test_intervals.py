@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.mkl import intervals
-from nftk_jax.mkl.intervals import _linearise, find_intervals
+from nftk_jax.assessment import intervals
+from nftk_jax.assessment.intervals import _linearise, find_intervals
 from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_omega, make_objective
-from nftk_jax.sampling import draw_splits
+from nftk_jax.preprocessing.sampling import draw_splits
 
 RIDGE = np.array([0.05, 0.05])
 

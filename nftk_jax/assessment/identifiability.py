@@ -2,107 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import jax
-
-#: Eigenvalues of the kernels' Gram matrix below this share of the largest do not count towards its rank.
-RANK_RESOLUTION = 1e-3
-
-#: Rows on which `least_eigenvalues` looks.
-DEFINITENESS_ROWS = 500
-
-#: What avoids a sum of increments that is not positive definite.
-INDEFINITE_REMEDY = (
-    "An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or one of the bases "
-    "depths and layers avoid that"
-)
-
-_CHUNK = 2**22
-
-
-class IndefiniteKernelWarning(UserWarning):
-    """Some increments of depth are not positive semi-definite on the training rows."""
-
-
-def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
-    r"""Centred kernel alignment of every pair of kernels (Cortes et al. 2012), shape (L, L), float64.
-
-    .. math:: A_{lm} = \langle H K_l H, H K_m H\rangle_F / (\|H K_l H\|_F \|H K_m H\|_F), \quad H = I - 11'/n
-
-    Args:
-      k: kernels, shape (L, n, n), symmetric. Inner products are summed in float64.
-    """
-    inner = centred_inner_products(k)
-    norm = np.sqrt(np.diagonal(inner))
-    norm = np.where(norm > 0, norm, 1.0)
-    return inner / np.outer(norm, norm)
-
-
-def centred_inner_products(k: jax.Array | np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    r"""Inner products :math:`\langle H K_l H, H K_m H\rangle_F` of centred kernels, shape (L, L), summed in float64.
-
-    Args:
-      k: kernels, shape (L, n, n), symmetric.
-      weight: sample weights, shape (n,); None is 1 everywhere. A row of weight 2 counts as two rows.
-    """
-    depth, n, _ = k.shape
-    mass = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-    inner = np.zeros((depth, depth))
-    rows = max(1, _CHUNK // (depth * n))
-    blocks = [slice(start, start + rows) for start in range(0, n, rows)]
-    row_means = np.concatenate([np.asarray(k[:, block], np.float64) @ mass for block in blocks], axis=1) / mass.sum()
-    means = row_means @ mass / mass.sum()
-    root = np.sqrt(mass)
-    for block in blocks:
-        centred = np.asarray(k[:, block], np.float64)
-        centred = centred - row_means[:, block, None] - row_means[:, None, :] + means[:, None, None]
-        flat = (centred * root[block, None] * root).reshape(depth, -1)
-        inner += flat @ flat.T
-    return inner
-
-
-def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, float]:
-    """Eigenvalues of the alignment matrix in falling order, its rank at `RANK_RESOLUTION` and its condition number.
-
-    The smallest eigenvalues are rounding of the kernels, so the condition number is capped at 1 / eps of their dtype.
-    """
-    eigenvalues = np.linalg.eigvalsh(alignment)[::-1]
-    rank = int((eigenvalues > RANK_RESOLUTION * eigenvalues[0]).sum())
-    condition = min(float(eigenvalues[0] / max(eigenvalues[-1], np.finfo(np.float64).tiny)), 1.0 / eps)
-    return eigenvalues, rank, condition
-
-
-def least_eigenvalues(k: jax.Array | np.ndarray) -> np.ndarray:
-    """The least eigenvalue of every kernel on at most `DEFINITENESS_ROWS` of the rows, shape (L,), float64.
-
-    Eigenvalues of a principal submatrix interlace those of the whole (Cauchy): the least one on all rows is no larger.
-    """
-    n = k.shape[1]
-    rows = np.unique(np.linspace(0, n - 1, min(n, DEFINITENESS_ROWS)).astype(int))
-    return np.linalg.eigvalsh(np.asarray(k[:, rows][:, :, rows], np.float64))[:, 0]
-
-
-def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
-    """Numbers, from 1, of the kernels with an eigenvalue that is negative beyond rounding; others may be indefinite.
-
-    Args:
-      k: kernels of unit mean diagonal, shape (L, n, n). Their entries are off by a few eps of their dtype, which moves
-        an eigenvalue by at most n times that.
-    """
-    rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
-    return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
-
-
-def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
-    """Warn of the `indefinite_kernels` among increments of depth."""
-    if indefinite := indefinite_kernels(k):
-        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=4)
+from nftk_jax.mkl.definiteness import indefinite_words
+from nftk_jax.mkl.similarity import RANK_RESOLUTION
 
 
 def normalise_rows(omega: np.ndarray) -> np.ndarray:
@@ -183,16 +88,6 @@ def verdict(
     else:
         sentences.append("Omega is uniform by choice; nothing was learned.")
     return " ".join(sentences)
-
-
-def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> str:
-    """Name the kernels that are none by themselves, and say what that means for their weights."""
-    several = len(indefinite) > 1
-    return (
-        f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))} "
-        f"{'have' if several else 'has'} negative eigenvalues: no such {kernel} is a kernel by itself, and an Omega is "
-        "allowed only where the sum with the ridge is positive definite."
-    )
 
 
 def _simpler(

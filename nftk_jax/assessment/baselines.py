@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.architecture import BasisName
+from nftk_jax.kernels.mlp import BasisName
 from nftk_jax.mkl.search import (
     RIDGE_GRID,
     SearchProblem,

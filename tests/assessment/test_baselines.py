@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.assessment.baselines import single_kernels
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.mkl.baselines import single_kernels
+from nftk_jax.kernels.mlp import MLP
 
 
 @pytest.mark.parametrize("b_std", [0.0, 0.5])

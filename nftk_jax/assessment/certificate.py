@@ -7,9 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.architecture import MLP
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 
 

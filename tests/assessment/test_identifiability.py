@@ -7,10 +7,11 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import scale as standardise
 
-from nftk_jax.kernels.architecture import MLP
+from nftk_jax.assessment.identifiability import verdict
 from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.identifiability import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues, verdict
+from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues
 
 DEFAULTS = {
     "depth": 3,

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nftk_jax.finite.gradients import Array, Factor, Network
-from nftk_jax.finite.quadrature import Rule
+from nftk_jax.path_kernels.gradients import Array, Factor, Network
+from nftk_jax.path_kernels.quadrature import Rule
 
 #: Aim for the temporary arrays of one chunk of intervals.
 _CHUNK_BYTES = 2**26
@@ -113,9 +113,16 @@ class Summation:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def add(
-        self, sums: Sums, start: Sequence[Array], step: Sequence[Array], x: Array, samples: Sequence[Factor],
-        query: Array, low: Array, high: Array,
-    ) -> Sums:  # fmt: skip
+        self,
+        sums: Sums,
+        start: Sequence[Array],
+        step: Sequence[Array],
+        x: Array,
+        samples: Sequence[Factor],
+        query: Array,
+        low: Array,
+        high: Array,
+    ) -> Sums:
         """H plus the integrals of the gradient over parts of the step w -> w + D.
 
         Args:

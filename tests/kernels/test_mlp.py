@@ -2,7 +2,7 @@
 
 import pytest
 
-from nftk_jax.kernels.architecture import MLP, parse_activation
+from nftk_jax.kernels.mlp import MLP, parse_activation
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from nftk_jax import command_line
-from nftk_jax.command_line import CommandError, output_directory
+from nftk_jax.commands import command_line
+from nftk_jax.commands.command_line import CommandError, output_directory
 
 COMMAND = """
 import dataclasses, pathlib, sys, time
-from nftk_jax import command_line
+from nftk_jax.commands import command_line
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -133,10 +133,7 @@ def test_a_failure_while_replacing_puts_the_earlier_result_back(tmp_path, monkey
         return rename(self, target)
 
     monkeypatch.setattr(pathlib.Path, "rename", fail)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        output_directory(tmp_path / "out", overwrite=True) as aside,
-    ):
+    with pytest.raises(KeyboardInterrupt), output_directory(tmp_path / "out", overwrite=True) as aside:
         (aside / "metrics.json").write_text("later")
     assert (tmp_path / "out" / "metrics.json").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from nftk_jax.command_line import CommandError
+from nftk_jax.commands.command_line import CommandError
 
 if TYPE_CHECKING:
     from nftk_jax.datasets import Dataset
@@ -52,9 +52,15 @@ class DataFlags:
         from nftk_jax.datasets import load_dataset  # the command line's own help does not wait for NumPy
 
         return load_dataset(
-            self.dataset, data_dir=self.data_dir, n_train=self.n_train, n_test=self.n_test, seed=self.seed,
-            embeddings_model=self.embeddings, tensor=self.tensor, report=report,
-        )  # fmt: skip
+            self.dataset,
+            data_dir=self.data_dir,
+            n_train=self.n_train,
+            n_test=self.n_test,
+            seed=self.seed,
+            embeddings_model=self.embeddings,
+            tensor=self.tensor,
+            report=report,
+        )
 
 
 def check_rows(flag: str, rows: int | None, dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from nftk_jax.model import mean_and_deviation
+from nftk_jax.preprocessing.scaling import mean_and_deviation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.finite.gradient_sums import Summation
-from nftk_jax.finite.gradients import Array, Factor, Network
-from nftk_jax.finite.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
-from nftk_jax.finite.trajectory import Loss, Report, Trajectory
+from nftk_jax.path_kernels.gradient_sums import Summation
+from nftk_jax.path_kernels.gradients import Array, Factor, Network
+from nftk_jax.path_kernels.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
+from nftk_jax.path_kernels.trajectory import Loss, Report, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,7 @@ def path_terms(
     Raises:
       ValueError: the tolerance is not positive.
     """
-    walk = _Walk(
-        trajectory,
-        x,
-        rule or gauss_legendre(8),
-        tolerance,
-        memory_bytes,
-        _loss_gradient(trajectory.loss),
-    )
+    walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes, _loss_gradient(trajectory.loss))
     settings, names = trajectory.settings, trajectory.network.names
     terms = np.zeros((*walk.output.shape, len(trajectory.x)))
     regulariser, by_parameter = np.zeros_like(walk.output), np.zeros((len(names), *walk.output.shape))
@@ -127,11 +120,16 @@ def path_terms(
         intervals += len(step.intervals)
         errors[tile] += np.bincount(step.intervals.query, step.intervals.error, len(step.with_params))
     return PathTerms(
-        terms=np.moveaxis(terms, 1, 2), start=walk.start, regulariser=regulariser, output=walk.output,
-        by_parameter=by_parameter, names=names, intervals=intervals,
+        terms=np.moveaxis(terms, 1, 2),
+        start=walk.start,
+        regulariser=regulariser,
+        output=walk.output,
+        by_parameter=by_parameter,
+        names=names,
+        intervals=intervals,
         bisections=intervals - settings.steps * len(walk.x),
         unresolved=None if tolerance is None else float(errors.max()),
-    )  # fmt: skip
+    )
 
 
 class KernelMachine(NamedTuple):
@@ -151,9 +149,14 @@ class KernelMachine(NamedTuple):
 
 
 def kernel_machine(
-    trajectory: Trajectory, x: Array | np.ndarray, *, rule: Rule | None = None, tolerance: float | None = None,
-    memory_bytes: int = 2**30, report: Report = lambda stage, done, total: None,
-) -> KernelMachine:  # fmt: skip
+    trajectory: Trajectory,
+    x: Array | np.ndarray,
+    *,
+    rule: Rule | None = None,
+    tolerance: float | None = None,
+    memory_bytes: int = 2**30,
+    report: Report = lambda stage, done, total: None,
+) -> KernelMachine:
     """Write a trained network as the kernel machine of Theorem 1: kernel, coefficients and bias.
 
     Takes n_outputs times the work and memory of `path_terms`, which sums over a sample's outputs at once.
@@ -161,14 +164,7 @@ def kernel_machine(
     Args and errors: see `path_terms`.
     """
     n_outputs = trajectory.network.n_outputs
-    walk = _Walk(
-        trajectory,
-        x,
-        rule or gauss_legendre(8),
-        tolerance,
-        memory_bytes,
-        _every_output,
-    )
+    walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes, _every_output)
     derivative = jax.vmap(jax.grad(trajectory.loss))
     settings = trajectory.settings
     kernel = np.zeros((len(walk.x), n_outputs, len(trajectory.x), n_outputs))
@@ -278,9 +274,14 @@ class _Walk:
     """A pass along a trajectory, from its last step to its first, for a tile of queries at a time."""
 
     def __init__(
-        self, trajectory: Trajectory, x: Array | np.ndarray, rule: Rule, tolerance: float | None, memory_bytes: int,
+        self,
+        trajectory: Trajectory,
+        x: Array | np.ndarray,
+        rule: Rule,
+        tolerance: float | None,
+        memory_bytes: int,
         cotangents: Callable[[Array, Array], Array],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare.
 
         Args:
@@ -337,8 +338,10 @@ class _Walk:
         network, rule = self.trajectory.network, self._sums.rule
         return refine(
             lambda parts: measure_errors(network, rule, start, step, x, parts, chunk=self._chunk),
-            len(x), allowed=self._allowed, scale=self._rounding,
-        )  # fmt: skip
+            len(x),
+            allowed=self._allowed,
+            scale=self._rounding,
+        )
 
 
 Cotangents = Callable[[Array, Array], Array]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2_interval
+from nftk_jax.assessment.metrics import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2_interval
 
 
 def test_wilson_interval_of_nine_in_ten():

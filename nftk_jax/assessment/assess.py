@@ -9,18 +9,26 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.assessment import baselines, identifiability
+from nftk_jax.assessment.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
+from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
+from nftk_jax.assessment.metrics import (
+    accuracy_interval,
+    paired_accuracy_difference,
+    paired_r2_difference,
+    r2,
+    r2_interval,
+)
 from nftk_jax.datasets import Dataset
-from nftk_jax.evaluation import accuracy_interval, paired_accuracy_difference, paired_r2_difference, r2, r2_interval
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, solve_scaled
-from nftk_jax.mkl import baselines, identifiability
+from nftk_jax.mkl.definiteness import indefinite_kernels
 from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.intervals import OmegaIntervals, find_intervals
 from nftk_jax.mkl.search import learn_weights
+from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import predict_scores
-from nftk_jax.sampling import draw_splits
-from nftk_jax.solvers.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
+from nftk_jax.preprocessing.sampling import draw_splits
 from nftk_jax.solvers.cholesky import solve_classes
 from nftk_jax.solvers.plan import SolvePlan
 
@@ -29,13 +37,7 @@ CERTIFICATE_ROWS = 256
 
 
 def assess(
-    dataset: Dataset,
-    learned: Learned,
-    settings: LearnSettings,
-    *,
-    resamples: int,
-    baseline_rows: int,
-    report: Report,
+    dataset: Dataset, learned: Learned, settings: LearnSettings, *, resamples: int, baseline_rows: int, report: Report
 ) -> dict[str, Any]:
     """Everything that metrics.json holds about the model, as plain Python values.
 
@@ -74,18 +76,22 @@ def _assess(
     start = time.perf_counter()
     intervals = _find_intervals(learned, settings, report) if descent is not None and model.mlp.n_kernels > 1 else None
     seconds["intervals"] = time.perf_counter() - start
-    alignment = identifiability.centred_alignment(learned.problem.k)
-    eigenvalues, rank, condition = identifiability.gram_spectrum(
-        alignment, float(jnp.finfo(learned.problem.k.dtype).eps)
-    )
+    alignment = centred_alignment(learned.problem.k)
+    eigenvalues, rank, condition = gram_spectrum(alignment, float(jnp.finfo(learned.problem.k.dtype).eps))
     omega_n = identifiability.normalise_rows(model.omega)
     # depths and layers are positive semi-definite by Schur's product theorem
-    indefinite = identifiability.indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
+    indefinite = indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
     return {
         "dataset": {
-            "name": dataset.name, "n_train": len(dataset.x_train), "n_search": len(learned.search_rows),
-            "n_test": len(dataset.x_test), "n_features": dataset.n_features, "n_classes": dataset.n_outputs,
-            "sha256": dataset.sha256, "task": dataset.task, "class_names": dataset.class_names,
+            "name": dataset.name,
+            "n_train": len(dataset.x_train),
+            "n_search": len(learned.search_rows),
+            "n_test": len(dataset.x_test),
+            "n_features": dataset.n_features,
+            "n_classes": dataset.n_outputs,
+            "sha256": dataset.sha256,
+            "task": dataset.task,
+            "class_names": dataset.class_names,
         },
         **_test_metrics(dataset, scores, rng),
         "basis": model.mlp.basis,
@@ -99,12 +105,18 @@ def _assess(
         "baselines_note": comparison.note,
         "search": None if descent is None else _search_block(descent, learned.kept_uniform, settings),
         "identifiability": {
-            "alignment": alignment.tolist(), "gram_eigenvalues": eigenvalues.tolist(), "gram_rank": rank,
-            "gram_condition": condition, "omega_std": None if omega_std is None else omega_std.tolist(),
+            "alignment": alignment.tolist(),
+            "gram_eigenvalues": eigenvalues.tolist(),
+            "gram_rank": rank,
+            "gram_condition": condition,
+            "omega_std": None if omega_std is None else omega_std.tolist(),
             "indefinite_kernels": indefinite,
             **_interval_block(intervals, comparison.shuffled_omega),
             "verdict": identifiability.verdict(
-                depth=len(alignment), rank=rank, learned=descent is not None, omega_std=omega_std,
+                depth=len(alignment),
+                rank=rank,
+                learned=descent is not None,
+                omega_std=omega_std,
                 kept_uniform=learned.kept_uniform,
                 difference_to_uniform=table["uniform"]["difference_interval"],
                 difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
@@ -119,7 +131,7 @@ def _assess(
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
         "timings": {f"{name}_s": value for name, value in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def _test_metrics(dataset: Dataset, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -142,10 +154,11 @@ class _Comparison:
         self._on_all = len(dataset.x_train) <= baseline_rows
         rows = np.arange(len(dataset.x_train)) if self._on_all else learned.search_rows
         self.note = (
-            None if self._on_all else
-            f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are more than "
-            f"{baseline_rows} training rows"
-        )  # fmt: skip
+            None
+            if self._on_all
+            else f"baselines, and ours beside them, are solved on the {len(rows)} search rows, since there are "
+            f"more than {baseline_rows} training rows"
+        )
         self._iterative = learned.iterative if self._on_all else None
         # on the search rows, which are few, by factorisation
         self._plan = learned.plan if self._on_all else SolvePlan("cholesky", ())
@@ -167,9 +180,11 @@ class _Comparison:
         self.shuffled_omega = baselines.shuffled_labels(problem, learned.model.ridge, search, rng)
         report("baselines", 3, 5)
         weighted = {
-            "uniform": (baselines.uniform(problem), ridge), "best_single_depth": (single, ridge),
-            "shared": (shared.omega, shared.ridge), "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
-        }  # fmt: skip
+            "uniform": (baselines.uniform(problem), ridge),
+            "best_single_depth": (single, ridge),
+            "shared": (shared.omega, shared.ridge),
+            "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
+        }
         scores = self._ntk_scores(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
         if self._iterative is not None:
             self._iterative.release()  # the kernels that follow need the memory
@@ -210,8 +225,10 @@ class _Comparison:
             solution = solve_classes(lambda _, kernel=kernel: kernel.of(squares)[None], everyone, kernel.ridge, self._y)
             scores = predict_scores(
                 lambda rows, _, kernel=kernel: kernel.of(baselines.square_distances(jnp.asarray(rows), z))[None],
-                self._z_test, everyone, solution.dual_coef,
-            )  # fmt: skip
+                self._z_test,
+                everyone,
+                solution.dual_coef,
+            )
             table[kernel.name] = {
                 **self._compare(scores * model.target_scale + model.target_mean),
                 "width": kernel.width,
@@ -255,9 +272,13 @@ def _resample(
 def _find_intervals(learned: Learned, settings: LearnSettings, report: Report) -> OmegaIntervals:
     """How wide every weight can be within one standard error of the held-out error."""
     return find_intervals(
-        learned.problem, learned.model.omega, learned.model.ridge, constraint=settings.search.constraint,
-        shared=settings.search.weights == "shared", report=lambda *state: report("intervals", *state),
-    )  # fmt: skip
+        learned.problem,
+        learned.model.omega,
+        learned.model.ridge,
+        constraint=settings.search.constraint,
+        shared=settings.search.weights == "shared",
+        report=lambda *state: report("intervals", *state),
+    )
 
 
 def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import scipy.special
 
 from nftk_jax.mkl.reference import mean_kernel
 from nftk_jax.mkl.search import SearchProblem, held_out_objective, uniform_omega
-from nftk_jax.model import Calibration, DecisionName
-from nftk_jax.padding import PADDED_ROWS, pad_rows, padded_size
+from nftk_jax.model import Calibration
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_rows, padded_size
+from nftk_jax.settings import DecisionName
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)

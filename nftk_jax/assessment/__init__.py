@@ -1,0 +1,1 @@
+"""Judging a learned model: metrics, baselines, intervals, identifiability, the certificate."""

@@ -1,0 +1,1 @@
+"""What the commands share: parsing, data flags, output directories, checkpoints."""

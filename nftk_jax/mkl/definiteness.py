@@ -1,0 +1,62 @@
+"""Which kernels of a family are not positive semi-definite: increments of depth need not be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+#: Rows on which `least_eigenvalues` looks.
+DEFINITENESS_ROWS = 500
+
+#: What avoids a sum of increments that is not positive definite.
+INDEFINITE_REMEDY = (
+    "An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or one of the bases "
+    "depths and layers avoid that"
+)
+
+
+class IndefiniteKernelWarning(UserWarning):
+    """Some increments of depth are not positive semi-definite on the training rows."""
+
+
+def least_eigenvalues(k: jax.Array | np.ndarray) -> np.ndarray:
+    """The least eigenvalue of every kernel on at most `DEFINITENESS_ROWS` of the rows, shape (L,), float64.
+
+    Eigenvalues of a principal submatrix interlace those of the whole (Cauchy): the least one on all rows is no larger.
+    """
+    n = k.shape[1]
+    rows = np.unique(np.linspace(0, n - 1, min(n, DEFINITENESS_ROWS)).astype(int))
+    return np.linalg.eigvalsh(np.asarray(k[:, rows][:, :, rows], np.float64))[:, 0]
+
+
+def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
+    """Numbers, from 1, of the kernels with an eigenvalue that is negative beyond rounding; others may be indefinite.
+
+    Args:
+      k: kernels of unit mean diagonal, shape (L, n, n). Their entries are off by a few eps of their dtype, which moves
+        an eigenvalue by at most n times that.
+    """
+    rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
+    return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
+
+
+def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
+    """Warn of the `indefinite_kernels` among increments of depth."""
+    if indefinite := indefinite_kernels(k):
+        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=4)
+
+
+def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> str:
+    """Name the kernels that are none by themselves, and say what that means for their weights."""
+    several = len(indefinite) > 1
+    return (
+        f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))} "
+        f"{'have' if several else 'has'} negative eigenvalues: no such {kernel} is a kernel by itself, and an Omega is "
+        "allowed only where the sum with the ridge is positive definite."
+    )

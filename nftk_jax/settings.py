@@ -1,0 +1,254 @@
+"""Every setting, choice and default, declared once, without JAX.
+
+The commands' flags, the estimators' parameters and the library's settings are these frozen dataclasses: a command nests
+them and shows their fields as flags, an estimator takes the fields it wants as parameters. The attribute docstrings are
+the flags' help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args
+
+BasisName = Literal["depths", "increments", "layers"]
+KindName = Literal["ntk", "nngp"]
+InputsName = Literal["auto", "general", "sphere"]
+ScalingName = Literal["auto", "none", "images", "standardise"]
+#: The objectives, each a class of `nftk_jax.mkl.objectives` registered under its name.
+ObjectiveName = Literal["validation", "kfold", "loo", "evidence", "train", "alignment"]
+ConstraintName = Literal["simplex", "orthant"]
+PenaltyNorm = Literal["l1", "l2"]
+WeightsName = Literal["per-class", "shared", "uniform"]
+MethodName = Literal["quasi-newton", "projected-gradient"]
+DecisionName = Literal["scores", "logistic"]
+SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
+PrecisionName = Literal["float32", "float64"]
+
+#: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
+RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
+#: Training rows that the search takes from a larger set unless told otherwise.
+SEARCH_ROWS = 3000
+#: Folds of the objective `kfold`, and of every other up to so many search rows.
+FOLDS, FOLD_ROWS = 5, 600
+
+Settings = TypeVar("Settings")
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise ValueError unless `value` is a whole number >= `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
+
+
+def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
+    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so.
+
+    `instead` names for the message what the caller takes in place of a number.
+    """
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        other = f", or {instead}" if instead else ""
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the choices of a Literal."""
+    if not isinstance(value, str) or value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPSettings:
+    """The network whose kernels Omega weighs; the fields of `MLP`."""
+
+    depth: int = 10
+    """Hidden layers L; the kernels of depths 1 to L are combined."""
+    activation: str = "relu"
+    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    w_std: float = math.sqrt(2.0)
+    """Standard deviation of the weights (NTK parametrisation)."""
+    b_std: float = 0.0
+    """Standard deviation of the hidden layers' biases."""
+    readout_bias: float = 0.0
+    """Standard deviation of the readout's bias."""
+    basis: BasisName = "depths"
+    """Kernels that Omega weighs: of each depth; what each further layer of depth adds; or what the parameters of each
+    layer contribute to the kernel of the deepest network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingSettings:
+    """What is done to the inputs before a kernel sees them.
+
+    Raises:
+      ValueError: `scaling` is no such choice.
+    """
+
+    scaling: ScalingName = "auto"
+    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    unit_norm: bool = False
+    """Give every row of the scaled inputs length one, so that a kernel sees angles alone."""
+
+    def __post_init__(self) -> None:
+        check_choice("scaling", self.scaling, ScalingName)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How Omega and the ridge are learned.
+
+    Raises:
+      ValueError: a value is out of range; the message names it. Whether objective, constraint and ridge go together is
+        checked by `nftk_jax.mkl.search.check_search`.
+    """
+
+    objective: ObjectiveName = "validation"
+    """What Omega minimises: the error on held-out rows, of k-fold cross-validation or leave-one-out; the negative log
+    marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
+    constraint: ConstraintName = "simplex"
+    """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
+    penalty: float = 0.0
+    """Weight of the penalty on Omega."""
+    penalty_norm: PenaltyNorm = "l1"
+    """Norm of the penalty: sum of Omega, or half its sum of squares."""
+    weights: WeightsName = "per-class"
+    """Learn one row of Omega per class, one for all classes, or none."""
+    ridge: float | Literal["auto", "learned"] = "auto"
+    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
+    every class together with Omega."""
+    method: MethodName = "quasi-newton"
+    """How Omega descends: by curvatures that it learns, or the paper's eq. 16 with a fixed step, which may diverge."""
+    step_size: float = 1.0
+    """Fixed step of projected-gradient, for errors in units of their value at the start."""
+    tolerance: float = 1e-3
+    """Projected gradient at which a class has converged: one unit of weight then gains less than this share."""
+    max_iterations: int = 100
+    """Steps after which the descent stops."""
+    n_search: int | None = None
+    """Training rows used to learn Omega; default all up to 3000."""
+    cv: int | None = None
+    """Folds that hold rows out; default 5 up to 600 rows of the search, and one split that holds out a third above."""
+    one_standard_error: bool = True
+    """Keep equal weights for a class whose gain on the held-out rows is within its standard error (simplex, per-class
+    weights, objectives that hold rows out)."""
+
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, ObjectiveName)
+        check_choice("constraint", self.constraint, ConstraintName)
+        check_choice("penalty_norm", self.penalty_norm, PenaltyNorm)
+        check_choice("weights", self.weights, WeightsName)
+        check_choice("method", self.method, MethodName)
+        check_number("penalty", self.penalty, zero=True)
+        check_number("step_size", self.step_size)
+        check_number("tolerance", self.tolerance)
+        check_count("max_iterations", self.max_iterations)
+        if not (isinstance(self.ridge, str) and self.ridge in ("auto", "learned")):
+            check_number("ridge", self.ridge, instead="auto or learned")
+        if self.n_search is not None:
+            check_count("n_search", self.n_search, least=4)
+        if self.cv is not None:
+            check_count("cv", self.cv, least=2)
+
+    @property
+    def learns_ridge(self) -> bool:
+        """Whether the ridge is learned together with Omega."""
+        return self.ridge == "learned"
+
+    def folds(self, n_search: int) -> int:
+        """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
+        if self.cv is not None:
+            return self.cv
+        return FOLDS if self.objective == "kfold" or n_search <= FOLD_ROWS else 1
+
+    def rows(self, n_train: int) -> int:
+        """How many of the training rows the search takes."""
+        return min(n_train, self.n_search or SEARCH_ROWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveSettings:
+    """How kernels are evaluated and the ridge regression on all rows is solved.
+
+    Raises:
+      ValueError: a value is out of range; the message names it.
+    """
+
+    solver: SolverName = "auto"
+    """How the ridge regression is solved: one factorisation per class; conjugate gradients for all classes, which keep
+    no kernel; on --landmarks only, an approximation for more rows than those can take. auto: the quicker exact one."""
+    solver_tolerance: float | None = None
+    """Relative residual at which cg stops; default 1e-4, 1e-3 with a low-rank preconditioner, and 1e-10 in float64."""
+    landmarks: int | None = None
+    """Training rows that nystroem keeps; default 4096."""
+    inputs: InputsName = "auto"
+    """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
+    precision: PrecisionName = "float32"
+    """Of kernels and solves."""
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, SolverName)
+        check_choice("inputs", self.inputs, InputsName)
+        check_choice("precision", self.precision, PrecisionName)
+        if self.solver_tolerance is not None:
+            check_number("solver_tolerance", self.solver_tolerance)
+            if self.solver_tolerance >= 1:
+                raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
+        if self.landmarks is not None:
+            check_count("landmarks", self.landmarks)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnSettings:
+    """All that shapes a model besides its kernel and its data.
+
+    Attributes:
+      search: how Omega and the ridge are learned.
+      solve: how kernels are evaluated and the regression on all rows is solved.
+      scaling: what is done to the inputs.
+      decision: how scores become probabilities, see `nftk_jax.mkl.calibration.calibrate`.
+      seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
+
+    Raises:
+      ValueError: `decision` is no such choice, or the seed is no whole number >= 0.
+    """
+
+    search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
+    solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
+    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+    decision: DecisionName = "scores"
+    """How scores become probabilities, and so labels: the largest score wins, or a logistic regression on the held-out
+    rows' scores."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("decision", self.decision, DecisionName)
+        check_count("seed", self.seed, least=0)
+
+
+def gather(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A settings class from flat values by name; nested classes take theirs from the same values.
+
+    Names that `kind` does not have are left alone, fields without a value keep their default.
+
+    >>> gather(LearnSettings, {"objective": "loo", "seed": 3}).search.objective
+    'loo'
+    """
+    found = {}
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if dataclasses.is_dataclass(field.default_factory):
+            found[field.name] = gather(field.default_factory, values)  # pyright: ignore[reportArgumentType]
+        elif field.name in values:
+            found[field.name] = values[field.name]
+    return kind(**found)
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """The values of settings and of all that they nest, by name."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        found |= flatten(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
