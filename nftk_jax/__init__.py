@@ -1,22 +1,29 @@
-"""Kernel regression on closed-form neural tangent kernels, with the weight of every depth learned for every class."""
+"""Kernel regression on closed-form neural tangent kernels that learns, per class, how much each kernel contributes."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
+    from nftk_jax.kernels.combined import combined_kernel, combined_ntk
+    from nftk_jax.kernels.distance import RBF, Laplace
     from nftk_jax.kernels.family import KernelFamily
-    from nftk_jax.kernels.gram import combined_ntk
+    from nftk_jax.kernels.kernel import Kernel, KernelLabel
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
 
 __all__ = [
     "MLP",
+    "RBF",
+    "Kernel",
     "KernelFamily",
+    "KernelLabel",
+    "Laplace",
     "NFTKClassifier",
     "NFTKModel",
     "NFTKRegressor",
+    "combined_kernel",
     "combined_ntk",
     "depth_ntks",
     "load_model",
@@ -24,12 +31,17 @@ __all__ = [
 
 # Resolved at first use: `python -m nftk_jax.fit --help` should not wait for JAX.
 _HOMES = {
+    "Kernel": "kernels.kernel",
     "KernelFamily": "kernels.family",
-    "MLP": "kernels.architecture",
+    "KernelLabel": "kernels.kernel",
+    "Laplace": "kernels.distance",
+    "MLP": "kernels.mlp",
     "NFTKClassifier": "estimator",
     "NFTKModel": "model",
     "NFTKRegressor": "estimator",
-    "combined_ntk": "kernels.gram",
+    "RBF": "kernels.distance",
+    "combined_kernel": "kernels.combined",
+    "combined_ntk": "kernels.combined",
     "depth_ntks": "kernels.neural_tangents",
     "load_model": "model",
 }

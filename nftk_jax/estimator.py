@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
 import warnings
 from typing import Any, Literal, overload
 
@@ -13,34 +15,45 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.mlp import MLP, BasisName
-from nftk_jax.learn import LearnSettings, Splits, learn
-from nftk_jax.mkl.constraints import ConstraintName
-from nftk_jax.mkl.objectives import ObjectiveName
-from nftk_jax.mkl.search import SearchSettings, WeightsName
+from nftk_jax.kernels.kernel import Kernel
+from nftk_jax.kernels.mlp import MLP
+from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.sampling import restrict_splits
-from nftk_jax.settings import DecisionName, ScalingName
-from nftk_jax.uncertainty import posterior_std
+from nftk_jax.settings import (
+    BasisName,
+    ConstraintName,
+    DecisionName,
+    InputsName,
+    KindName,
+    LearnSettings,
+    MethodName,
+    MLPSettings,
+    ObjectiveName,
+    PenaltyNorm,
+    PrecisionName,
+    ScalingName,
+    ScalingSettings,
+    SearchSettings,
+    SolverName,
+    SolveSettings,
+    WeightsName,
+    flatten,
+    gather,
+)
 
-#: Up to this many rows ``precision="auto"`` solves in float64.
-FLOAT64_ROWS = 2000
-#: Rows of the search unless told otherwise.
-SEARCH_ROWS = 1000
+#: Hidden biases of the estimators: without them kernels are homogeneous in x, and tables have classes that differ by
+#: |x| alone. benchmarks/defaults.py measures it.
+B_STD = 1.0
 
-
-class _NFTKEstimator(BaseEstimator):
-    """What the two estimators share: parameters, and the attributes that `fit` sets.
-
+_PARAMETERS = """
     Args:
       depth: hidden layers L; the kernels of depths 1 to L are combined.
-      basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
-      family: any kernels in place of the MLP's, see `KernelFamily`; `depth` to `readout_bias` are then without effect.
-        None is the MLP.
-      activation: a name of `nftk_jax.kernels.mlp.ACTIVATIONS`.
+      activation: a name of `nftk_jax.kernels.activations.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
+      basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
+      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
         "evidence", "train" or "alignment".
       constraint: "simplex" or "orthant".
@@ -49,50 +62,83 @@ class _NFTKEstimator(BaseEstimator):
       ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under
         uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere; or "learned" with
         Omega, from there on.
-      n_search: rows used to learn Omega; None takes all up to 1000.
+      method, step_size: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
+      tolerance, max_iterations: of the descent.
+      n_search: rows used to learn Omega; None takes all up to 3000.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
         to 600 rows, and above that holds out one third once.
+      one_standard_error: keep equal weights for a class whose gain on the held-out rows is within its standard error.
       scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255,
-        a family's images, divided by their largest value, and a family's row numbers, which stay as they are.
+        images of a `KernelFamily`, divided by their largest value, and its row numbers, which stay as they are.
+      unit_norm: give every row of the scaled inputs length one.
       decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
         regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
         temperature, so that the largest score wins.
+      solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
+      inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
       random_state: seed of the search rows and the held-out rows: an integer, a RandomState, or None for numpy's.
 
     Attributes:
-      omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, depth).
-      kernel_omega_: omega_ / scale_, what `combined_ntk` takes, shape (n_outputs, depth).
-      scale_: mean diagonal of every depth's kernel, shape (depth,).
+      omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
+      kernel_omega_: omega_ / scale_, what `combined_kernel` takes, shape (n_outputs, L).
+      kernel_labels_: one `KernelLabel` for every column of omega_.
+      scale_: mean diagonal of every kernel, shape (L,).
       ridge_: absolute ridges, shape (n_outputs,).
-      dual_coef_: shape (n_samples, n_outputs); rows of sample weight zero are left out.
+      dual_coef_: shape (n_samples, n_outputs); rows of sample weight zero are left out, and all but the landmarks after
+        Nystroem's method.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
       model_: the `NFTKModel`, which can be saved.
-    """
+"""
+
+
+class _NFTKEstimator(BaseEstimator):
+    """What the two estimators share."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__init__" not in vars(cls):  # an unknown parameter is answered under the class's own name
+            inherited: Any = cls.__init__
+            own = types.FunctionType(
+                inherited.__code__, inherited.__globals__, inherited.__name__, inherited.__defaults__
+            )
+            own.__kwdefaults__, own.__annotations__ = inherited.__kwdefaults__, inherited.__annotations__
+            own.__qualname__, own.__module__ = f"{cls.__name__}.__init__", cls.__module__
+            cls.__init__ = own
 
     def __init__(
         self,
-        depth: int = 10,
+        depth: int = MLPSettings.depth,
         *,
-        activation: str = "relu",
-        w_std: float = 2.0**0.5,
-        b_std: float = 1.0,
-        readout_bias: float = 0.0,
-        basis: BasisName = "depths",
-        family: KernelFamily | None = None,
-        objective: ObjectiveName = "validation",
-        constraint: ConstraintName = "simplex",
-        penalty: float = 0.0,
-        penalty_norm: Literal["l1", "l2"] = "l1",
-        weights: WeightsName = "per-class",
-        ridge: float | Literal["auto", "learned"] = "auto",
-        n_search: int | None = None,
+        activation: str = MLPSettings.activation,
+        w_std: float = MLPSettings.w_std,
+        b_std: float = B_STD,
+        readout_bias: float = MLPSettings.readout_bias,
+        basis: BasisName = MLPSettings.basis,
+        kernel: Kernel | None = None,
+        objective: ObjectiveName = SearchSettings.objective,
+        constraint: ConstraintName = SearchSettings.constraint,
+        penalty: float = SearchSettings.penalty,
+        penalty_norm: PenaltyNorm = SearchSettings.penalty_norm,
+        weights: WeightsName = SearchSettings.weights,
+        ridge: float | Literal["auto", "learned"] = SearchSettings.ridge,
+        method: MethodName = SearchSettings.method,
+        step_size: float = SearchSettings.step_size,
+        tolerance: float = SearchSettings.tolerance,
+        max_iterations: int = SearchSettings.max_iterations,
+        n_search: int | None = SearchSettings.n_search,
         cv: Any = None,
-        scaling: ScalingName = "auto",
-        decision: DecisionName = "logistic",
-        precision: Literal["auto", "float32", "float64"] = "auto",
-        random_state: int | np.random.RandomState | None = 0,
+        one_standard_error: bool = SearchSettings.one_standard_error,
+        scaling: ScalingName = ScalingSettings.scaling,
+        unit_norm: bool = ScalingSettings.unit_norm,
+        decision: DecisionName = LearnSettings.decision,
+        solver: SolverName = SolveSettings.solver,
+        solver_tolerance: float | None = SolveSettings.solver_tolerance,
+        landmarks: int | None = SolveSettings.landmarks,
+        inputs: InputsName = SolveSettings.inputs,
+        precision: PrecisionName = SolveSettings.precision,
+        random_state: int | np.random.RandomState | None = LearnSettings.seed,
     ) -> None:
         self.depth = depth
         self.activation = activation
@@ -100,85 +146,83 @@ class _NFTKEstimator(BaseEstimator):
         self.b_std = b_std
         self.readout_bias = readout_bias
         self.basis = basis
-        self.family = family
+        self.kernel = kernel
         self.objective = objective
         self.constraint = constraint
         self.penalty = penalty
         self.penalty_norm = penalty_norm
         self.weights = weights
         self.ridge = ridge
+        self.method = method
+        self.step_size = step_size
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
         self.n_search = n_search
         self.cv = cv
+        self.one_standard_error = one_standard_error
         self.scaling = scaling
+        self.unit_norm = unit_norm
         self.decision = decision
+        self.solver = solver
+        self.solver_tolerance = solver_tolerance
+        self.landmarks = landmarks
+        self.inputs = inputs
         self.precision = precision
         self.random_state = random_state
 
-    def _learn(
-        self, x: np.ndarray, y: np.ndarray, classes: np.ndarray | None, weight: np.ndarray | None, splits: Splits | None
-    ) -> None:
-        own: Any = self  # scikit-learn stores parameters untouched; LearnSettings checks them
-        precision = own.precision
-        if precision == "auto":
-            precision = "float64" if len(x) <= FLOAT64_ROWS else "float32"
-        seed = own.random_state
+    def _settings(self) -> tuple[Kernel, LearnSettings]:
+        """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
+
+        Raises:
+          ValueError: a parameter is out of range.
+        """
+        values = self.get_params(deep=False)
+        seed = values["random_state"]
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
-        if own.family is None:
-            kernels = MLP(own.depth, own.activation, own.w_std, own.b_std, own.readout_bias, own.basis)
-        elif isinstance(own.family, KernelFamily):
-            kernels = own.family
-        else:
-            raise ValueError(f"family must be a KernelFamily, or None for an MLP; got {own.family!r}")
-        learn_ridge = str(own.ridge) == "learned"
-        settings = LearnSettings(
-            mlp=kernels,
-            search=SearchSettings(
-                own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights, learn_ridge=learn_ridge
-            ),
-            ridge="auto" if learn_ridge else own.ridge,
-            n_search=SEARCH_ROWS if own.n_search is None else own.n_search,
-            precision=precision,
-            scaling=own.scaling,
-            decision=own.decision,
-            seed=int(seed),
-        )
-        learned = learn(x, y, settings, classes=classes, weight=weight, splits=splits)
-        if learned.descent is not None and not learned.descent.converged.all():
-            warnings.warn(
-                f"search of Omega: {learned.descent.message}; the weights are better than those that it began with, "
-                "but no minimum: another ridge, objective or basis may have one that it finds",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        model = learned.model
+        settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
+        if self.kernel is None:
+            return MLP(**flatten(gather(MLPSettings, values))), settings
+        if not isinstance(self.kernel, Kernel):
+            raise ValueError(f"kernel must be a Kernel, or None for an MLP; got {self.kernel!r}")
+        return self.kernel, settings
+
+    def _learn(self, data: TrainingRows) -> None:
+        kernel, settings = self._settings()
+        with learn(data, kernel, settings) as learned:
+            if learned.descent is not None and not learned.descent.converged.all():
+                warnings.warn(
+                    f"search of Omega: {learned.descent.message}; the weights are better than those that it began "
+                    "with, but no minimum: another `ridge`, `objective` or `basis`, or more `max_iterations`, may find "
+                    "one",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
+            model = learned.model
         self.model_: NFTKModel = model
         self.omega_: np.ndarray = model.omega
         self.kernel_omega_: np.ndarray = model.kernel_omega
+        self.kernel_labels_ = model.kernel.labels
         self.scale_: np.ndarray = model.scale
         self.ridge_: np.ndarray = model.ridge
         self.dual_coef_: np.ndarray = model.dual_coef
 
-    def _kept(
+    def _training_rows(
         self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Splits | None]:
-        """Inputs, targets and weights of the rows of positive weight, and the splits of `cv` among them."""
-        own: Any = self
+    ) -> TrainingRows:
+        """The rows of positive weight, with the splits of `cv` among them."""
         splits = None
-        if own.cv is not None:
-            splitter: Any = check_cv(own.cv, y, classifier=classifier)
-            splits = list(splitter.split(x, y, groups))
+        if self.cv is not None:
+            splits = list(check_cv(self.cv, y, classifier=classifier).split(x, y, groups))
         if sample_weight is None:
-            self._weight = None
-            return x, y, None, splits
+            return TrainingRows(x, y, splits=splits)
         weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weight)
         if len(rows) < 2:
             raise ValueError(f"sample_weight must be positive for at least two rows; got {len(rows)}")
         if splits is not None:
             splits = restrict_splits(splits, rows, len(x))
-        self._weight = weight[rows]
-        return x[rows], y[rows], self._weight, splits
+        return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
 
     def _scores(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -186,10 +230,8 @@ class _NFTKEstimator(BaseEstimator):
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
-    __doc__ = f"""Infinite-width NFT-K for classes: one-hot kernel ridge regression, one learned kernel a class.
-
-    {(_NFTKEstimator.__doc__ or "").split(chr(10), 2)[2]}
-      classes_: the labels, in the order of the scores' columns.
+    __doc__ = f"""Infinite-width NFT-K for classes: one-hot kernel ridge regression, one learned kernel per class.
+{_PARAMETERS}      classes_: the labels, in the order of the scores' columns.
     """
 
     def fit(self, x: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> NFTKClassifier:
@@ -209,12 +251,12 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         """
         x, y = validate_data(self, x, y, ensure_min_samples=2)
         check_classification_targets(y)
-        x, y, weight, splits = self._kept(x, y, sample_weight, groups, classifier=True)
-        classes, indices = np.unique(y, return_inverse=True)
+        data = self._training_rows(x, y, sample_weight, groups, classifier=True)
+        classes, indices = np.unique(data.y, return_inverse=True)
         self.classes_: np.ndarray = classes
-        if len(self.classes_) < 2:
-            raise ValueError(f"y must hold at least two classes; got one class, {self.classes_.tolist()[0]!r}")
-        self._learn(x, indices, self.classes_, weight, splits)
+        if len(classes) < 2:
+            raise ValueError(f"y must hold at least two classes; got one class, {classes.tolist()[0]!r}")
+        self._learn(dataclasses.replace(data, y=indices, classes=classes))
         return self
 
     def decision_function(self, x: Any) -> np.ndarray:
@@ -246,10 +288,8 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
 
 
 class NFTKRegressor(RegressorMixin, _NFTKEstimator):
-    __doc__ = f"""Infinite-width NFT-K for real targets, one learned kernel a target.
-
-    {(_NFTKEstimator.__doc__ or "").split(chr(10), 2)[2]}
-    """
+    __doc__ = f"""Infinite-width NFT-K for real targets, one learned kernel per target.
+{_PARAMETERS}    """
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -272,29 +312,28 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
         x, y = validate_data(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2)
-        x, y, weight, splits = self._kept(x, y, sample_weight, groups, classifier=False)
+        data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1
-        self._learn(x, y.reshape(len(y), -1).astype(np.float64), None, weight, splits)
+        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
         return self
 
     @overload
-    def predict(
-        self, x: Any, return_std: Literal[False] = False, covariance: Literal["ntk", "nngp"] = "ntk"
-    ) -> np.ndarray: ...
+    def predict(self, x: Any, return_std: Literal[False] = False, covariance: KindName = "ntk") -> np.ndarray: ...
 
     @overload
     def predict(
-        self, x: Any, return_std: Literal[True], covariance: Literal["ntk", "nngp"] = "ntk"
+        self, x: Any, return_std: Literal[True], covariance: KindName = "ntk"
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def predict(
-        self, x: Any, return_std: bool = False, covariance: Literal["ntk", "nngp"] = "ntk"
+        self, x: Any, return_std: bool = False, covariance: KindName = "ntk"
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Targets and, on request, how uncertain the function is there.
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          return_std: also return the posterior standard deviation of the Gaussian-process view, `posterior_std`.
+          return_std: also return the posterior standard deviation of the Gaussian-process view, see
+            `NFTKModel.posterior_std`.
           covariance: of its prior: "ntk", the learned kernel, whose posterior mean is the prediction, or "nngp", the
             covariance of the same networks at initialisation.
 
@@ -308,5 +347,5 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         if not return_std:
             return mean
         inputs = np.asarray(validate_data(self, x, reset=False))
-        std = posterior_std(self.model_, inputs, covariance=covariance, weight=self._weight)
+        std = self.model_.posterior_std(inputs, covariance=covariance)
         return mean, std[:, 0] if self._single_output else std

@@ -1,4 +1,4 @@
-"""The fitted model: what a prediction needs, saved as safetensors and JSON (never pickle)."""
+"""The fitted model: what a prediction and its standard deviation need, saved as safetensors and JSON (never pickle)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 import scipy.special
 
-from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.gram import combined_ntk
-from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.kernels.saved import from_dict
 from nftk_jax.preprocessing.scaling import InputScaling
-from nftk_jax.settings import ScalingName
+from nftk_jax.settings import InputsName, KindName, check_choice
+from nftk_jax.solvers.cholesky import factor_ridge
 
-#: Version 2 added `unit_norm`; version 1 is read as without it.
-SCHEMA, READABLE = "nftk_jax.model/2", ("nftk_jax.model/1", "nftk_jax.model/2")
+#: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs.
+SCHEMA = "nftk_jax.model/3"
+READABLE = ("nftk_jax.model/1", "nftk_jax.model/2", SCHEMA)
 
 _TENSORS = (
     "x_train",
@@ -37,29 +39,11 @@ _TENSORS = (
     "target_scale",
 )
 _LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
-_TILE_BYTES = 256 * 2**20
+_STD_ROWS = 1024  # of new inputs, whose kernels are held at a time
 
 
 class ModelError(ValueError):
     """A saved model cannot be used; one line says why and what to do."""
-
-
-def resolve_scaling(mlp: MLP | KernelFamily, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-    """The scaling that goes with a family of kernels: "auto" leaves row numbers alone, and is "images" for images.
-
-    Raises:
-      ValueError: the family's inputs are row numbers, and `scaling` or `unit_norm` would change them.
-    """
-    if not isinstance(mlp, KernelFamily):
-        return scaling
-    if mlp.n_rows is None:
-        return "images" if scaling == "auto" and len(mlp.input_shape or ()) > 1 else scaling
-    if scaling not in ("auto", "none") or unit_norm:
-        raise ValueError(
-            f"the inputs of {mlp!r} are row numbers, which must not be scaled; give scaling='none' and "
-            f"unit_norm=False, not {scaling!r} and {unit_norm}"
-        )
-    return "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +60,25 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class NFTKModel:
-    """An infinite-width NFT-K: one kernel a class, and the ridge regression on it (paper eqs. 14-15).
+    """An infinite-width NFT-K: one kernel per class, and the ridge regression on it (paper eqs. 14-15).
 
     Attributes:
-      mlp: the architecture, or a family of kernels.
+      kernel: L kernels.
       omega: weights of the kernels scaled to unit mean diagonal, shape (C, L), float64.
-      scale: mean diagonal of Theta^(l) on the training rows, shape (L,), float64.
+      scale: mean diagonal of K^(l) on the training rows, shape (L,), float64.
       ridge: absolute ridge of every class, in units of the scaled kernels' mean diagonal, shape (C,), float64.
-      x_train: training inputs as given, shape (n, p).
+      x_train: training inputs as given, shape (n, p); the landmarks' alone after Nystroem's method.
       dual_coef: shape (n, C), float32 or float64: the dtype that predictions are computed in.
       target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
       input_scaling: what is done to inputs before the kernel.
       classes: labels in the order of the classes, or None for regression.
       calibration: from scores to probabilities, fitted on held-out rows; None for regression.
+      weight: sample weights of the training rows, shape (n,); None is 1 everywhere.
+      inputs: what was promised of the scaled inputs, see `Kernel.bind`.
+      landmarks: whether `x_train` holds the landmarks of Nystroem's method.
     """
 
-    mlp: MLP | KernelFamily
+    kernel: Kernel
     omega: np.ndarray
     scale: np.ndarray
     ridge: np.ndarray
@@ -102,10 +89,13 @@ class NFTKModel:
     input_scaling: InputScaling
     classes: np.ndarray | None
     calibration: Calibration | None = None
+    weight: np.ndarray | None = None
+    inputs: InputsName = "auto"
+    landmarks: bool = False
 
     @property
     def kernel_omega(self) -> np.ndarray:
-        """omega / scale, the weights of the unscaled kernels, shape (C, L): what `combined_ntk` takes."""
+        """omega / scale, the weights of the unscaled kernels, shape (C, L): what `combined_kernel` takes."""
         return self.omega / self.scale
 
     def scaled(self, x: np.ndarray) -> np.ndarray:
@@ -121,6 +111,15 @@ class NFTKModel:
         if not np.isfinite(z).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         return z
+
+    def bind(self, kernel: Kernel | None = None, dtype: Any = None) -> Rows:
+        """The kernels of unit mean diagonal on the training rows, or another kernel in their place.
+
+        `dtype` of the entries; None is that of `dual_coef`.
+        """
+        z = self.scaled(self.x_train).astype(self.dual_coef.dtype if dtype is None else dtype, copy=False)
+        inputs = self.inputs if z.dtype == self.dual_coef.dtype else "auto"  # rounded rows are no sphere in float64
+        return (self.kernel if kernel is None else kernel).bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
         self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
@@ -143,17 +142,14 @@ class NFTKModel:
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
-            size = padded_size(len(self.x_train))  # rows of zeros with dual coefficients of zero
-            z_train = jnp.asarray(pad_rows(self.scaled(self.x_train), size))
-            scores = predict_scores(
-                lambda rows, omega: combined_ntk(self.mlp, omega, self.scaled(rows), z_train),
-                x,
-                self.kernel_omega,
-                pad_rows(self.dual_coef, size),
-                report=report,
-            )
-        scores *= self.target_scale
-        scores += self.target_mean
+            scores = self.bind().predict(self.omega, self.dual_coef, x, scaled=self.scaled, report=report)
+        return self.unscaled(scores)
+
+    def unscaled(self, scores: np.ndarray) -> np.ndarray:
+        """Scores in units of the targets, from those of the encoded ones, shape (m, C) or (m, k C); in place."""
+        times = scores.shape[1] // len(self.target_mean)
+        scores *= np.tile(self.target_scale, times)
+        scores += np.tile(self.target_mean, times)
         return scores
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -187,22 +183,72 @@ class NFTKModel:
             raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
         return scores @ self.calibration.matrix + self.calibration.offset
 
+    def posterior_std(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
+        r"""Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets.
+
+        .. math:: \sigma_c^2(x) = s_c^2 \left(k_c(x, x) - k_c(x, X) (k_c(X, X) + \lambda_c W^{-1})^{-1} k_c(X, x)\right)
+
+        with s_c the scale of the target, noise of variance :math:`s_c^2 \lambda_c` on every training target, and W the
+        sample weights; the noise of a new target is not included. The prior covariance is :math:`s_c^2 k_c`, with k_c
+        the learned kernel ("ntk", whose posterior mean is exactly the prediction) or the NNGP kernel with the same
+        weights ("nngp": the spread of the same networks at random initialisation, of which only the readouts'
+        posterior is taken; smaller than the NTK).
+
+        Args:
+          x: inputs, shape (m, p), unscaled.
+          covariance: "ntk" or "nngp".
+
+        Returns:
+          Shape (m, C), float64, in units of the targets.
+
+        Raises:
+          ValueError: the inputs' shape is wrong, `covariance` is neither of the two, or the model knows landmarks alone.
+        """
+        check_choice("covariance", covariance, KindName)
+        if self.landmarks:
+            raise ValueError(
+                "standard deviations need all training rows, and this model keeps the landmarks of "
+                "Nystroem's method; fit it with `solver='cholesky'` or `solver='cg'`"
+            )
+        z = self.scaled(x)
+        variance = np.empty((len(z), len(self.omega)))
+        keys = np.column_stack([self.omega, self.ridge])
+        distinct, group = np.unique(keys, axis=0, return_inverse=True)
+        with enable_x64(self.dual_coef.dtype == np.float64):
+            kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
+            rows, diagonals = self.bind(kernel), kernel.diagonals(z) / self.scale[:, None]
+            for number, row in enumerate(distinct):
+                members = np.flatnonzero(group.ravel() == number)
+                omega, ridge = row[None, :-1], float(row[-1])
+                lower = factor_ridge(rows.gram(omega)[0], ridge=ridge, jitter=True, weight=self.weight).lower
+                for start in range(0, len(z), _STD_ROWS):
+                    tile = slice(start, start + _STD_ROWS)
+                    cross = rows.cross(omega, z[tile])[0]
+                    left = omega[0] @ diagonals[:, tile] - np.asarray(_explained(lower, cross), np.float64)
+                    variance[tile, members] = left[:, None]
+        return np.sqrt(np.maximum(variance, 0.0)) * self.target_scale
+
     def save(self, directory: str | pathlib.Path) -> None:
         """Write model.safetensors and model.json into a directory, which is made if it is not there.
 
-        The functions of a family are not written: `load_model` takes them.
+        Functions and Gram matrices of a kernel are not written: `load_model` takes that kernel.
 
         Raises:
           OSError: the directory cannot be written.
         """
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
+        if self.weight is not None:
+            tensors["weight"] = np.asarray(self.weight, np.float64)
         classes = None if self.classes is None else _describe_labels(self.classes)
         header = {
             "schema": SCHEMA,
-            "architecture": _describe_kernels(self.mlp),
+            "kernel": self.kernel.to_dict(),
+            "kernel_labels": [str(label) for label in self.kernel.labels],
             "classes": classes,
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
             "unit_norm": self.input_scaling.unit_norm,
+            "inputs": self.inputs,
+            "landmarks": self.landmarks,
         }
         text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -214,73 +260,44 @@ class NFTKModel:
         return getattr(owner, name.removeprefix("input_"))
 
 
-def predict_scores(
-    kernel: Callable[[np.ndarray, np.ndarray], Any],
-    x: np.ndarray,
-    omega: np.ndarray,
-    dual_coef: np.ndarray,
-    *,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """K_c(x, X) alpha_c for every class in tiles of rows; classes with one omega share their kernel.
-
-    Args:
-      kernel: maps rows (b, p) and weights (G, L) to kernels (G, b, n).
-      x: inputs, shape (m, p).
-      omega: weights handed to `kernel`, shape (C, L).
-      dual_coef: shape (n, C).
-      report: called with the rows done and their total.
-
-    Returns:
-      Scores, shape (m, C), float64.
-    """
-    distinct, group = np.unique(omega, axis=0, return_inverse=True)
-    members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
-    columns = [jnp.asarray(dual_coef[:, classes]) for classes in members]
-    rows = max(1, min(padded_size(len(x)), _TILE_BYTES // (dual_coef.dtype.itemsize * len(dual_coef) * len(distinct))))
-    scores = np.empty((len(x), dual_coef.shape[1]))
-    for start in range(0, len(x), rows):
-        tile = x[start : start + rows]
-        short = rows - len(tile)  # the last tile is padded, so that one shape is compiled
-        padded = np.concatenate([tile, np.repeat(tile[-1:], short, axis=0)]) if short else tile
-        for k, classes, dual in zip(kernel(padded, distinct), members, columns, strict=True):
-            scores[start : start + len(tile), classes] = np.asarray(k @ dual, np.float64)[: len(tile)]
-        report(start + len(tile), len(x))
-    return scores
+@jax.jit
+def _explained(lower: jax.Array, cross: jax.Array) -> jax.Array:
+    """k(x, X) A^(-1) k(X, x) of every row from the lower factor of A."""
+    return jnp.sum(jax.scipy.linalg.solve_triangular(lower, cross.T, lower=True) ** 2, axis=0)
 
 
-def load_model(directory: str | pathlib.Path, *, family: KernelFamily | None = None) -> NFTKModel:
+def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -> NFTKModel:
     """Read a model that `NFTKModel.save` or `python -m nftk_jax.fit` wrote.
 
     Args:
       directory: holds model.safetensors and model.json.
-      family: the kernels of a model that was fitted with a family, whose functions no file holds.
+      kernel: of a model whose kernel no file can hold (functions, Gram matrices, a class of one's own).
 
     Returns:
       The model; it predicts the same bits as the one that was saved.
 
     Raises:
-      ModelError: files are missing, damaged, of another schema, or do not fit together or with `family`.
+      ModelError: files are missing, damaged, of another schema, or do not fit together or with `kernel`.
     """
     directory = pathlib.Path(directory)
     try:
         header = json.loads((directory / "model.json").read_text())
         tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
+        missing = error.filename or "model.safetensors"
         raise ModelError(
-            f"no model in {directory}: {error.filename or 'model.safetensors'} is missing; give the "
-            "output directory of nftk_jax.fit"
+            f"no model in {directory}: {missing} is missing; give the output directory of nftk_jax.fit"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
         raise ModelError(
-            f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit "
-            "it again, or read it with the version that wrote it"
+            f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit it again, or "
+            "read it with the version that wrote it"
         )
     try:
-        return _assemble(header, tensors, family)
+        return _assemble(header, tensors, kernel)
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -292,52 +309,78 @@ def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
     return {"kind": plain.dtype.kind, "labels": plain.tolist()}
 
 
-def _describe_kernels(mlp: MLP | KernelFamily) -> dict[str, Any]:
-    return {"n_kernels": mlp.n_kernels} if isinstance(mlp, KernelFamily) else dataclasses.asdict(mlp)
-
-
-def _restore_kernels(described: dict[str, Any], family: KernelFamily | None) -> MLP | KernelFamily:
-    needed = described.get("n_kernels")
-    if needed != (family and family.n_kernels):
-        expected = "an MLP, which needs no family" if needed is None else f"a family of {needed} kernels"
+def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
+    """The kernel that the header describes, or the one that was given for a kernel that no file can hold."""
+    described = header.get("kernel")
+    if "architecture" in header:  # schemas 1 and 2: an MLP, or a number of functions
+        old = header["architecture"]
+        described = None if "n_kernels" in old else {"type": "MLP", **old}
+        labels = [f"kernel {number}" for number in range(1, old.get("n_kernels", 0) + 1)]
+    else:
+        labels = header["kernel_labels"]
+    if described is not None:
+        if given is not None:
+            raise ModelError(f"the model holds its kernel {described}; got kernel={given!r}: leave it out")
+        return from_dict(described)
+    if given is None or [str(label) for label in given.labels] != labels:
         raise ModelError(
-            f"the model was fitted with {expected}; got family={family!r}: give load_model the family "
-            "of the fit, or none for an MLP"
+            f"the model was fitted with {len(labels)} kernels that no file holds ({', '.join(labels[:5])}"
+            f"{', ...' if len(labels) > 5 else ''}); got kernel={given!r}: give load_model the kernel of the fit"
         )
-    return MLP(**described) if family is None else family
+    return given
 
 
-def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], family: KernelFamily | None) -> NFTKModel:
-    mlp = _restore_kernels(header["architecture"], family)
+def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Kernel | None) -> NFTKModel:
+    kernel = _restore_kernel(header, given)
     n, features = tensors["x_train"].shape
     n_classes = tensors["dual_coef"].shape[1]
     expected = {
         "dual_coef": (n, n_classes),
-        "omega": (n_classes, mlp.n_kernels),
-        "scale": (mlp.n_kernels,),
+        "omega": (n_classes, kernel.n_kernels),
+        "scale": (kernel.n_kernels,),
         "ridge": (n_classes,),
         "input_shift": (features,),
         "input_scale": (features,),
         "target_mean": (n_classes,),
         "target_scale": (n_classes,),
     }
-    for name, shape in expected.items():
+    weight = tensors.get("weight")
+    for name, shape in (expected if weight is None else {**expected, "weight": (n,)}).items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} holds NaN or infinity")
-    classes = header["classes"]
-    if classes is not None:
-        classes = np.array(classes["labels"], dtype=_LABEL_TYPES[classes["kind"]])
-        if classes.shape != (n_classes,):
-            raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    calibration = None
-    if header.get("calibration") is not None:
-        calibration = Calibration(**{name: np.array(part, float) for name, part in header["calibration"].items()})
-        if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
-            raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
-        if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
-            raise ValueError("the calibration holds NaN or infinity")
     fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
     scaling = InputScaling(tensors["input_shift"], tensors["input_scale"], header.get("unit_norm", False) is True)
-    return NFTKModel(mlp=mlp, input_scaling=scaling, classes=classes, calibration=calibration, **fields)
+    inputs = header.get("inputs", "auto")
+    check_choice("inputs", inputs, InputsName)
+    return NFTKModel(
+        kernel=kernel,
+        input_scaling=scaling,
+        classes=_restore_labels(header["classes"], n_classes),
+        calibration=_restore_calibration(header.get("calibration"), n_classes),
+        weight=weight,
+        inputs=inputs,
+        landmarks=header.get("landmarks", False) is True,
+        **fields,
+    )
+
+
+def _restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
+    if described is None:
+        return None
+    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
+    if classes.shape != (n_classes,):
+        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
+    return classes
+
+
+def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:
+    if described is None:
+        return None
+    calibration = Calibration(**{name: np.array(part, float) for name, part in described.items()})
+    if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
+        raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
+    if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
+        raise ValueError("the calibration holds NaN or infinity")
+    return calibration

@@ -25,12 +25,14 @@ WeightsName = Literal["per-class", "shared", "uniform"]
 MethodName = Literal["quasi-newton", "projected-gradient"]
 DecisionName = Literal["scores", "logistic"]
 SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
-PrecisionName = Literal["float32", "float64"]
+PrecisionName = Literal["auto", "float32", "float64"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
 RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
 #: Training rows that the search takes from a larger set unless told otherwise.
 SEARCH_ROWS = 3000
+#: Up to so many training rows ``precision="auto"`` solves in float64.
+FLOAT64_ROWS = 2000
 #: Folds of the objective `kfold`, and of every other up to so many search rows.
 FOLDS, FOLD_ROWS = 5, 600
 
@@ -185,8 +187,8 @@ class SolveSettings:
     """Training rows that nystroem keeps; default 4096."""
     inputs: InputsName = "auto"
     """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
-    precision: PrecisionName = "float32"
-    """Of kernels and solves."""
+    precision: PrecisionName = "auto"
+    """Of kernels and solves; auto is float64 up to 2000 training rows."""
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SolverName)
@@ -198,6 +200,12 @@ class SolveSettings:
                 raise ValueError(f"solver_tolerance must be between 0 and 1; got {self.solver_tolerance!r}")
         if self.landmarks is not None:
             check_count("landmarks", self.landmarks)
+
+    def dtype(self, n_train: int) -> Literal["float32", "float64"]:
+        """The precision on so many training rows."""
+        if self.precision == "auto":
+            return "float64" if n_train <= FLOAT64_ROWS else "float32"
+        return self.precision
 
 
 @dataclasses.dataclass(frozen=True)

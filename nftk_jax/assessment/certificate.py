@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.gram import combined_ntk
-from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.model import NFTKModel
+from nftk_jax.solvers.solver import RidgeSolution
+
+#: Rows of the random blocks on which residual and predictions are recomputed.
+BLOCK_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,69 +38,90 @@ class Certificate:
     max_prediction_difference_float64: float | None
 
 
-def apply_float64(
-    mlp: MLP | KernelFamily, kernel_omega: np.ndarray, x: np.ndarray, x_train: np.ndarray, dual_coef: np.ndarray
-) -> np.ndarray:
-    """K_c(x, X) alpha_c of every class with entries and sums in float64, shape (m, C)."""
-    scores = np.empty((len(x), len(kernel_omega)))
-    distinct, group = np.unique(kernel_omega, axis=0, return_inverse=True)
-    with enable_x64():
-        right = jnp.asarray(x_train, jnp.float64)
-        for rows in np.array_split(np.arange(len(x)), max(1, len(x) * len(x_train) * len(distinct) // 2**25)):
-            if rows.size:
-                k = combined_ntk(mlp, distinct, jnp.asarray(x[rows], jnp.float64), right)
-                products = np.asarray(jnp.einsum("gmn,nc->gmc", k, jnp.asarray(dual_coef, jnp.float64)))
-                scores[rows] = products[group.ravel(), :, np.arange(len(kernel_omega))].T
-    return scores
+@dataclasses.dataclass(frozen=True)
+class RidgeSystem:
+    """The systems (K_c + ridge_c I) alpha_c = y_c with entries in float64.
 
-
-def relative_residual(
-    mlp: MLP | KernelFamily,
-    kernel_omega: np.ndarray,
-    ridge: np.ndarray,
-    x_train: np.ndarray,
-    y: np.ndarray,
-    dual_coef: np.ndarray,
-    rows: np.ndarray,
-) -> float:
-    """Largest over classes of |y - (K + ridge I) alpha| / |y| on the training rows `rows`, in float64.
-
-    Args:
-      mlp: the architecture, or a family of kernels.
-      kernel_omega: weights of the unscaled kernels, shape (C, L).
+    Attributes:
+      rows: the training rows in float64.
+      omega: weights of their kernels, shape (C, L).
       ridge: absolute ridges, shape (C,).
-      x_train: training inputs, shape (n, p).
       y: targets, shape (n, C).
-      dual_coef: dual coefficients, shape (n, C).
-      rows: positions of the rows of the block.
     """
-    fitted = apply_float64(mlp, kernel_omega, x_train[rows], x_train, dual_coef)
-    residual = y[rows] - fitted - ridge * dual_coef[rows]
-    size = np.linalg.norm(y[rows], axis=0)
+
+    rows: Rows
+    omega: np.ndarray
+    ridge: np.ndarray
+    y: np.ndarray
+
+    def relative_residual(self, dual_coef: np.ndarray, block: np.ndarray) -> float:
+        """Largest over classes of |y - (K + ridge I) alpha| / |y| on some training rows.
+
+        Args:
+          dual_coef: alpha, shape (n, C).
+          block: positions of these rows.
+        """
+        with enable_x64():
+            fitted = self.rows.predict(self.omega, dual_coef, self.rows.x[block])
+        residual = self.y[block] - fitted - self.ridge * dual_coef[block]
+        return _worst(residual, self.y[block])
+
+    def nystroem_residual(self, landmarks: np.ndarray, dual_coef: np.ndarray, block: np.ndarray) -> float:
+        """Largest over classes of |K_mn (y - K_nm beta) - ridge K_mm beta| / |K_mn y| on some landmarks.
+
+        Args:
+          landmarks: positions of the m landmarks among the training rows.
+          dual_coef: beta, shape (m, C).
+          block: positions of the block among the landmarks.
+        """
+        rows, omega, some = self.rows, self.omega, self.rows.x[landmarks[block]]
+        centres = rows.take(landmarks)
+        with enable_x64():
+            misfit = self.y - centres.predict(omega, dual_coef, rows.x)
+            residual = rows.predict(omega, misfit, some) - self.ridge * centres.predict(omega, dual_coef, some)
+            return _worst(residual, rows.predict(omega, self.y, some))
+
+
+def _worst(residual: np.ndarray, right: np.ndarray) -> float:
+    size = np.linalg.norm(right, axis=0)
     return float(np.max(np.linalg.norm(residual, axis=0) / np.where(size > 0, size, 1.0)))
 
 
-def nystroem_residual(
-    mlp: MLP | KernelFamily,
-    kernel_omega: np.ndarray,
-    ridge: np.ndarray,
-    x_train: np.ndarray,
+def certify(
+    model: NFTKModel,
+    solution: RidgeSolution,
+    rows: Rows,
     y: np.ndarray,
-    landmarks: np.ndarray,
-    dual_coef: np.ndarray,
-    rows: np.ndarray,
-) -> float:
-    """Largest over classes of |K_mn (y - K_nm beta) - ridge K_mm beta| / |K_mn y| on the landmarks `rows`, in float64.
+    test: tuple[np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+) -> Certificate:
+    """Recompute residual and predictions in float64 on random blocks of training and test rows.
 
     Args:
-      mlp, kernel_omega, ridge, x_train, y: as for `relative_residual`.
-      landmarks: positions of the m landmarks among the training rows.
-      dual_coef: beta, shape (m, C).
-      rows: positions of the block among the landmarks.
+      model: as it was fitted.
+      solution: of its solve.
+      rows: all training rows, bound to the model's kernels.
+      y: encoded targets, shape (n, C).
+      test: test inputs, shape (m, p), unscaled, and the scores that the model gave them, shape (m, C).
+      rng: draws the blocks.
     """
-    centres, block = x_train[landmarks], x_train[landmarks[rows]]
-    misfit = y - apply_float64(mlp, kernel_omega, x_train, centres, dual_coef)
-    residual = apply_float64(mlp, kernel_omega, block, x_train, misfit)
-    residual -= ridge * apply_float64(mlp, kernel_omega, block, centres, dual_coef)
-    size = np.linalg.norm(apply_float64(mlp, kernel_omega, block, x_train, y), axis=0)
-    return float(np.max(np.linalg.norm(residual, axis=0) / np.where(size > 0, size, 1.0)))
+    dual_coef = model.dual_coef.astype(np.float64)
+    system = RidgeSystem(model.kernel.bind(rows.x.astype(np.float64), scale=model.scale), model.omega, model.ridge, y)
+    block = rng.choice(len(dual_coef), min(BLOCK_ROWS, len(dual_coef)), replace=False)
+    if solution.landmarks is None:
+        residual = system.relative_residual(dual_coef, block)
+    else:
+        residual = system.nystroem_residual(solution.landmarks, dual_coef, block)
+    x_test, scores = test
+    block = rng.choice(len(scores), min(BLOCK_ROWS, len(scores)), replace=False)
+    z = model.scaled(x_test[block]).astype(np.float64)
+    with enable_x64():
+        exact = model.bind(dtype=np.float64).predict(model.omega, dual_coef, z)
+    return Certificate(
+        solver=solution.solver,
+        iterations=solution.iterations,
+        relative_residual=residual,
+        condition_estimate=solution.condition_estimate,
+        jitter=solution.jitter,
+        max_prediction_difference_float64=float(np.abs(scores[block] - model.unscaled(exact)).max()),
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,23 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels import tiles
-from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.settings import ScalingName
 
-#: Rows and columns of the largest tile: one that a processor's cache holds.
-_ROWS, _COLUMNS = 64, 4096
-#: Rows of the blocks whose diagonals are taken.
-_DIAGONAL_ROWS = 16
 #: Row numbers up to this are exact in float32.
 _LARGEST_ROW = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class KernelFamily:
-    r"""Kernels Theta^(1), ..., Theta^(L) of any kind, in place of an `MLP`: search, solve and prediction take either.
+class KernelFamily(Kernel):
+    r"""Kernels Theta^(1), ..., Theta^(L) of any kind, given by functions.
 
     A function maps rows (n1, \*input_shape) and (n2, \*input_shape) to their kernel (n1, n2). JAX must be able to
     trace it; it must be symmetric, positive semi-definite and cheap enough to be evaluated again wherever a tile is
     needed. Two families are equal if they are one object, so that a copy shares what is compiled.
 
     Args:
-      functions: the kernels, at least one.
+      functions: the kernels, at least one; a mapping from names to functions names Omega's columns.
       input_shape: of one sample, as the functions take it; inputs are rows (n, p), p its product. None is (p,).
       n_rows: inputs are not features but numbers 0, ..., n_rows - 1 of rows that the functions know, as a column
         (n, 1); None for features. See `precomputed`.
@@ -44,14 +40,15 @@ class KernelFamily:
       ValueError: there is no function, one cannot be called, or a size is not positive.
     """
 
-    functions: tuple[Callable[[jax.Array, jax.Array], Any], ...]
+    functions: Any  # a sequence or mapping of callables (x1, x2) -> kernel; kept as a tuple
     input_shape: tuple[int, ...] | None = None
     n_rows: int | None = None
-
-    #: What the kernels are called where an MLP says "depths", "increments" or "layers".
-    basis: ClassVar[Literal["kernels"]] = "kernels"
+    names: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.functions, Mapping):
+            object.__setattr__(self, "names", tuple(str(name) for name in self.functions))
+            object.__setattr__(self, "functions", tuple(self.functions.values()))
         object.__setattr__(self, "functions", tuple(self.functions))
         if not self.functions or not all(callable(function) for function in self.functions):
             raise ValueError(f"functions must be one callable (x1, x2) -> kernel or more; got {self.functions!r}")
@@ -114,16 +111,13 @@ class KernelFamily:
         what = f"input_shape={self.input_shape}" if self.n_rows is None else f"n_rows={self.n_rows}"
         return f"KernelFamily({self.n_kernels} functions, {what})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KernelFamily:
-        return self
-
     @property
-    def n_kernels(self) -> int:
-        """L."""
-        return len(self.functions)
+    def labels(self) -> tuple[KernelLabel, ...]:
+        names = self.names or tuple(f"kernel {number}" for number in range(1, len(self.functions) + 1))
+        kind = "function" if self.n_rows is None else "gram"
+        return tuple(KernelLabel(kind, name=name) for name in names)
 
-    def check(self, x: np.ndarray | jax.Array) -> None:
-        """Raise ValueError unless `x` holds inputs of this family, shape (n, p); the values of traced ones pass."""
+    def check(self, x: Any) -> None:
         features = 1 if self.n_rows is not None else math.prod(self.input_shape or x.shape[1:])
         if x.ndim != 2 or x.shape[1] != features:
             raise ValueError(f"the inputs of {self!r} must have shape (n, {features}); got {x.shape}")
@@ -136,74 +130,20 @@ class KernelFamily:
                 f"{rows.min():g} to {rows.max():g}"
             )
 
-    def kernels(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """All kernels of rows (n1, p) and (n2, p), shape (L, n1, n2), dtype of `x1`, in one piece. Traceable."""
+    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+        """ "auto" leaves row numbers alone, and is "images" for images."""
+        if self.n_rows is None:
+            return "images" if scaling == "auto" and len(self.input_shape or ()) > 1 else scaling
+        if scaling not in ("auto", "none") or unit_norm:
+            raise ValueError(
+                f"the inputs of {self!r} are row numbers, which must not be scaled; give `scaling='none'` and "
+                f"`unit_norm=False`; got {scaling!r} and {unit_norm}"
+            )
+        return "none"
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         left, right = (x.reshape(-1, *(self.input_shape or x.shape[1:])) for x in (x1, x2))
         return jnp.stack([_checked(self, number, left, right) for number in range(self.n_kernels)])
-
-    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """sum_l omega[c, l] Theta^(l)(x1, x2), shape (C, n1, n2), in tiles of both arrays' rows. Traceable.
-
-        Args:
-          budget: bytes of temporary arrays, about.
-          omega: weights, shape (C, L).
-          x1: inputs, shape (n1, p).
-          x2: inputs, shape (n2, p).
-        """
-        n1, n2 = len(x1), len(x2)
-        pairs = self._pairs(budget, len(omega), x1)
-        rows = max(1, min(n1, _ROWS, math.isqrt(pairs)))
-        columns = max(1, min(n2, _COLUMNS, pairs // rows))
-
-        def tile(start):
-            left = lax.dynamic_slice_in_dim(x1, start[0], rows)
-            right = lax.dynamic_slice_in_dim(x2, start[1], columns)
-            return jnp.einsum("cl,lnm->cnm", omega, self.kernels(left, right), precision=tiles.HIGHEST)
-
-        starts = [(i, j) for i in tiles.tile_starts(n1, rows) for j in tiles.tile_starts(n2, columns)]
-        if len(starts) == 1:
-            return tile((0, 0))
-
-        def fill(out, start):
-            return lax.dynamic_update_slice(out, tile(start), (jnp.zeros_like(start[0]), *start)), None
-
-        return lax.scan(fill, jnp.zeros((len(omega), n1, n2), x1.dtype), jnp.asarray(starts, jnp.int32))[0]
-
-    def diagonals(self, budget: int, x: jax.Array) -> jax.Array:
-        """Theta^(l)(x_i, x_i), shape (L, n), from small blocks on the diagonal. Traceable."""
-        n = len(x)
-        size = max(1, min(n, _DIAGONAL_ROWS, math.isqrt(self._pairs(budget, 0, x))))
-        blocks = jnp.pad(x, ((0, -n % size), (0, 0)), mode="edge" if n else "constant").reshape(-1, size, x.shape[1])
-        found = lax.map(lambda block: jnp.diagonal(self.kernels(block, block), axis1=1, axis2=2), blocks)
-        return found.transpose(1, 0, 2).reshape(self.n_kernels, -1)[:, :n]
-
-    def _pairs(self, budget: int, n_classes: int, x: jax.Array) -> int:
-        """Pairs of rows whose temporary arrays fit the budget."""
-        numbers = self.n_kernels + n_classes + 4 * _pair_numbers(self, x.shape[1], x.dtype.name)
-        return max(1, int(budget / (x.dtype.itemsize * numbers)))
-
-
-@functools.lru_cache(maxsize=64)
-def _pair_numbers(family: KernelFamily, features: int, dtype: str) -> float:
-    """Numbers that the functions' largest array holds for a pair of rows, judged by 4 x 4 of them.
-
-    Images count: a convolution's kernel has an entry for every pixel, or pair of pixels, of a pair of images.
-    """
-    some = jax.ShapeDtypeStruct((4, features), dtype)
-    return _widest(jax.make_jaxpr(family.kernels)(some, some)) / 16
-
-
-def family_diagonals(family: KernelFamily, budget: int, x: np.ndarray) -> np.ndarray:
-    """`KernelFamily.diagonals` in float64, also while JAX traces something else."""
-    with enable_x64():
-        return np.asarray(_compile_diagonals(family, budget, x.shape)(x.astype(np.float64)))
-
-
-@functools.lru_cache(maxsize=64)
-def _compile_diagonals(family: KernelFamily, budget: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], jax.Array]:
-    """Compiled ahead of time: before JAX 0.8 `jax.ensure_compile_time_eval` knows no loops."""
-    some = jax.ShapeDtypeStruct(shape, np.float64)
-    return jax.jit(functools.partial(family.diagonals, budget)).lower(some).compile()
 
 
 def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -233,12 +173,3 @@ def _look_up(gram: np.ndarray, x1: jax.Array, x2: jax.Array) -> jax.Array:
 
     found = jax.pure_callback(read, words, x1, x2, vmap_method="sequential")
     return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
-
-
-def _widest(jaxpr: Any) -> int:
-    """Entries of the largest array that a traced function makes, loops and compiled parts included."""
-    sizes = [1]
-    for equation in jaxpr.eqns:
-        sizes += [math.prod(result.aval.shape) for result in equation.outvars]
-        sizes += [_widest(part) for part in jax.tree.leaves(dict(equation.params)) if hasattr(part, "eqns")]
-    return max(sizes)

@@ -1,108 +1,37 @@
-"""The multilayer perceptron whose kernels are computed: depth, activation and the scales of its weights and biases."""
+"""The multilayer perceptron as a kernel: one family of NTKs (or NNGP kernels), and the way each input takes to them."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import math
-import numbers
-import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-#: Every activation with a closed-form kernel in neural_tangents, by name, with the default of each parameter that may
-#: be given in brackets: ``"leaky_relu(0.1)"``. A parameter without a default (None) must be given.
-ACTIVATIONS: dict[str, tuple[float | None, ...]] = {
-    "relu": (),
-    "leaky_relu": (0.01,),
-    "abrelu": (None, None),
-    "abs": (),
-    "identity": (),
-    "sign": (),
-    "erf": (1.0, 1.0, 0.0),
-    "sigmoid_like": (),
-    "gelu": (),
-    "sin": (1.0, 1.0, 0.0),
-    "cos": (1.0, 1.0, 0.0),
-    "rbf": (1.0,),
-    "gabor": (),
-    "exp": (1.0, 1.0),
-    "gaussian": (1.0, -1.0),
-    "exp_normalized": (1.0, -1.0),
-    "monomial": (None,),
-    "rectified_monomial": (None,),
-    "hermite": (None,),
-    "polynomial": (),
-}
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-#: Families of kernels that are combined, see `MLP`.
-BasisName = Literal["depths", "increments", "layers"]
+from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
+from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.kernels.neural_tangents import basis_kernels
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.recursion import recursion
+from nftk_jax.kernels.series import (
+    KernelSeries,
+    angle_series,
+    piecewise_linear_diagonals,
+    scalar_diagonals,
+    traced_series,
+)
+from nftk_jax.settings import BasisName, InputsName, KindName, MLPSettings, check_choice, check_count, check_number
 
-#: phi(c u) = c phi(u) for every c > 0: without biases the NTK is then |x||x'| times a function of the angle.
-HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abrelu", "abs", "identity"})
+Route = Literal["angle", "sphere", "recursion"]
 
-_INTEGER_DEGREE = {"monomial": range(0, 6), "rectified_monomial": range(0, 4), "hermite": range(0, 9)}
-
-
-def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
-    """Split ``"name(a, b)"`` into the name and its parameters, defaults filled in.
-
-    Args:
-      activation: a name of `ACTIVATIONS`, with its parameters in brackets where it takes any.
-
-    Returns:
-      The name, and one float for every parameter.
-
-    Raises:
-      ValueError: the name is not known, or the parameters are not the ones that it takes.
-
-    >>> parse_activation("leaky_relu(0.2)")
-    ('leaky_relu', (0.2,))
-    """
-    match = re.fullmatch(r"\s*([a-z_]+)\s*(?:\((.*)\))?\s*", activation) if isinstance(activation, str) else None
-    name, text = match.groups() if match else (activation, None)
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    try:
-        given = tuple(float(v) for v in ast.literal_eval(f"({text},)")) if text and text.strip() else ()
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f"the parameters of activation {name} must be numbers; got {activation!r}") from None
-    defaults = ACTIVATIONS[name]
-    if name == "polynomial":
-        if not given:
-            raise ValueError("polynomial needs its coefficients, constant first, such as polynomial(0, 1, 0.5)")
-    elif len(given) > len(defaults) or None in defaults[len(given) :]:
-        required = sum(value is None for value in defaults)
-        raise ValueError(
-            f"activation {name} takes {required} to {len(defaults)} parameters in brackets, got {len(given)}"
-        )
-    parameters = given + tuple(value for value in defaults[len(given) :] if value is not None)
-    if not all(math.isfinite(value) for value in parameters):
-        raise ValueError(f"the parameters of activation {name} must be finite; got {activation!r}")
-    if name in _INTEGER_DEGREE and parameters[0] not in _INTEGER_DEGREE[name]:
-        degrees = _INTEGER_DEGREE[name]
-        raise ValueError(f"{name} takes a whole degree from {degrees[0]} to {degrees[-1]}; got {parameters[0]:g}")
-    return name, parameters
-
-
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Raise ValueError unless `value` is a whole number >= `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
-
-
-def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
-    """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so.
-
-    `instead` names for the message what the caller takes in place of a number.
-    """
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
-        other = f", or {instead}" if instead else ""
-        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {value!r}")
+# relative spread of |x| up to which rows lie on one sphere: the kernel there errs by about this much
+_SPHERE_TOLERANCE = {"float32": 1e-5, "float64": 1e-7}
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
+class MLP(Kernel):
     r"""A fully connected network of `depth` hidden layers in the NTK parametrisation (derivation eqs. 1-4).
 
     .. math:: g^{(l+1)} = \frac{w_{std}}{\sqrt{n_l}} W h^{(l)} + b_{std}\, b, \qquad h^{(l)} = \phi(g^{(l)})
@@ -125,17 +54,19 @@ class MLP:
       b_std: standard deviation of the hidden layers' biases, >= 0.
       readout_bias: standard deviation of the readout's bias, >= 0.
       basis: "depths", "increments" or "layers".
+      kind: "ntk", or "nngp": the covariances of the networks' outputs at initialisation (basis "depths").
 
     Raises:
       ValueError: a field is outside its range; the message names it.
     """
 
     depth: int
-    activation: str = "relu"
-    w_std: float = math.sqrt(2.0)
-    b_std: float = 0.0
-    readout_bias: float = 0.0
-    basis: BasisName = "depths"
+    activation: str = MLPSettings.activation
+    w_std: float = MLPSettings.w_std
+    b_std: float = MLPSettings.b_std
+    readout_bias: float = MLPSettings.readout_bias
+    basis: BasisName = MLPSettings.basis
+    kind: KindName = "ntk"
 
     def __post_init__(self) -> None:
         check_count("depth", self.depth)
@@ -146,8 +77,20 @@ class MLP:
         object.__setattr__(self, "depth", int(self.depth))  # numpy's numbers, of a grid search, would not be saved
         for name in ("w_std", "b_std", "readout_bias"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.basis not in get_args(BasisName):
-            raise ValueError(f"basis must be one of {', '.join(get_args(BasisName))}; got {self.basis!r}")
+        check_choice("basis", self.basis, BasisName)
+        check_choice("kind", self.kind, KindName)
+        if self.kind == "nngp" and self.basis != "depths":
+            raise ValueError(
+                f"the NNGP kernel goes with an MLP of basis 'depths', not {self.basis!r}; use the NTK, or such an MLP"
+            )
+
+    @property
+    def word(self) -> str:
+        return self.basis.removesuffix("s")
+
+    @property
+    def may_be_indefinite(self) -> bool:
+        return self.basis == "increments"  # depths and layers are positive semi-definite by Schur's product theorem
 
     @property
     def n_kernels(self) -> int:
@@ -155,6 +98,124 @@ class MLP:
         return self.depth + (self.basis == "layers")
 
     @property
-    def is_homogeneous(self) -> bool:
-        """Whether Theta^(l)(x, x') = |x||x'| f_l(angle): no biases, and phi(c u) = c phi(u) for c > 0."""
-        return parse_activation(self.activation)[0] in HOMOGENEOUS and self.b_std == 0 and self.readout_bias == 0
+    def labels(self) -> tuple[KernelLabel, ...]:
+        kind = {"depths": self.kind, "increments": "increment", "layers": "layer"}[self.basis]
+        name = f"{'nngp ' if self.kind == 'nngp' else ''}{self.word}"
+        return tuple(KernelLabel(kind, place, name=f"{name} {place}") for place in range(1, self.n_kernels + 1))
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return basis_kernels(self, x1, x2).astype(x1.dtype)
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        """Theta^(l)(x_i, x_i), shape (L, n), float64, whatever the dtype of `x`: no Gram matrix is made.
+
+        The diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 / p + readout_bias^2,
+        piecewise linear activations with biases a recursion in numbers, the others one scalar kernel for every distinct
+        |x|.
+        """
+        x = np.asarray(x)
+        self.check(x)
+        q = np.einsum("ij,ij->i", x, x, dtype=np.float64) / max(1, x.shape[1])
+        if parse_activation(self.activation)[0] in HOMOGENEOUS:
+            return np.asarray(piecewise_linear_diagonals(self, q))
+        radius, inverse = np.unique(np.sqrt(q), return_inverse=True)
+        # a power of two of them, so that few shapes are compiled
+        size = 1 << max(0, len(radius) - 1).bit_length()
+        padded = np.concatenate([radius, np.ones(size - len(radius))])
+        with jax.ensure_compile_time_eval(), enable_x64():
+            return np.asarray(_scalar_diagonals(self, jnp.asarray(padded)))[:, inverse.reshape(-1)]
+
+    def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        """The same: one number for every row, differentiable in x and finite where x = 0."""
+        del budget
+        square = jnp.mean(x * x, axis=1)
+        if parse_activation(self.activation)[0] in HOMOGENEOUS:
+            return piecewise_linear_diagonals(self, square)
+        radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        return scalar_diagonals(self, radius).astype(x.dtype)
+
+    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return recursion(self, budget, omega, x1, x2)
+
+    def series(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
+        """The series of the route that `kernel_route` finds; None for the recursion, or where no series converges."""
+        route, q = kernel_route(self, x1, x2, inputs=inputs)
+        if route == "recursion":
+            return None
+        if not isinstance(q, float):
+            return traced_series(self, jnp.asarray(q))
+        # over all inputs the readout's bias is no function of the angle alone: it is added as a constant
+        core = dataclasses.replace(self, readout_bias=0.0) if route == "angle" else self
+        found = angle_series(core, q, x1.dtype.name)
+        if found is None or route == "sphere":
+            return None if found is None else KernelSeries(found.form, False, found.coefficients, found.at_zero, None)
+        scale = 1 / max(1, x1.shape[1])
+        bias = self.readout_bias**2 * self._biased() if self.readout_bias else None
+        return KernelSeries(found.form, True, scale * found.coefficients, scale * found.at_zero, bias)
+
+    def _biased(self) -> np.ndarray:
+        """Which kernels hold the readout's bias: every depth, of the increments the first, of the layers the last."""
+        everyone, one_hot = np.ones(self.n_kernels), np.eye(self.n_kernels)
+        return {"depths": everyone, "increments": one_hot[0], "layers": one_hot[-1]}[self.basis]
+
+    def singles(self) -> np.ndarray:
+        """The identity; for "increments" depth l is the sum of the first l of them."""
+        return np.tri(self.depth) if self.basis == "increments" else np.eye(self.n_kernels)
+
+    def nngp(self) -> MLP:
+        return dataclasses.replace(self, kind="nngp")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "MLP", **dataclasses.asdict(self)}
+
+
+_scalar_diagonals = jax.jit(scalar_diagonals, static_argnums=0)
+
+
+@jax.jit
+def _mean_square_range(x: jax.Array) -> jax.Array:
+    """Smallest, mean and largest |x_i|^2 / p."""
+    square = jnp.mean(x * x, axis=1)
+    return jnp.stack([square.min(), square.mean(), square.max()])
+
+
+def kernel_route(
+    mlp: MLP, x1: jax.Array, x2: jax.Array | None = None, *, inputs: InputsName = "auto"
+) -> tuple[Route, float | jax.Array]:
+    """Which way the kernels of these inputs are evaluated.
+
+    - "angle": a homogeneous activation and no hidden biases: Theta^(l) = |x||x'|/p f_l(angle) + readout_bias^2. The
+      series in the angle, any inputs, traced or not.
+    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete
+      arrays are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that
+      length.
+    - "recursion": everything else, traced arrays under `inputs="auto"` included.
+
+    Returns:
+      The route, and |x|^2 / p on a sphere (1 otherwise).
+
+    Raises:
+      ValueError: `inputs` is none of the three, or the rows are visibly not on one sphere although `inputs` says so.
+    """
+    check_choice("inputs", inputs, InputsName)
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS and mlp.b_std == 0:
+        return "angle", 1.0
+    arrays = [x for x in (x1, x2) if x is not None and x.shape[0]]
+    if inputs == "general" or not arrays or x1.shape[1] == 0:
+        return "recursion", 1.0
+    if any(isinstance(x, Tracer) for x in arrays):
+        if inputs == "auto":
+            return "recursion", 1.0
+        return "sphere", jnp.mean(jnp.mean(arrays[0] * arrays[0], axis=1))
+    with jax.ensure_compile_time_eval(), enable_x64(x1.dtype == np.float64):
+        low, mean, high = np.stack([np.asarray(_mean_square_range(x), np.float64) for x in arrays]).T
+    tolerance = 2 * _SPHERE_TOLERANCE[x1.dtype.name]
+    if high.max() - low.min() <= tolerance * low.min() and np.isfinite(high.max()):
+        return "sphere", float(mean[0])
+    if inputs == "sphere":
+        raise ValueError(
+            f"`inputs='sphere'` needs rows of one length to a relative {tolerance / 2:g}; |x| ranges from "
+            f"{np.sqrt(low.min() * x1.shape[1]):.6g} to {np.sqrt(high.max() * x1.shape[1]):.6g}: normalise the rows, "
+            "or use `inputs='general'`"
+        )
+    return "recursion", 1.0

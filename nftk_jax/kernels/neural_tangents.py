@@ -11,14 +11,17 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels.mlp import MLP, parse_activation
+from nftk_jax.kernels.activations import parse_activation
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.mlp import MLP
 
 if "neural_tangents" not in sys.modules:
     _spec = importlib.util.find_spec("neural_tangents")
@@ -92,7 +95,7 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 
 
 def stax_layer(activation: str) -> Any:
-    """The neural_tangents layer (init_fn, apply_fn, kernel_fn) of an activation of `architecture.ACTIVATIONS`."""
+    """The neural_tangents layer (init_fn, apply_fn, kernel_fn) of an activation of `activations.ACTIVATIONS`."""
     name, parameters = parse_activation(activation)
     return _LAYERS[name](*parameters)
 
@@ -144,14 +147,16 @@ def depth_nngps(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arr
     return jnp.stack(list(_sweep(mlp, x1, x2, "nngp")))
 
 
-def basis_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
-    r"""Evaluate the kernels of `mlp.basis`, straight from neural_tangents, shape (n_kernels, n1, n2).
+def basis_kernels(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
+    r"""Evaluate the kernels of `mlp.kind` and `mlp.basis` straight from neural_tangents, shape (n_kernels, n1, n2).
 
     Arguments and errors are those of `depth_ntks`. Layer j of "layers" contributes the covariance of its inputs times
     the derivatives' covariances of all layers above it, derivation eq. 27 written out:
 
     .. math:: C_j = \Sigma^{(j)} \odot \dot\Sigma^{(j+1)} \odot \cdots \odot \dot\Sigma^{(L+1)}, \quad j = 1 \ldots L+1
     """
+    if mlp.kind == "nngp":
+        return depth_nngps(mlp, x1, x2)
     if mlp.basis == "layers":
         return jnp.stack(_layer_contributions(mlp, x1, x2))
     kernels = depth_ntks(mlp, x1, x2)

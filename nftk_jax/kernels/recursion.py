@@ -22,15 +22,19 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.mlp import HOMOGENEOUS, MLP, parse_activation
-from nftk_jax.kernels.series import SWEEPS, KernelName, angle_of_complement, slopes
+from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
+from nftk_jax.kernels.neural_tangents import basis_kernels
+from nftk_jax.kernels.series import angle_of_complement, slopes
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.mlp import MLP
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -58,7 +62,7 @@ def _complement(a1: jax.Array, a2: jax.Array, bias: float, ratio: jax.Array) -> 
     return norms, jnp.clip(jnp.where(positive, gap / jnp.where(positive, norms, 1), 0), 0, 2)
 
 
-def _piecewise_linear(mlp: MLP, kernel: KernelName, omega, delta, r1, r2) -> jax.Array:
+def _piecewise_linear(mlp: MLP, omega, delta, r1, r2) -> jax.Array:
     """K_c of one tile from the complements (m, n) of the inputs' angles and the lengths over sqrt(p).
 
     A weighted sum of the layers' contributions is the NTK's recursion with every covariance weighted, since what a
@@ -69,8 +73,8 @@ def _piecewise_linear(mlp: MLP, kernel: KernelName, omega, delta, r1, r2) -> jax
     gain = mlp.w_std * math.sqrt(r + s)
     a1, a2 = mlp.w_std * r1, mlp.w_std * r2
     norms, delta = _complement(a1, a2, mlp.b_std, delta)
-    layers = kernel == "ntk" and mlp.basis == "layers"
-    if kernel == "ntk" and mlp.basis == "increments":  # in terms of the depths
+    layers = mlp.basis == "layers"
+    if mlp.basis == "increments":  # in terms of the depths
         omega = omega - jnp.pad(omega[:, 1:], ((0, 0), (0, 1)))
     weight = lambda place: omega[:, place, None, None]  # noqa: E731
     tangent = norms * (1 - delta)
@@ -86,12 +90,12 @@ def _piecewise_linear(mlp: MLP, kernel: KernelName, omega, delta, r1, r2) -> jax
         sigma = norms * (1 - delta)
         tangent = (weight(depth + 1) * sigma if layers else sigma) + mlp.w_std**2 * derivative * tangent
         if not layers:
-            out = out + weight(depth) * (tangent if kernel == "ntk" else sigma)
+            out = out + weight(depth) * (tangent if mlp.kind == "ntk" else sigma)
     return out + tangent if layers else out
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _fast(mlp: MLP, kernel: KernelName, budget: int, omega, x1, x2) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _fast(mlp: MLP, budget: int, omega, x1, x2) -> jax.Array:
     """Row tiles of the piecewise linear recursion, nearly parallel rows by the difference of their unit vectors."""
     (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
     n1, n2, c = len(x1), len(x2), len(omega)
@@ -103,49 +107,41 @@ def _fast(mlp: MLP, kernel: KernelName, budget: int, omega, x1, x2) -> jax.Array
         i = starts[k]
         t, _ = tiles.exact_angles(lax.dynamic_slice_in_dim(u1, i, rows), u2, None)
         r = scale * lax.dynamic_slice_in_dim(r1, i, rows)
-        tile = _piecewise_linear(mlp, kernel, omega, 2 * jnp.sin(t / 2) ** 2, r, scale * r2)
+        tile = _piecewise_linear(mlp, omega, 2 * jnp.sin(t / 2) ** 2, r, scale * r2)
         return lax.dynamic_update_slice_in_dim(out, tile, i, 1)
 
     return lax.fori_loop(0, len(starts), fill, jnp.zeros((c, n1, n2), x1.dtype))
 
 
 @_fast.defjvp
-def _fast_jvp(mlp, kernel, budget, primals, tangents):
+def _fast_jvp(mlp, budget, primals, tangents):
     def plain(omega, x1, x2):
         (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
         scale = 1 / math.sqrt(max(1, x1.shape[1]))
         delta = jnp.clip(1 - tiles.dot(u1, u2), 0, 2)
-        return _piecewise_linear(mlp, kernel, omega, delta, scale * r1, scale * r2)
+        return _piecewise_linear(mlp, omega, delta, scale * r1, scale * r2)
 
-    return _fast(mlp, kernel, budget, *primals), jax.jvp(plain, primals, tangents)[1]
+    return _fast(mlp, budget, *primals), jax.jvp(plain, primals, tangents)[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def recursion(
-    mlp: MLP | KernelFamily, kernel: KernelName, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array
-) -> jax.Array:
-    """K_c(x1, x2) for any kernels and inputs, shape (C, n1, n2), dtype of `x1`, without any exact diagonal.
+def recursion(mlp: MLP, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """K_c(x1, x2) for any inputs, shape (C, n1, n2), dtype of `x1`, without any exact diagonal. Traceable.
 
     Args:
-      mlp: the architecture, or a family of kernels.
-      kernel: "ntk" or "nngp".
+      mlp: the architecture and its family of kernels.
       budget: bytes of temporary arrays, about.
       omega: weights of the unscaled kernels, shape (C, L).
       x1: inputs, shape (n1, p).
       x2: inputs, shape (n2, p).
     """
     c, n1, n2 = len(omega), len(x1), len(x2)
-    if n1 == 0 or n2 == 0:
-        return jnp.zeros((c, n1, n2), x1.dtype)
-    if isinstance(mlp, KernelFamily):
-        return mlp.combined(budget, omega, x1, x2)
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-        return _fast(mlp, kernel, budget, omega, x1, x2)
+        return _fast(mlp, budget, omega, x1, x2)
     rows = int(min(n1, 64, max(1, budget // ((mlp.n_kernels + c + 8) * n2 * x1.dtype.itemsize))))
     starts = jnp.asarray(tiles.tile_starts(n1, rows))
 
     def tile(i):
-        kernels = SWEEPS[kernel](mlp, lax.dynamic_slice_in_dim(x1, i, rows), x2).astype(x1.dtype)
+        kernels = basis_kernels(mlp, lax.dynamic_slice_in_dim(x1, i, rows), x2).astype(x1.dtype)
         return jnp.einsum("cl,lnm->cnm", omega, kernels, precision=tiles.HIGHEST)
 
     if rows == n1:

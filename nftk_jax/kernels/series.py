@@ -21,19 +21,19 @@ import functools
 import itertools
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from nftk_jax.kernels.mlp import HOMOGENEOUS, MLP, parse_activation
-from nftk_jax.kernels.neural_tangents import basis_ntks, depth_nngps
+from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
+from nftk_jax.kernels.neural_tangents import basis_kernels
 from nftk_jax.kernels.precision import enable_x64
 
-KernelName = Literal["ntk", "nngp"]
-SWEEPS = {"ntk": basis_ntks, "nngp": depth_nngps}
+if TYPE_CHECKING:
+    from nftk_jax.kernels.mlp import MLP
 
 #: Where the tail of a series may be cut, relative to the largest value of f_l.
 TOLERANCE = {"float32": 4e-7, "float64": 1e-10}
@@ -50,6 +50,26 @@ class Form(NamedTuple):
 
     basis: Literal["monomial", "chebyshev"]
     warp: float
+
+
+class KernelSeries(NamedTuple):
+    """Kernels on some inputs as series in the angle t between two of them.
+
+    K^(l)(x, x') = f_l(t) + bias_l, times |x||x'| before the bias where `radial` says so.
+
+    Attributes:
+      form: the variable and the basis of the series.
+      radial: whether the lengths of the inputs are factors (homogeneous networks), or all inputs lie on one sphere.
+      coefficients: of f_l, shape (L, size).
+      at_zero: f_l(0), shape (L,).
+      bias: constants, shape (L,), float64; None is zero.
+    """
+
+    form: Form
+    radial: bool
+    coefficients: Any
+    at_zero: Any
+    bias: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,19 +105,19 @@ def _angle_of(warp: float, v: np.ndarray) -> np.ndarray:
     return warp * w / (1 - w)
 
 
-def _sample(mlp: MLP, kernel: KernelName, q, angles, dtype) -> jax.Array:
+def _sample(mlp: MLP, q, angles, dtype) -> jax.Array:
     """f_l at `angles` for inputs of |x|^2 / p = q, from neural_tangents, shape (L, len(angles))."""
     radius = jnp.sqrt(2 * jnp.asarray(q, dtype))
     x1 = radius * jnp.asarray([[1.0, 0.0]], dtype)
     x2 = radius * jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), dtype)
-    return SWEEPS[kernel](mlp, x1, x2)[:, 0]
+    return basis_kernels(mlp, x1, x2)[:, 0]
 
 
-def scalar_diagonals(mlp: MLP, kernel: KernelName, radius: jax.Array) -> jax.Array:
+def scalar_diagonals(mlp: MLP, radius: jax.Array) -> jax.Array:
     """Theta^(l)(x, x) for rows with |x|/sqrt(p) = radius, shape (n,): each row stands in as one number. Shape (L,
     n).
     """
-    one = lambda r: SWEEPS[kernel](mlp, r.reshape(1, 1))[:, 0, 0]  # noqa: E731
+    one = lambda r: basis_kernels(mlp, r.reshape(1, 1))[:, 0, 0]  # noqa: E731
     return jax.vmap(one, out_axes=1)(radius)
 
 
@@ -113,7 +133,7 @@ def slopes(mlp: MLP) -> tuple[float, float]:
     }[name]()
 
 
-def piecewise_linear_diagonals(mlp: MLP, q: Any, kernel: KernelName) -> Any:
+def piecewise_linear_diagonals(mlp: MLP, q: Any) -> Any:
     """Theta^(l)(x, x) at |x|^2 / p = q in closed form: E[phi(u)^2] = m Var(u) and E[phi'(u)^2] = m, m the slopes' mean
     square.
 
@@ -129,21 +149,20 @@ def piecewise_linear_diagonals(mlp: MLP, q: Any, kernel: KernelName) -> Any:
         sigma = gain * sigma + mlp.b_std**2
         tangent = sigma + gain * tangent
         layers = [gain * part for part in layers] + [sigma]
-        out.append((tangent if kernel == "ntk" else sigma) + bias)
-    if kernel == "ntk" and mlp.basis == "layers":
+        out.append((tangent if mlp.kind == "ntk" else sigma) + bias)
+    if mlp.basis == "layers":
         out = [*layers[:-1], layers[-1] + bias]
-    elif kernel == "ntk" and mlp.basis == "increments":
+    elif mlp.basis == "increments":
         out = [out[0], *(after - before for before, after in itertools.pairwise(out))]
     return (np if isinstance(q, np.ndarray) else jnp).stack(out)
 
 
 @functools.lru_cache(maxsize=64)
-def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSeries | None:
+def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
     """Sample f_1, ..., f_L in float64 and find the shortest series within `TOLERANCE`.
 
     Args:
       mlp: the architecture.
-      kernel: "ntk" or "nngp".
       q: |x|^2 / p of the inputs; 1 for homogeneous architectures, whose scale factors out.
       dtype: "float32" or "float64": the precision of the evaluation, which sets the degree.
 
@@ -154,11 +173,11 @@ def angle_series(mlp: MLP, kernel: KernelName, q: float, dtype: str) -> AngleSer
     nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
     angles = np.concatenate([_angle_of(warp, nodes) for warp in _WARPS])
     with jax.ensure_compile_time_eval(), enable_x64():
-        values = np.asarray(_sample(mlp, kernel, q, angles, jnp.float64))
+        values = np.asarray(_sample(mlp, q, angles, jnp.float64))
         if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-            at_zero = np.asarray(piecewise_linear_diagonals(mlp, np.asarray([q]), kernel)[:, 0])
+            at_zero = np.asarray(piecewise_linear_diagonals(mlp, np.asarray([q]))[:, 0])
         else:
-            at_zero = np.asarray(scalar_diagonals(mlp, kernel, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
+            at_zero = np.asarray(scalar_diagonals(mlp, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
     if not (np.isfinite(values).all() and np.isfinite(at_zero).all()):
         return _no_series(mlp, q, "has entries that are not finite")
     scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float64).tiny)
@@ -220,23 +239,23 @@ def _low_rank(coefficients: np.ndarray, scale: np.ndarray, tolerance: float) -> 
     return s[:rank, None] * vt[:rank], scale[:, None] * u[:, :rank]
 
 
-def traced_series(mlp: MLP, kernel: KernelName, q: jax.Array, size: int = 32) -> tuple[Form, jax.Array, jax.Array]:
+def traced_series(mlp: MLP, q: jax.Array, size: int = 32) -> KernelSeries:
     """The series of a sphere whose radius is only known inside a compiled function: sampled in the dtype of `q`.
 
     Returns:
-      The form, the coefficients (L, size) and f_l(0) (L,), dtype of `q`. In float32 the samples themselves carry the
+      The series, arrays in the dtype of `q`. In float32 the samples themselves carry the
       rounding of the recursion, about 1e-5 of the largest entry at depth 10.
     """
     nodes = np.cos((np.arange(size) + 0.5) * (math.pi / size))
-    values = _sample(mlp, kernel, q, _angle_of(math.inf, nodes), q.dtype)
+    values = _sample(mlp, q, _angle_of(math.inf, nodes), q.dtype)
     to_coefficients = 2 / size * chebyshev.chebvander(nodes, size - 1)
     to_coefficients[:, 0] /= 2
     coefficients = jnp.matmul(values, jnp.asarray(to_coefficients, q.dtype), precision=jax.lax.Precision.HIGHEST)
     if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-        at_zero = jnp.asarray(piecewise_linear_diagonals(mlp, q[None], kernel)[:, 0])
+        at_zero = jnp.asarray(piecewise_linear_diagonals(mlp, q[None])[:, 0])
     else:
-        at_zero = scalar_diagonals(mlp, kernel, jnp.sqrt(q)[None])[:, 0]
-    return Form("chebyshev", math.inf), coefficients, at_zero
+        at_zero = scalar_diagonals(mlp, jnp.sqrt(q)[None])[:, 0]
+    return KernelSeries(Form("chebyshev", math.inf), False, coefficients, at_zero, None)
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -95,95 +98,58 @@ def factor_ridge(
         f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {ridge + extra:.1e}"
     )
     if not jitter:
-        raise NotPositiveDefiniteError(f"{message}; use that, or float64")
+        raise NotPositiveDefiniteError(f"{message}; use that `ridge`, or `precision='float64'`")
     warnings.warn(f"{message}, and is used", JitterWarning, stacklevel=2)
     return raised
 
 
-def solve_ridge(k: jax.Array, y: jax.Array, *, ridge: float) -> jax.Array:
-    r"""Solve kernel ridge regression for its dual coefficients, :math:`\alpha = (K + \lambda I)^{-1} Y` (Theorem 1).
+class CholeskySolver(RidgeSolver):
+    """One Gram matrix and one factorisation for all classes of one kernel and ridge."""
 
-    Args:
-      k: Gram matrix, shape (n, n), float32 or float64, symmetric positive semi-definite, unit mean diagonal.
-      y: targets, shape (n, n_classes), dtype of `k`.
-      ridge: absolute lambda > 0, in units of the kernel's mean diagonal.
+    def __init__(self, rows: Rows, *, weight: np.ndarray | None = None) -> None:
+        """Args: as of `prepare`."""
+        self._rows, self._weight = rows, weight
 
-    Returns:
-      Dual coefficients, shape (n, n_classes).
-
-    Raises:
-      ValueError: `ridge` is not positive, or the shapes do not match.
-      NotPositiveDefiniteError: a pivot is not positive; the message gives the smallest ridge that worked.
-    """
-    if y.ndim != 2 or len(y) != len(k):
-        raise ValueError(f"targets must have shape ({len(k)}, n_classes); got {y.shape}")
-    return solve_lower(factor_ridge(k, ridge=ridge).lower, y)
-
-
-@dataclasses.dataclass(frozen=True)
-class RidgeSolution:
-    """Dual coefficients of every class with what the certificate needs to know of the solves.
-
-    Attributes:
-      dual_coef: shape (n, C), or (m, C) on the landmarks of Nystroem's method.
-      jitter: added to the ridge; 0 if nothing.
-      condition_estimate: lower bound on the condition number of K + ridge I, the worst class; None if not estimated.
-      solver: what solved it.
-      iterations: passes over the kernels that the slowest class took; 0 for a direct solver.
-      landmarks: positions among the training rows of Nystroem's landmarks, shape (m,); None for exact solvers.
-    """
-
-    dual_coef: np.ndarray
-    jitter: float
-    condition_estimate: float | None
-    solver: str = "cholesky"
-    iterations: int = 0
-    landmarks: np.ndarray | None = None
+    def solve(
+        self,
+        omega: np.ndarray,
+        ridge: np.ndarray,
+        y: np.ndarray,
+        *,
+        condition: bool = False,
+        journal: Journal | None = None,
+        report: Report = silent,
+    ) -> RidgeSolution:
+        del journal  # nothing to go on from
+        report("solve", 0, len(omega))
+        n, dtype = len(y), self._rows.dtype
+        size = padded_size(n)  # rows of zeros below, so that few sizes are compiled
+        y = pad_rows(y.astype(dtype), size)
+        weight = pad_rows(np.ones(n) if self._weight is None else self._weight, size, 1.0)
+        dual_coef = np.empty(y.shape, dtype)
+        distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
+        jitter, conditions, done = 0.0, [], 0
+        for number, row in enumerate(distinct):
+            members = np.flatnonzero(group.ravel() == number)
+            k = pad_kernels(self._rows.gram(row[None, :-1]), size)[0]
+            factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
+            dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
+            jitter = max(jitter, factor.jitter)
+            if condition:
+                conditions.append(float(estimate_condition(k, factor.lower, jnp.asarray(row[-1] / weight, k.dtype))))
+            done += len(members)
+            report("solve", done, len(omega))
+        return RidgeSolution(dual_coef[:n], jitter, max(conditions, default=None))
 
 
-def solve_classes(
-    gram: Callable[[np.ndarray], jax.Array],
-    omega: np.ndarray,
-    ridge: np.ndarray,
-    y: np.ndarray,
-    *,
-    weight: np.ndarray | None = None,
-    condition: bool = False,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> RidgeSolution:
-    """Solve alpha_c = (K_c + ridge_c W^(-1))^(-1) y_c for every class; those of one kernel and ridge share the factor.
-
-    Args:
-      gram: maps the weights of one class, shape (1, L), to its Gram matrix, shape (1, n, n).
-      omega: weights handed to `gram`, shape (C, L).
-      ridge: absolute ridge of every class, shape (C,).
-      y: targets, shape (n, C).
-      weight: positive sample weights W, shape (n,); None is 1 everywhere.
-      condition: estimate the condition numbers too, which costs about as much as a factorisation.
-      report: called with the number of classes done and their total.
-
-    Returns:
-      The solution. `jitter` is the largest that was added (0: none), `condition_estimate` the largest over classes.
-
-    Raises:
-      NotPositiveDefiniteError: a kernel cannot be factored even with jitter.
-    """
-    n_classes = len(omega)
-    dual_coef = np.empty(y.shape, y.dtype)
-    distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
-    jitter, conditions, done = 0.0, [], 0
-    for number, row in enumerate(distinct):
-        members = np.flatnonzero(group.ravel() == number)
-        k = gram(row[None, :-1])[0]
-        factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
-        dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
-        jitter = max(jitter, factor.jitter)
-        if condition:
-            diagonal = row[-1] * np.ones(len(y)) if weight is None else row[-1] / weight
-            conditions.append(float(estimate_condition(k, factor.lower, jnp.asarray(diagonal, k.dtype))))
-        done += len(members)
-        report(done, n_classes)
-    return RidgeSolution(dual_coef, jitter, max(conditions, default=None))
+def pad_kernels(k: jax.Array, size: int) -> jax.Array:
+    """Kernels of shape (L, size, size), zero outside of the n rows and columns given."""
+    n = k.shape[1]
+    if n == size:
+        return k
+    padded = np.zeros((len(k), size, size), k.dtype)
+    padded[:, :n, :n] = k
+    return jnp.asarray(padded)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")

@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients for one system a class, all classes in one pass over their kernels."""
+"""Preconditioned conjugate gradients for one system per class, all classes in one pass over their kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 from nftk_jax.kernels.devices import agree
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.solvers.plan import SolvePlan
+from nftk_jax.solvers.preconditioner import LowRank, Preconditioner, ReferenceFactor
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
 
 #: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
 TOLERANCE = {
@@ -152,7 +156,7 @@ def _step(state: State, apply: Product, precondition: Product, active: np.ndarra
     if not (np.isfinite(curvature).all() and (curvature > 0).all() and (energy > 0).all()):
         raise ConvergenceError(
             f"after {state.passes} passes K + ridge I, or its preconditioner, is not positive definite to rounding; "
-            "raise --ridge or use --precision float64"
+            "raise `ridge` or use `precision='float64'`"
         )
     step = energy / curvature
     residual = residual - step * image
@@ -204,5 +208,85 @@ def _failure(state: State, tolerance: float, what: str) -> ConvergenceError:
     worst = int(np.argmax(state.relative))
     return ConvergenceError(
         f"{what} left class {worst} at a relative residual of {state.relative[worst]:.1e} after {state.passes} passes, "
-        f"wanted {tolerance:g}; raise --ridge or use --precision float64"
+        f"wanted {tolerance:g}; raise `ridge` or use `precision='float64'`"
     )
+
+
+class ConjugateGradientSolver(RidgeSolver):
+    """Conjugate gradients over all devices and processes.
+
+    The angles of the rows' pairs and one preconditioner, of one kernel, serve every Omega, ridge and target.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        plan: SolvePlan,
+        omega: np.ndarray,
+        ridge: float,
+        *,
+        weight: np.ndarray | None = None,
+        report: Report = silent,
+    ) -> None:
+        """Args and errors: as of `prepare`."""
+        report("angles", 0, 1)
+        self._rows = rows.storing(plan.store_bytes)
+        self._inverse_weight = np.ones((rows.n, 1)) if weight is None else 1 / weight[:, None]
+        precision = "float64" if rows.dtype == np.float64 else "float32"
+        self._tolerance = plan.tolerance or TOLERANCE[plan.preconditioner, precision]
+        report("angles", 1, 1)
+        if plan.preconditioner == "factor":
+            report("preconditioner", 0, 1)
+            k = rows.gram(omega[None])[0]
+            self._precondition: Preconditioner = ReferenceFactor(k, ridge=ridge, weight=weight)
+            report("preconditioner", 1, 1)
+        else:
+            self._precondition = LowRank(
+                self._rows,
+                omega,
+                ridge=ridge * float(self._inverse_weight.mean()),
+                rank=min(plan.rank, rows.n),
+                rng=np.random.default_rng(plan.seed),
+                report=lambda done, total: report("preconditioner", done, total),
+            )
+
+    def solve(
+        self,
+        omega: np.ndarray,
+        ridge: np.ndarray,
+        y: np.ndarray,
+        *,
+        condition: bool = False,
+        journal: Journal | None = None,
+        report: Report = silent,
+    ) -> RidgeSolution:
+        del condition  # the iteration's own vectors give an estimate
+
+        def apply(v: np.ndarray, classes: np.ndarray) -> np.ndarray:
+            return self._rows.apply(omega[classes], v) + ridge[classes] * self._inverse_weight * v
+
+        def passed(now: State) -> None:
+            if journal is not None:
+                journal["solve"] = flatten(now)
+            report("solve", _percent(now, self._tolerance), 100)
+
+        state = None if journal is None else restore(journal.get("solve"), y)
+        report("solve", 0, 100)
+        end = solve(apply, self._precondition, y, tolerance=self._tolerance, state=state, on_pass=passed)
+        report("solve", 100, 100)
+        # the kernels are positive: their largest eigenvalue is near the constant vector's quotient, which centred
+        # targets never meet
+        constant = apply(np.ones(y.shape), np.arange(y.shape[1])).sum(axis=0) / len(y)
+        return RidgeSolution(
+            end.solution.astype(self._rows.dtype),
+            0.0,
+            end.condition_estimate(constant),
+            solver="cg",
+            iterations=int(end.iterations.max(initial=0)),
+        )
+
+
+def _percent(state: State, tolerance: float) -> int:
+    """How far the residuals have come on the way to the tolerance, in decades, the mean over classes."""
+    relative = np.clip(state.relative, tolerance, 1.0)
+    return int(np.mean(np.log(relative) / np.log(tolerance)) * 99)

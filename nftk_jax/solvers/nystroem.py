@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,93 +18,76 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.devices import AXIS, device_mesh, place, shard_map
-from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.gram import InputsName
-from nftk_jax.kernels.mlp import MLP
-from nftk_jax.kernels.operators import Evaluator, prepare
-from nftk_jax.solvers.cholesky import NotPositiveDefiniteError, RidgeSolution, factor_ridge, solve_lower
+from nftk_jax.kernels.devices import AXIS, place, shard_map
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.solvers.cholesky import CholeskyFactor, NotPositiveDefiniteError, factor_ridge, solve_lower
+from nftk_jax.solvers.plan import SolvePlan
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
 
 HIGHEST = lax.Precision.HIGHEST
 #: Rows of X that a device works on at once.
 TILE_ROWS = 1024
 
 
-def solve_nystroem(
-    mlp: MLP | KernelFamily,
-    kernel_omega: np.ndarray,
-    ridge: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    landmarks: np.ndarray,
-    *,
-    weight: np.ndarray | None = None,
-    inputs: InputsName = "auto",
-    mesh: Mesh | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> RidgeSolution:
-    """Solve for the coefficients of K_c(., landmarks), classes of one kernel and ridge together.
+class NystroemSolver(RidgeSolver):
+    """Coefficients of K_c(., landmarks), classes of one kernel and ridge together; all rows as landmarks are exact."""
 
-    Args:
-      mlp: the architecture, or a family of kernels.
-      kernel_omega: weights of the unscaled kernels, shape (C, L).
-      ridge: absolute ridge of every class, shape (C,).
-      x: inputs as the kernel takes them, shape (n, p), float32 or float64.
-      y: targets, shape (n, C).
-      landmarks: m distinct positions among the rows; all of them give the exact solution.
-      weight: positive sample weights, shape (n,); None is 1 everywhere.
-      inputs: as in `combined_ntk`.
-      mesh: of devices; None is all there are.
-      report: called with the tiles done and their number.
+    def __init__(self, rows: Rows, plan: SolvePlan, *, weight: np.ndarray | None = None) -> None:
+        """Args: as of `prepare`; `plan.rank` landmarks are drawn by `plan.seed`."""
+        self._rows, self._weight = rows, np.ones(rows.n) if weight is None else weight
+        drawn = np.random.default_rng(plan.seed).permutation(rows.n)[: plan.rank]
+        self._landmarks = np.sort(drawn).astype(np.int32)
+        self._among = rows.take(self._landmarks)
 
-    Returns:
-      The solution; `dual_coef` has shape (m, C).
+    def solve(
+        self,
+        omega: np.ndarray,
+        ridge: np.ndarray,
+        y: np.ndarray,
+        *,
+        condition: bool = False,
+        journal: Journal | None = None,
+        report: Report = silent,
+    ) -> RidgeSolution:
+        """The solution's `dual_coef` has shape (m, C); the normal equations' condition is not estimated."""
+        del condition, journal
+        rows, m, dtype = self._rows, len(self._landmarks), self._rows.dtype
+        devices = rows.mesh.devices.size
+        step = devices * min(TILE_ROWS, -(-rows.n // devices))
+        starts = range(0, rows.n, step)
+        dual_coef, jitter = np.empty((m, y.shape[1]), dtype), 0.0
+        distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
+        for number, row in enumerate(distinct):
+            members = np.flatnonzero(group.ravel() == number)
+            factor = self._factor_landmarks(row[:-1])
+            lower = place(np.asarray(factor.lower), rows.mesh)
+            sums = jnp.zeros((m, m), dtype), jnp.zeros((m, len(members)), dtype)
+            for done, start in enumerate(starts):
+                report("solve", number * len(starts) + done, len(distinct) * len(starts))
+                tile = start + np.arange(step)
+                inside = np.minimum(tile, rows.n - 1)  # the last tile is filled up with rows that weigh nothing
+                k = rows.columns(row[:-1], self._landmarks, inside)
+                weight = np.where(tile < rows.n, self._weight[inside], 0).astype(dtype)
+                spread = [place(a, rows.mesh, P(AXIS)) for a in (y[inside][:, members].astype(dtype), weight)]
+                parts = _products(rows.mesh, lower, k, *spread)
+                sums = parts if start == 0 else _add(sums, parts)
+            inner = factor_ridge(sums[0], ridge=float(row[-1]), jitter=True)
+            if not np.isfinite(np.asarray(sums[1])).all():
+                raise NotPositiveDefiniteError(
+                    "the landmarks' kernel is singular; use fewer `landmarks` or `precision='float64'`"
+                )
+            w = solve_lower(inner.lower, sums[1])
+            beta = lax.linalg.triangular_solve(factor.lower, w, left_side=True, lower=True, transpose_a=True)
+            dual_coef[:, members] = np.asarray(beta)
+            jitter = max(jitter, inner.jitter)
+        report("solve", 1, 1)
+        return RidgeSolution(dual_coef, jitter, None, solver="nystroem", landmarks=self._landmarks)
 
-    Raises:
-      NotPositiveDefiniteError: the landmarks' kernel cannot be factored even with jitter.
-    """
-    mesh = device_mesh() if mesh is None else mesh
-    n, dtype = len(x), x.dtype
-    step = mesh.devices.size * min(TILE_ROWS, -(-n // mesh.devices.size))
-    pad = lambda a: np.concatenate([a, np.zeros((-n % step, *a.shape[1:]), a.dtype)])  # noqa: E731
-    evaluator, depths, rows, length = prepare(mlp, x, inputs)
-    table, bias = (kernel_omega @ depths).astype(dtype), evaluator.bias(kernel_omega)
-    z, z_length = place(rows[landmarks], mesh), place(length[landmarks], mesh)
-    weights = pad(np.ones(n, dtype) if weight is None else weight.astype(dtype))  # padding weighs nothing
-    rows, length, y = pad(rows), pad(length), pad(y.astype(dtype))
-    dual_coef, jitter, done = np.empty((len(landmarks), y.shape[1]), dtype), 0.0, 0
-    distinct, group = np.unique(np.column_stack([kernel_omega, ridge]), axis=0, return_inverse=True)
-    total = len(distinct) * (len(rows) // step)
-    for number in range(len(distinct)):
-        members = np.flatnonzero(group.ravel() == number)
-        first = members[0]
-        row, constant = place(table[first], mesh), np.asarray(bias[first], dtype)
-        k_mm = _kernel(evaluator, row, constant, z, z_length)
-        unit = float(jnp.mean(jnp.diagonal(k_mm)))
-        factor = factor_ridge(k_mm, ridge=10 * float(jnp.finfo(dtype).eps) * unit * math.sqrt(len(landmarks)))
-        lower = place(np.asarray(factor.lower), mesh)
-        sums = None
-        for start in range(0, len(rows), step):
-            tile = slice(start, start + step)
-            spread = [place(a[tile], mesh, P(AXIS)) for a in (rows, length, y[:, members], weights)]
-            parts = _products(evaluator, mesh, row, constant, z, z_length, lower, *spread)
-            sums = parts if sums is None else _add(sums, parts)
-            done += 1
-            report(done, total)
-        assert sums is not None  # there are rows
-        inner = factor_ridge(sums[0], ridge=float(ridge[first]), jitter=True)
-        if not np.isfinite(np.asarray(sums[1])).all():
-            raise NotPositiveDefiniteError("the landmarks' kernel is singular; use fewer landmarks or float64")
-        w = solve_lower(inner.lower, sums[1])
-        beta = lax.linalg.triangular_solve(factor.lower, w, left_side=True, lower=True, transpose_a=True)
-        dual_coef[:, members] = np.asarray(beta)
-        jitter = max(jitter, inner.jitter)
-    return RidgeSolution(dual_coef, jitter, None, solver="nystroem", landmarks=np.asarray(landmarks))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _kernel(evaluator: Evaluator, table: jax.Array, bias: jax.Array, z: jax.Array, length: jax.Array) -> jax.Array:
-    return evaluator.rectangle(table, z, length, z, length) + bias
+    def _factor_landmarks(self, weights: np.ndarray) -> CholeskyFactor:
+        """The factor L of K_mm under weights (L,), with a ridge at the level of rounding."""
+        k = self._among.gram(weights[None])[0]
+        unit = float(jnp.mean(jnp.diagonal(k)))
+        return factor_ridge(k, ridge=10 * float(jnp.finfo(k.dtype).eps) * unit * math.sqrt(len(k)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -113,28 +95,15 @@ def _add(a, b):
     return jax.tree.map(jnp.add, a, b)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _products(
-    evaluator: Evaluator,
-    mesh: Mesh,
-    table: jax.Array,
-    bias: jax.Array,
-    z: jax.Array,
-    z_length: jax.Array,
-    lower: jax.Array,
-    x: jax.Array,
-    length: jax.Array,
-    y: jax.Array,
-    weight: jax.Array,
+    mesh: Mesh, lower: jax.Array, k: jax.Array, y: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """F'WF, shape (m, m), and F'Wy, shape (m, classes), of some rows, summed over the devices."""
 
-    def local(table, bias, z, z_length, lower, x, length, y, weight):
-        k = evaluator.rectangle(table, x, length, z, z_length) + bias
+    def local(lower, k, y, weight):
         f = lax.linalg.triangular_solve(lower, k, left_side=False, lower=True, transpose_a=True)
         weighted = (f * weight[:, None]).T
         return tuple(lax.psum(jnp.matmul(weighted, right, precision=HIGHEST), AXIS) for right in (f, y))
 
-    specs = (P(), P(), P(), P(), P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS))
-    mapped = shard_map(local, mesh, specs, (P(), P()))
-    return mapped(table, bias, z, z_length, lower, x, length, y, weight)
+    return shard_map(local, mesh, (P(), P(AXIS), P(AXIS), P(AXIS)), (P(), P()))(lower, k, y, weight)

@@ -13,7 +13,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
+from nftk_jax.settings import SolverName
+
 PreconditionerName = Literal["factor", "low-rank"]
 
 GIB = 2**30
@@ -23,7 +24,7 @@ RANKS = (256, 512, 1024, 2048, 4096, 8192)
 BLOCK = 256
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
-#: A factorisation a class that takes at most this long is not worth an iteration that stops at a residual of 1e-4.
+#: Use Cholesky if one factorisation per class takes at most this many seconds.
 DIRECT_SECONDS = 10.0
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
@@ -40,7 +41,7 @@ class Machine:
       memory: bytes free for each process's arrays, or for each device's where it has its own memory.
       shared_memory: devices that draw on one such memory.
       flops: single-precision operations a second of one device in large matrix products.
-      entries: kernel entries a second of one device, from stored angles, of one class, with their two products.
+      entries: kernel entries per second of one device when angles are cached, both matrix-vector products included.
       factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
     """
 
@@ -120,6 +121,9 @@ class SolvePlan:
       rank: of a low-rank preconditioner, or the landmarks of Nystroem's method.
       store_bytes: of angles that every device keeps between passes.
       reason: why this solver, for people.
+      fits: whether "auto" found a solver that fits; False where this one is merely the smallest.
+      tolerance: relative residual at which cg stops; None is `conjugate_gradient.TOLERANCE`.
+      seed: draws the pivots of a low rank, or the landmarks.
     """
 
     solver: SolverName
@@ -128,6 +132,9 @@ class SolvePlan:
     rank: int = 0
     store_bytes: int = 0
     reason: str = ""
+    fits: bool = True
+    tolerance: float | None = None
+    seed: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -163,9 +170,9 @@ class Plan:
             return
         worst = max(self.stages, key=lambda stage: stage.bytes)
         rows = _largest_that_fits(self)
-        remedies = [f"--n-train {rows}"] if rows else []
+        remedies = [f"`n_train={rows}`"] if rows else []
         remedies += [
-            f"--solver {plan.solver}"
+            f"`solver='{plan.solver}'`"
             for plan in self.alternatives
             if plan.peak_bytes <= self.machine.memory and plan.solver != self.solve.solver
         ]
@@ -227,9 +234,13 @@ def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverN
         quick = "takes ten seconds at most" if direct.seconds <= DIRECT_SECONDS else "is the quicker exact solver"
         return dataclasses.replace(direct, reason=f"it is exact to rounding, fits and {quick}")
     if fits["cg"]:
-        why = "is quicker than a factorisation a class" if fits["cholesky"] else "is the only exact solver that fits"
+        why = (
+            "is quicker than one factorisation per class" if fits["cholesky"] else "is the only exact solver that fits"
+        )
         return dataclasses.replace(iterative, reason=f"it {why}")
-    return dataclasses.replace(_quickest([direct, iterative], machine), reason="it is the smallest; none fits")
+    return dataclasses.replace(
+        _quickest([direct, iterative], machine), reason="it is the smallest; none fits", fits=False
+    )
 
 
 def _data_bytes(s: Sizes, copies: int) -> int:
@@ -238,7 +249,7 @@ def _data_bytes(s: Sizes, copies: int) -> int:
 
 
 def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
-    """One Gram matrix, factorisation and condition estimate a class, on one device.
+    """One Gram matrix, factorisation and condition estimate per class, on one device.
 
     The estimate reads the kernel and its factor 12 and 24 times: bound by memory, as long as 1,500 operations an entry.
     """
@@ -294,7 +305,7 @@ def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
 
 def _largest_that_fits(plan: Plan) -> int:
     """Training rows, in thousands, of the largest fit that the same solver (auto: any exact one) could take on."""
-    solver: SolverName = "auto" if plan.solve.reason.startswith("the smallest") else plan.solve.solver
+    solver: SolverName = plan.solve.solver if plan.solve.fits else "auto"
     low, high = 0, plan.sizes.n_train // 1000
     while low < high:
         middle = (low + high + 1) // 2

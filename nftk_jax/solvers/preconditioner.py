@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels.devices import AXIS, place, shard_map
-from nftk_jax.kernels.operators import GramOperator
+from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import factor_ridge, solve_lower
 from nftk_jax.solvers.plan import BLOCK
 
@@ -60,7 +60,7 @@ class LowRank:
 
     def __init__(
         self,
-        operator: GramOperator,
+        rows: Rows,
         weights: np.ndarray,
         *,
         ridge: float,
@@ -71,30 +71,30 @@ class LowRank:
         """Build it.
 
         Args:
-          operator: of the training rows.
-          weights: of the reference kernel, on unscaled kernels, shape (L,).
+          rows: the training rows.
+          weights: of the reference kernel, shape (L,).
           ridge: absolute, in the kernel's units.
           rank: r, at most n.
           rng: draws the pivots; all processes must give the same.
           report: called with the blocks of pivots done and their number.
         """
-        self._operator = operator
-        self._factor, remaining = pivoted_cholesky(operator, weights, rank=rank, rng=rng, report=report)
+        self._rows = rows
+        self._factor, remaining = pivoted_cholesky(rows, weights, rank=rank, rng=rng, report=report)
         shift = ridge + float(remaining.mean())
-        self._lower = _capacitance(operator.mesh, self._factor, shift)
+        self._lower = _capacitance(rows.mesh, self._factor, shift)
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        operator = self._operator
-        padded = np.zeros((operator.padded_rows, len(classes) + -len(classes) % COLUMNS), operator.dtype)
+        own = self._rows
+        padded = np.zeros((own.padded_rows, len(classes) + -len(classes) % COLUMNS), own.dtype)
         scale = np.abs(v).max(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
-        padded[: operator.n, : len(classes)] = v / scale
-        out = _apply(operator.mesh, self._factor, self._lower, place(padded, operator.mesh, P(AXIS)))
-        return np.asarray(out, np.float64)[: operator.n, : len(classes)] * scale
+        padded[: own.n, : len(classes)] = v / scale
+        out = _apply(own.mesh, self._factor, self._lower, place(padded, own.mesh, P(AXIS)))
+        return np.asarray(out, np.float64)[: own.n, : len(classes)] * scale
 
 
 def pivoted_cholesky(
-    operator: GramOperator,
+    rows: Rows,
     weights: np.ndarray,
     *,
     rank: int,
@@ -104,8 +104,8 @@ def pivoted_cholesky(
     """Partial Cholesky factor of a kernel by randomly drawn blocks of pivots.
 
     Args:
-      operator: of the rows X.
-      weights: of the unscaled kernels, shape (L,).
+      rows: the rows X.
+      weights: of one kernel, shape (L,).
       rank: columns of the factor.
       rng: draws the pivots.
       report: called with the blocks of pivots done and their number.
@@ -114,12 +114,12 @@ def pivoted_cholesky(
       F as blocks of columns, shape (blocks, padded rows, columns), its rows spread over the mesh and 0 beyond n, and
       the diagonal of K - F F', shape (n,), float64, not negative.
     """
-    n = operator.n
+    n = rows.n
     block = min(BLOCK, rank)
     count = -(-rank // block)
-    diagonal = weights @ operator.depth_diagonals
+    diagonal = weights @ rows.diagonals
     left, free = diagonal.copy(), np.ones(n, bool)
-    factor = place_zeros(operator, count, block)
+    factor = place_zeros(rows, count, block)
     for number in range(count):
         report(number, count)
         # a little of the mean keeps the draw possible where everything left is rounding
@@ -127,10 +127,10 @@ def pivoted_cholesky(
         if (chance > 0).sum() < block:
             break
         chosen = np.sort(rng.choice(n, block, replace=False, p=chance / chance.sum())).astype(np.int32)
-        columns = operator.columns(weights, chosen)
-        jitter = 10 * float(jnp.finfo(operator.dtype).eps) * block * float(diagonal.max())
+        columns = rows.columns(weights, chosen)
+        jitter = 10 * float(jnp.finfo(rows.dtype).eps) * block * float(diagonal.max())
         factor, taken = _eliminate(
-            operator.mesh, n, factor, columns, place(chosen, operator.mesh), number, np.asarray(jitter, operator.dtype)
+            rows.mesh, n, factor, columns, place(chosen, rows.mesh), number, np.asarray(jitter, rows.dtype)
         )
         left -= np.asarray(taken, np.float64)[:n]
         free[chosen] = False
@@ -139,11 +139,11 @@ def pivoted_cholesky(
     return factor, np.maximum(left, 0)
 
 
-def place_zeros(operator: GramOperator, count: int, block: int) -> jax.Array:
+def place_zeros(rows: Rows, count: int, block: int) -> jax.Array:
     """An empty factor, made where it will live."""
     make = shard_map(
-        lambda: jnp.zeros((count, operator.padded_rows // operator.mesh.devices.size, block), operator.dtype),
-        operator.mesh,
+        lambda: jnp.zeros((count, rows.padded_rows // rows.mesh.devices.size, block), rows.dtype),
+        rows.mesh,
         (),
         P(None, AXIS),
     )
@@ -157,9 +157,9 @@ def _eliminate(
     """Write block `number` of the factor from the kernel's `columns`; what it takes from the diagonal."""
 
     def local(factor, columns, chosen, number, jitter):
-        rows = columns.shape[0]
-        first = lax.axis_index(AXIS) * rows
-        inside = (chosen >= first) & (chosen < first + rows)
+        count = columns.shape[0]
+        first = lax.axis_index(AXIS) * count
+        inside = (chosen >= first) & (chosen < first + count)
         position = jnp.where(inside, chosen - first, 0)
         of_chosen = lambda a: lax.psum(jnp.where(inside[:, None], a[position], 0), AXIS)  # noqa: E731
 
@@ -170,7 +170,7 @@ def _eliminate(
         square = of_chosen(left)
         lower = lax.linalg.cholesky((square + square.T) / 2 + jitter * jnp.eye(len(chosen), dtype=left.dtype))
         new = lax.linalg.triangular_solve(lower, left, left_side=False, lower=True, transpose_a=True)
-        new = jnp.where((first + jnp.arange(rows) < n)[:, None] & jnp.isfinite(lower[-1, -1]), new, 0)
+        new = jnp.where((first + jnp.arange(count) < n)[:, None] & jnp.isfinite(lower[-1, -1]), new, 0)
         return lax.dynamic_update_slice_in_dim(factor, new[None], number, 0), jnp.sum(new * new, axis=1)
 
     specs = (P(None, AXIS), P(AXIS), P(), P(), P())

@@ -1,0 +1,142 @@
+"""The model beside every baseline: the same training rows, the same solver, the same test rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.assessment import baselines
+from nftk_jax.assessment.metrics import paired_accuracy_difference, paired_r2_difference, r2
+from nftk_jax.datasets import Dataset
+from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, square_distances_within
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.learn import Learned, make_plan
+from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.plan import SolvePlan
+from nftk_jax.solvers.regression import prepare
+from nftk_jax.solvers.solver import Report, RidgeSolution
+
+
+class Comparison:
+    """The model against the baselines.
+
+    Args:
+      dataset: with its test rows.
+      learned: the model and how it was learned. Its solver is used, and closed when it is no longer needed.
+      scores: of the model on the test rows, shape (m, C).
+      baseline_rows: above this many training rows everything is solved on the search rows, the model too.
+
+    Attributes:
+      note: what a reader must know of the comparison; None if nothing.
+      ours: {"n_train", "test_accuracy" or "test_r2"} of the model as it is compared.
+      shuffled_omega: Omega learned on shuffled labels, shape (C, L), once `run` has ended.
+    """
+
+    def __init__(self, dataset: Dataset, learned: Learned, scores: np.ndarray, baseline_rows: int) -> None:
+        self._dataset, self._learned = dataset, learned
+        model, n = learned.model, len(dataset.x_train)
+        self._on_all = n <= baseline_rows
+        notes = []
+        if not self._on_all:
+            learned.solver.close()
+            notes.append(
+                f"baselines, and the model beside them, are solved on the {learned.among.n} search rows, since there "
+                f"are more than {baseline_rows} training rows"
+            )
+        if learned.settings.decision != "scores" and model.classes is not None:
+            notes.append("baselines, and the model beside them, decide by the largest score")
+        self.note = "; ".join(notes) or None
+        self._rows = learned.rows if self._on_all else learned.among
+        self._y = learned.targets.y if self._on_all else learned.targets.y[learned.search_rows]
+        self._solver = learned.solver if self._on_all else CholeskySolver(self._rows)  # few rows: by factorisation
+        self.shuffled_omega = np.empty(0)
+        self._scores = scores if self._on_all else self._solve(model.omega, model.ridge)
+        self.ours: dict[str, Any] = {"n_train": self._rows.n, **self._metric(self._scores)}
+
+    def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
+        """Every baseline with its test metric and the paired difference, ours minus theirs."""
+        learned, search = self._learned, self._learned.settings.search
+        problem, ridge = learned.problem, learned.start_ridge
+        candidates = learned.model.kernel.singles() * learned.model.scale
+        report("baselines", 0, 5)
+        single, number = baselines.best_single(problem, ridge, candidates / candidates.sum(axis=1, keepdims=True))
+        report("baselines", 1, 5)
+        shared = baselines.shared(problem, ridge, search)
+        report("baselines", 2, 5)
+        self.shuffled_omega = baselines.shuffled_labels(problem, learned.model.ridge, search, rng)
+        report("baselines", 3, 5)
+        weighted = {
+            "uniform": (baselines.uniform(problem), ridge),
+            "best_single_depth": (single, ridge),
+            "shared": (shared.omega, shared.ridge),
+            "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
+        }
+        # all at once: they share the kernels that are alike, and the angles of all others
+        scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
+        self._solver.close()  # the kernels that follow need the memory
+        parts = np.split(scores, len(weighted), axis=1)
+        table = {name: self._compare(part) for name, part in zip(weighted, parts, strict=True)}
+        table["best_single_depth"]["depth"] = number
+        report("baselines", 4, 5)
+        table |= self._compare_distance_kernels()
+        report("baselines", 5, 5)
+        return table
+
+    def _solve(self, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+        """Test scores of k Omegas at their ridges, shapes (k C, L) and (k C,): shape (m, k C)."""
+        y = np.tile(self._y, len(omega) // len(self._learned.model.omega))
+        return self._predict(self._rows, omega, self._solver.solve(omega, ridge, y))
+
+    def _predict(self, rows: Rows, omega: np.ndarray, solution: RidgeSolution) -> np.ndarray:
+        model = self._learned.model
+        rows = rows if solution.landmarks is None else rows.take(solution.landmarks)
+        scores = rows.predict(omega, solution.dual_coef, self._dataset.x_test, scaled=model.scaled)
+        return model.unscaled(scores)
+
+    def _compare_distance_kernels(self) -> dict[str, dict[str, Any]]:
+        """RBF and Laplace, their widths and ridges chosen on the held-out rows."""
+        classification, table = self._dataset.classes is not None, {}
+        squares = square_distances_within(jnp.asarray(self._learned.among.x))
+        chosen = {
+            name: baselines.choose_distance_kernel(name, squares, self._learned.problem, shared_ridge=classification)
+            for name in DISTANCE_KERNELS
+        }
+        del squares
+        for name, (kernel, ridge) in chosen.items():
+            rows, everyone = kernel.bind(self._rows.x), np.ones((self._dataset.n_outputs, 1))
+            plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
+            with prepare(rows, plan, omega=np.ones(1), ridge=middle) as solver:
+                solution = solver.solve(everyone, ridge, self._y)
+            table[name] = {
+                **self._compare(self._predict(rows, everyone, solution)),
+                "width": kernel.width,
+                "ridge": float(ridge[0]) if classification else ridge.tolist(),
+            }
+        return table
+
+    def _plan(self, kernel: DistanceKernel) -> SolvePlan:
+        """How one kernel is solved: as the settings ask for."""
+        if not self._on_all:
+            return SolvePlan("cholesky", ())
+        settings, dataset = self._learned.settings, self._dataset
+        if dataset.classes is not None:  # one kernel at one ridge
+            settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, weights="shared"))
+        return make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
+
+    def _metric(self, scores: np.ndarray) -> dict[str, Any]:
+        y = self._dataset.y_test
+        if self._dataset.classes is None:
+            return {"test_r2": r2(y, scores)}
+        return {"test_accuracy": float((scores.argmax(axis=1) == y).mean())}
+
+    def _compare(self, theirs: np.ndarray) -> dict[str, Any]:
+        y = self._dataset.y_test
+        if self._dataset.classes is None:
+            difference, interval = paired_r2_difference(y, self._scores, theirs)
+        else:
+            right = (scores.argmax(axis=1) == y for scores in (self._scores, theirs))
+            difference, interval = paired_accuracy_difference(*right)
+        return {**self._metric(theirs), "difference": difference, "difference_interval": list(interval)}

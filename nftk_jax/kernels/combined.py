@@ -1,0 +1,163 @@
+"""Combined kernels sum_l omega_{c,l} K^(l) (paper eq. 15) of any `Kernel`, between any rows: pure and traceable."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from nftk_jax.kernels import tiles
+from nftk_jax.kernels.blocks import MEMORY_BUDGET
+from nftk_jax.kernels.neural_tangents import as_inputs
+from nftk_jax.settings import InputsName
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.kernel import Kernel
+    from nftk_jax.kernels.series import KernelSeries
+
+
+def combined_kernel(
+    kernel: Kernel,
+    omega: ArrayLike,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    inputs: InputsName = "auto",
+    memory_budget: int = MEMORY_BUDGET,
+) -> jax.Array:
+    """Evaluate K_c = sum_l omega[c, l] K^(l) for every class c (paper eq. 15), unscaled.
+
+    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient
+    is finite: at identical and opposite rows, where an NTK has a kink, the angle's part is taken as 0. NTKs of a
+    homogeneous activation without hidden biases, and NTKs of inputs on one sphere, go through a series in the angle
+    (`mlp.kernel_route`).
+
+    Args:
+      kernel: L kernels, such as an `MLP`.
+      omega: weights of the unscaled kernels, shape (C, L); the identity gives every kernel by itself.
+      x1: inputs, shape (n1, p), float32 or float64.
+      x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, symmetric and with their exact diagonal.
+      inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at concrete arrays.
+      memory_budget: bytes of temporary arrays beside the result, about.
+
+    Returns:
+      Kernels, shape (C, n1, n2), dtype of `x1`.
+
+    Raises:
+      ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
+    """
+    a, b = as_inputs(x1, x2)
+    for x in (a,) if b is None else (a, b):
+        kernel.check(x)
+    weights = jnp.asarray(omega).astype(a.dtype)
+    if weights.ndim != 2 or weights.shape[1] != kernel.n_kernels:
+        raise ValueError(
+            f"omega must have shape (n_classes, {kernel.n_kernels}), one weight for every kernel of {kernel!r}; got "
+            f"{weights.shape}"
+        )
+    if len(kernel.parts) == 1:
+        part = kernel.parts[0]
+        right = None if b is None else part.select(b)
+        return _combine(part.kernel, weights, part.select(a), right, inputs, int(memory_budget))
+    known = None if isinstance(weights, Tracer) else np.asarray(weights)
+    out = jnp.zeros((len(weights), len(a), len(a if b is None else b)), a.dtype)
+    place = 0
+    for part in kernel.parts:
+        own = slice(place, place + part.kernel.n_kernels)
+        place = own.stop
+        # a class that gives a part no weight does not pay for it
+        rows = np.arange(len(weights)) if known is None else np.flatnonzero(known[:, own].any(axis=1))
+        if rows.size:
+            right = None if b is None else part.select(b)
+            k = _combine(part.kernel, weights[rows, own], part.select(a), right, inputs, int(memory_budget))
+            out = _add_rows(out, rows, k)
+    return out
+
+
+def combined_ntk(
+    mlp: Kernel,
+    omega: ArrayLike,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    inputs: InputsName = "auto",
+    memory_budget: int = MEMORY_BUDGET,
+) -> jax.Array:
+    """`combined_kernel` under the name that the NTKs of an `MLP` have: sum_l omega[c, l] Theta^(l) (paper eq. 15)."""
+    return combined_kernel(mlp, omega, x1, x2, inputs=inputs, memory_budget=memory_budget)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_rows(out: jax.Array, rows: jax.Array, k: jax.Array) -> jax.Array:
+    return out.at[rows].add(k)
+
+
+def _combine(
+    kernel: Kernel, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, inputs: InputsName, budget: int
+) -> jax.Array:
+    """The combined kernels of one part."""
+    series = kernel.series(x1, x2, inputs)
+    traced = isinstance(x1, Tracer)
+    if series is None:
+        if x2 is not None:
+            return _rectangle(kernel, budget, omega, x1, x2)
+        diagonals = kernel.traced_diagonals(budget, x1) if traced else jnp.asarray(kernel.diagonals(x1), x1.dtype)
+        return _gram(kernel, budget, omega, x1, diagonals)
+    plan, arrays = tiles.Plan(series.form, series.radial, budget), _in_dtype(series, x1.dtype)
+    if x2 is not None:
+        return _series_rectangle(plan, omega, arrays, x1, x2)
+    if not series.radial and not traced:  # of every row: the sphere is one up to rounding
+        arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
+    return _series_gram(plan, omega, arrays, x1)
+
+
+def _in_dtype(series: KernelSeries, dtype: Any) -> KernelSeries:
+    """The arrays of a series for a compiled function; what is static is left out."""
+    cast = lambda a: None if a is None else jnp.asarray(a, dtype)  # noqa: E731
+    return series._replace(
+        form=None,
+        radial=None,
+        coefficients=cast(series.coefficients),
+        at_zero=cast(series.at_zero),
+        bias=cast(series.bias),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rectangle(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    if len(x1) == 0 or len(x2) == 0:
+        return jnp.zeros((len(omega), len(x1), len(x2)), x1.dtype)
+    return kernel.combined(budget, omega, x1, x2)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gram(kernel: Kernel, budget: int, omega: jax.Array, x: jax.Array, diagonals: jax.Array) -> jax.Array:
+    k = _rectangle(kernel, budget, omega, x, x)
+    k = jnp.where(jnp.triu(jnp.ones(k.shape[1:], bool)), k, k.mT)
+    index = jnp.arange(len(x))
+    return k.at[:, index, index].set(jnp.matmul(omega, diagonals, precision=tiles.HIGHEST))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _series_rectangle(plan: tiles.Plan, omega: jax.Array, series: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    k = tiles.rectangle(plan, jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST), x1, x2)
+    return _biased(k, omega, series.bias)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _series_gram(plan: tiles.Plan, omega: jax.Array, series: Any, x: jax.Array) -> jax.Array:
+    diagonal = jnp.matmul(omega, series.at_zero, precision=tiles.HIGHEST)
+    if diagonal.ndim == 1:
+        r2 = jnp.sum(x * x, axis=1) if plan.radial else jnp.ones(len(x), x.dtype)
+        diagonal = diagonal[:, None] * r2
+    k = tiles.gram(plan, jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST), diagonal, x)
+    return _biased(k, omega, series.bias)
+
+
+def _biased(k: jax.Array, omega: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return k if bias is None else k + jnp.matmul(omega, bias, precision=tiles.HIGHEST)[:, None, None]

@@ -1,0 +1,370 @@
+"""What a kernel is: L positive semi-definite functions of two inputs, which Omega weighs, and how kernels are joined.
+
+Everything with kernels implements `Kernel`; everything that needs kernel entries binds one to rows (`Kernel.bind`) and
+asks the `Rows`. A kernel of one's own defines `labels` and `evaluate`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.sharding import Mesh
+
+from nftk_jax.kernels import blocks
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.kernels.series import KernelSeries
+from nftk_jax.settings import InputsName, ScalingName
+
+Columns = slice | tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelLabel:
+    """One column of Omega.
+
+    Attributes:
+      kind: ntk, nngp, increment, layer, rbf, laplace, function, gram, or a name of one's own.
+      depth: of the network, or the number of its layer; None where there is no network.
+      group: name of the features that the kernel sees; empty for all of them.
+      name: what a person reads, without the group; empty is "kind depth".
+    """
+
+    kind: str
+    depth: int | None = None
+    group: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        name = self.name or (self.kind if self.depth is None else f"{self.kind} {self.depth}")
+        return f"{self.group}: {name}" if self.group else name
+
+
+class Part(NamedTuple):
+    """A kernel that is evaluated by itself, and the columns of the inputs that it sees (None: all)."""
+
+    kernel: Kernel
+    columns: Columns | None
+
+    def select(self, x: Any) -> Any:
+        """These columns of inputs, shape (n, p)."""
+        if self.columns is None:
+            return x
+        return x[:, self.columns if isinstance(self.columns, slice) else np.asarray(self.columns)]
+
+
+class Kernel(abc.ABC):
+    """L positive semi-definite kernels on the same inputs.
+
+    Kernels are immutable. A subclass defines `labels` and `evaluate`; the other methods have defaults that evaluate
+    blocks, which a subclass may replace by something faster. Two kernels are the same for compiled programs if they are
+    equal, which for a plain subclass means one object.
+    """
+
+    @property
+    def word(self) -> str:
+        """What one column of Omega is called: "depth", "increment", "layer" or "kernel"."""
+        return "kernel"
+
+    @property
+    def may_be_indefinite(self) -> bool:
+        """Whether some of the kernels may have negative eigenvalues."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> tuple[KernelLabel, ...]:
+        """One label for every column of Omega."""
+
+    @abc.abstractmethod
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """All kernels between rows (n1, p) and (n2, p): shape (L, n1, n2), dtype of `x1`, in one piece. Traceable."""
+
+    @property
+    def n_kernels(self) -> int:
+        """L."""
+        return len(self.labels)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The kernels that are evaluated by themselves, in the order of Omega's columns."""
+        return (Part(self, None),)
+
+    def check(self, x: Any) -> None:
+        """Raise ValueError unless `x` holds inputs of this kernel, shape (n, p); the values of traced ones pass."""
+        if x.ndim != 2:
+            raise ValueError(f"inputs must have shape (n, p); got {x.shape}")
+
+    def fitted(self, x: np.ndarray) -> Kernel:
+        """The kernel with every parameter that was left to the training inputs `x`, shape (n, p), scaled."""
+        del x
+        return self
+
+    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+        """The scaling that goes with this kernel's inputs where a user asks for `scaling`.
+
+        Raises:
+          ValueError: the inputs must not be scaled as asked.
+        """
+        del unit_norm
+        return scaling
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p)."""
+        x = np.asarray(x)
+        self.check(x)
+        return blocks.float64_diagonals(self, x)
+
+    def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        """The same for traced inputs, in their dtype, with about `budget` bytes of temporary arrays."""
+        return blocks.diagonals(self, budget, x)
+
+    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """sum_l omega[c, l] K^(l)(x1, x2), shape (C, n1, n2), in bounded memory, without an exact diagonal. Traceable.
+
+        Args:
+          budget: bytes of temporary arrays, about.
+          omega: weights, shape (C, L).
+          x1: inputs, shape (n1, p), at least one row.
+          x2: inputs, shape (n2, p), at least one row.
+        """
+        return blocks.combined(self, budget, omega, x1, x2)
+
+    def series(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
+        """Series in the angle that give the kernels on these inputs, or None where there are none."""
+        del x1, x2, inputs
+        return None
+
+    def singles(self) -> np.ndarray:
+        """Weights of the kernels that leave one network, or one kernel, alone: shape (K, L)."""
+        return np.eye(self.n_kernels)
+
+    def nngp(self) -> Kernel:
+        """The covariances at initialisation of the networks whose tangent kernels these are.
+
+        Raises:
+          ValueError: the kernel is not one of networks of every depth.
+        """
+        raise ValueError(f"{self!r} has no NNGP kernel; use covariance='ntk', or an MLP of basis 'depths'")
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """Plain values from which `saved.from_dict` makes the kernel again; None where no file can hold it."""
+        return None
+
+    def bind(
+        self,
+        x: Any,
+        *,
+        scale: np.ndarray | None = None,
+        inputs: InputsName = "auto",
+        store_bytes: int = 0,
+        mesh: Mesh | None = None,
+    ) -> Rows:
+        """The kernels on rows.
+
+        Args:
+          x: inputs, shape (n, p), float32 or float64; every process holds all of them.
+          scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
+          inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at them.
+          store_bytes: what entries (or angles) that are kept between passes may take on every device.
+          mesh: of devices along one axis; None is all there are.
+
+        Raises:
+          ValueError: these are no inputs of this kernel.
+        """
+        return Rows(self, x, scale=scale, inputs=inputs, store_bytes=store_bytes, mesh=mesh)
+
+    def on(self, columns: slice | Sequence[int], *, group: str = "") -> Kernel:
+        """The same kernels on some columns of the inputs.
+
+        Args:
+          columns: a slice, or column numbers.
+          group: what these features are called; labels begin with it.
+        """
+        chosen = columns if isinstance(columns, slice) else tuple(int(column) for column in columns)
+        return KernelOnColumns(self, chosen, group)
+
+    def __add__(self, other: Kernel) -> Kernel:
+        """The kernels of both, those of `other` after these."""
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        joined = [member for kernel in (self, other) for member in getattr(kernel, "kernels", (kernel,))]
+        return KernelSum(tuple(joined))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernel:
+        return self  # immutable: a copy shares what is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSum(Kernel):
+    """Several families of kernels side by side, each with its own columns of Omega."""
+
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def word(self) -> str:
+        words = {kernel.word for kernel in self.kernels}
+        return words.pop() if len(words) == 1 and len({label.group for label in self.labels}) == 1 else "kernel"
+
+    @property
+    def may_be_indefinite(self) -> bool:
+        return any(kernel.may_be_indefinite for kernel in self.kernels)
+
+    @property
+    def labels(self) -> tuple[KernelLabel, ...]:
+        labels = [label for kernel in self.kernels for label in kernel.labels]
+        seen: dict[str, int] = {}
+        for place, label in enumerate(labels):
+            text = str(label)
+            seen[text] = seen.get(text, 0) + 1
+            if seen[text] > 1:
+                name = str(dataclasses.replace(label, group=""))
+                labels[place] = dataclasses.replace(label, name=f"{name} ({seen[text]})")
+        return tuple(labels)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(part for kernel in self.kernels for part in kernel.parts)
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return jnp.concatenate([kernel.evaluate(x1, x2) for kernel in self.kernels])
+
+    def check(self, x: Any) -> None:
+        for kernel in self.kernels:
+            kernel.check(x)
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        return np.concatenate([kernel.diagonals(x) for kernel in self.kernels])
+
+    def fitted(self, x: np.ndarray) -> Kernel:
+        return KernelSum(tuple(kernel.fitted(x) for kernel in self.kernels))
+
+    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+        wanted: set[ScalingName] = {kernel.scaling_for(scaling, unit_norm) for kernel in self.kernels}
+        if len(wanted) > 1:
+            raise ValueError(
+                f"the joined kernels want different scalings of the inputs, {', '.join(sorted(wanted))}; "
+                "give one by `scaling`"
+            )
+        return wanted.pop()
+
+    def singles(self) -> np.ndarray:
+        return scipy.linalg.block_diag(*(kernel.singles() for kernel in self.kernels))
+
+    def nngp(self) -> Kernel:
+        return KernelSum(tuple(kernel.nngp() for kernel in self.kernels))
+
+    def to_dict(self) -> dict[str, Any] | None:
+        members = [kernel.to_dict() for kernel in self.kernels]
+        return None if None in members else {"type": "sum", "kernels": members}
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelOnColumns(Kernel):
+    """A family of kernels that sees some columns of the inputs alone; see `Kernel.on`."""
+
+    kernel: Kernel
+    columns: Columns
+    group: str = ""
+
+    def __hash__(self) -> int:  # slices have no hash before Python 3.12
+        return hash((self.kernel, str(self.columns), self.group))
+
+    @property
+    def word(self) -> str:
+        return self.kernel.word
+
+    @property
+    def may_be_indefinite(self) -> bool:
+        return self.kernel.may_be_indefinite
+
+    @property
+    def labels(self) -> tuple[KernelLabel, ...]:
+        if not self.group:
+            return self.kernel.labels
+        inner = lambda label: f"{self.group}: {label.group}" if label.group else self.group  # noqa: E731
+        return tuple(dataclasses.replace(label, group=inner(label)) for label in self.kernel.labels)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(Part(part.kernel, _compose(self.columns, part.columns)) for part in self.kernel.parts)
+
+    def _select(self, x: Any) -> Any:
+        return Part(self.kernel, self.columns).select(x)
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return self.kernel.evaluate(self._select(x1), self._select(x2))
+
+    def check(self, x: Any) -> None:
+        super().check(x)
+        features = x.shape[1]
+        numbers = range(features)[self.columns] if isinstance(self.columns, slice) else self.columns
+        if not len(numbers) or not all(-features <= number < features for number in numbers):
+            what = self.group or "a kernel"
+            raise ValueError(
+                f"the columns of {what} must be some of the {features} columns of the inputs; got {self.columns}"
+            )
+        self.kernel.check(self._select(x))
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        return self.kernel.diagonals(self._select(np.asarray(x)))
+
+    def fitted(self, x: np.ndarray) -> Kernel:
+        return dataclasses.replace(self, kernel=self.kernel.fitted(self._select(x)))
+
+    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+        return self.kernel.scaling_for(scaling, unit_norm)
+
+    def singles(self) -> np.ndarray:
+        return self.kernel.singles()
+
+    def nngp(self) -> Kernel:
+        return dataclasses.replace(self, kernel=self.kernel.nngp())
+
+    def to_dict(self) -> dict[str, Any] | None:
+        kernel, columns = self.kernel.to_dict(), self.columns
+        if kernel is None:
+            return None
+        plain = [columns.start, columns.stop, columns.step] if isinstance(columns, slice) else list(columns)
+        kind = "slice" if isinstance(columns, slice) else "numbers"
+        return {"type": "columns", "kernel": kernel, kind: plain, "group": self.group}
+
+
+def _compose(outer: Columns, inner: Columns | None) -> Columns:
+    """The columns `inner` of the columns `outer`."""
+    if inner is None:
+        return outer
+    if isinstance(outer, slice):
+        if outer.stop is None or outer.stop < 0 or (outer.start or 0) < 0:
+            raise ValueError(f"columns of columns need a slice with its ends counted from 0; got {outer}")
+        outer = tuple(range(outer.stop))[outer]
+    return tuple(outer[inner]) if isinstance(inner, slice) else tuple(outer[place] for place in inner)
+
+
+def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None) -> np.ndarray:
+    """The scale_l of docs/mathematics.md: mean diagonal of K^(l) over the rows of `x`, shape (L,), float64.
+
+    K^(l) / scale_l has unit mean diagonal.
+
+    Args:
+      kernel: the kernels.
+      x: inputs, shape (n, p).
+      weight: sample weights of the mean, shape (n,); None is 1 everywhere.
+
+    Raises:
+      ValueError: a mean diagonal is zero or not finite, so that its kernel cannot be scaled.
+    """
+    scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
+    bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
+    if bad.size:
+        raise ValueError(
+            f"the kernel '{kernel.labels[bad[0]]}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
+            "scaled; use inputs that are not all zero, a smaller `w_std` or a smaller `depth`"
+        )
+    return scale

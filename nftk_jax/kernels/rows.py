@@ -1,0 +1,213 @@
+"""Kernels on rows of inputs: the only place that decides how entries are evaluated, padded, tiled and spread.
+
+`Kernel.bind` makes a `Rows`. Solvers, the search, the model and the certificate ask it for entries or products.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nftk_jax.kernels import operators
+from nftk_jax.kernels.combined import combined_kernel
+from nftk_jax.kernels.devices import device_mesh
+from nftk_jax.kernels.operators import GramOperator
+from nftk_jax.preprocessing.padding import padded_size
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.kernel import Kernel
+    from nftk_jax.settings import InputsName
+
+#: Bytes of the kernel entries that `Rows.predict` holds at a time.
+_TILE_BYTES = 256 * 2**20
+
+
+class Rows:
+    """The kernels K^(l) / scale_l on n rows X; made by `Kernel.bind`.
+
+    Args:
+      kernel: L kernels.
+      x: inputs, shape (n, p), float32 or float64; every process holds all of them.
+      scale, inputs, store_bytes, mesh: see `Kernel.bind`.
+
+    Attributes:
+      kernel, x, scale: as given; `scale` has shape (L,), float64.
+      n: number of rows.
+      dtype: of the entries.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        x: Any,
+        *,
+        scale: np.ndarray | None = None,
+        inputs: InputsName = "auto",
+        store_bytes: int = 0,
+        mesh: Mesh | None = None,
+    ) -> None:
+        x = np.asarray(x)
+        self.kernel, self.x = kernel, x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+        kernel.check(self.x)
+        self.scale: np.ndarray = np.ones(kernel.n_kernels) if scale is None else np.asarray(scale, np.float64)
+        self._inputs: InputsName = inputs
+        self._store_bytes, self._mesh = store_bytes, mesh
+        self._kept: jax.Array | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.x)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.x.dtype
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices that products are spread over."""
+        return device_mesh() if self._mesh is None else self._mesh
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of arrays that are spread over the mesh; those beyond `n` mean nothing."""
+        return operators.padded_rows(self.n, self.mesh.devices.size)
+
+    @functools.cached_property
+    def diagonals(self) -> np.ndarray:
+        """K^(l)(x_i, x_i) / scale_l, shape (L, n), float64."""
+        return self.kernel.diagonals(self.x) / self.scale[:, None]
+
+    @functools.cached_property
+    def _padded(self) -> jax.Array:
+        """The rows and copies of the first, so that few sizes are compiled and rows of one length stay so."""
+        if padded_size(self.n) == self.n or not self.n:
+            return jnp.asarray(self.x)
+        return jnp.asarray(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
+
+    def storing(self, store_bytes: int) -> Rows:
+        """The same rows, whose products keep that many bytes of entries (or angles) on every device between passes."""
+        return Rows(
+            self.kernel, self.x, scale=self.scale, inputs=self._inputs, store_bytes=store_bytes, mesh=self._mesh
+        )
+
+    def take(self, positions: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(self.kernel, self.x[positions], scale=self.scale, inputs=self._inputs, mesh=self._mesh)
+
+    def keeping(self) -> Rows:
+        """The same rows with all kernels in memory, `kernels`: Gram matrices are then sums of them."""
+        rows = self.storing(self._store_bytes)
+        rows._kept = self.gram(np.eye(self.kernel.n_kernels))
+        return rows
+
+    @property
+    def kernels(self) -> jax.Array:
+        """Every kernel on the rows, shape (L, n, n); those in memory if `keeping` made them."""
+        return self.gram(np.eye(self.kernel.n_kernels)) if self._kept is None else self._kept
+
+    def gram(self, omega: np.ndarray) -> jax.Array:
+        """sum_l omega[c, l] K^(l)(X, X) / scale_l, shape (C, n, n), symmetric and with its exact diagonal."""
+        if self._kept is not None:
+            return jnp.tensordot(jnp.asarray(omega, self._kept.dtype), self._kept, 1)
+        k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
+        return k if k.shape[1] == self.n else jnp.asarray(np.asarray(k)[:, : self.n, : self.n])
+
+    def cross(self, omega: np.ndarray, x2: Any) -> jax.Array:
+        """sum_l omega[c, l] K^(l)(x2, X) / scale_l for inputs (n2, p): shape (C, n2, n)."""
+        return combined_kernel(
+            self.kernel, omega / self.scale, jnp.asarray(x2, self.dtype), self.x, inputs=self._inputs
+        )
+
+    def predict(
+        self,
+        omega: np.ndarray,
+        dual_coef: np.ndarray,
+        x2: np.ndarray,
+        *,
+        scaled: Callable[[np.ndarray], np.ndarray] = lambda tile: tile,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """sum_j K_c(x2_i, x_j) dual_coef[j, c], shape (m, C), float64, in tiles of `x2`.
+
+        Classes with one omega share their kernel. Entries and products have the dtype of the rows.
+
+        Args:
+          omega: weights, shape (C, L).
+          dual_coef: shape (n, C).
+          x2: inputs, shape (m, p).
+          scaled: what makes a tile of `x2` inputs of the kernel.
+          report: called with the rows done and their total.
+        """
+        distinct, group = np.unique(omega, axis=0, return_inverse=True)
+        members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
+        right = self._padded
+        padded = np.zeros((len(right), dual_coef.shape[1]), self.dtype)
+        padded[: self.n] = dual_coef
+        columns = [jnp.asarray(padded[:, classes]) for classes in members]
+        size = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * len(distinct)))
+        size = min(padded_size(len(x2)), size)
+        scores = np.empty((len(x2), dual_coef.shape[1]))
+        for start in range(0, len(x2), size):
+            tile = x2[start : start + size]
+            short = size - len(tile)  # the last tile is padded, so that one shape is compiled
+            whole = np.concatenate([tile, np.repeat(tile[-1:], short, axis=0)]) if short else tile
+            left = jnp.asarray(scaled(whole), self.dtype)
+            k = combined_kernel(self.kernel, distinct / self.scale, left, right, inputs=self._inputs)
+            for one, classes, dual in zip(k, members, columns, strict=True):
+                scores[start : start + len(tile), classes] = np.asarray(one @ dual, np.float64)[: len(tile)]
+            report(start + len(tile), len(x2))
+        return scores
+
+    def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """sum_j K_c(x_i, x_j) v_jc for weights (C, L) and vectors (n, C): shape (n, C), float64; no kernel is kept.
+
+        The work is spread over the mesh. Every process must call it with the same arguments.
+        """
+        out = np.zeros(v.shape)
+        for operator, classes, weights in self._weighed(omega):
+            out[:, classes] += operator.apply(weights, v[:, classes])
+        return out
+
+    def columns(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
+        """Some columns of one kernel, sum_l weights_l K^(l)(X, X[chosen]) / scale_l, rows spread over the mesh.
+
+        Args:
+          weights: shape (L,).
+          chosen: positions of the columns among the rows, shape (m,).
+          rows: positions of the rows, shape (k,), a multiple of the devices; None is all, and padding.
+
+        Returns:
+          Shape (k, m), or (padded_rows, m).
+        """
+        found = [operator.rectangle(own[0], chosen, rows) for operator, _, own in self._weighed(weights[None])]
+        return functools.reduce(jnp.add, found)
+
+    def _weighed(self, omega: np.ndarray) -> Iterator[tuple[GramOperator, np.ndarray, np.ndarray]]:
+        """Every part's operator, the classes that give it weight, and their weights of its unscaled kernels."""
+        omega, place, alone = omega / self.scale, 0, len(self._operators) == 1
+        for operator, part in zip(self._operators, self.kernel.parts, strict=True):
+            own = omega[:, place : place + part.kernel.n_kernels]
+            place += part.kernel.n_kernels
+            classes = np.arange(len(omega)) if alone else np.flatnonzero(own.any(axis=1))
+            if classes.size:
+                yield operator, classes, own[classes]
+
+    @functools.cached_property
+    def _operators(self) -> list[GramOperator]:
+        left, found = self._store_bytes, []
+        for part in self.kernel.parts:
+            operator = operators.gram_operator(part.kernel, part.select(self.x), self._inputs, left, self.mesh)
+            left = max(0, left - operator.stored_bytes)
+            found.append(operator)
+        return found
+
+    @property
+    def stored(self) -> float:
+        """Share of the tiles whose entries (or angles) are kept between passes."""
+        return float(np.mean([operator.stored for operator in self._operators]))

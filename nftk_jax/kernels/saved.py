@@ -1,0 +1,29 @@
+"""Kernels from the plain values that `Kernel.to_dict` gives: what a saved model holds of its kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nftk_jax.kernels.distance import DISTANCE_KERNELS
+from nftk_jax.kernels.kernel import Kernel, KernelOnColumns, KernelSum
+from nftk_jax.kernels.mlp import MLP
+
+
+def from_dict(values: dict[str, Any]) -> Kernel:
+    """The kernel that `Kernel.to_dict` described.
+
+    Raises:
+      ValueError: the values describe no kernel.
+    """
+    values = dict(values)
+    kind = values.pop("type")
+    if kind == "MLP":
+        return MLP(**values)
+    if kind in DISTANCE_KERNELS:
+        return DISTANCE_KERNELS[kind](**values)
+    if kind == "sum":
+        return KernelSum(tuple(from_dict(member) for member in values["kernels"]))
+    if kind == "columns":
+        columns = slice(*values["slice"]) if "slice" in values else tuple(values["numbers"])
+        return KernelOnColumns(from_dict(values["kernel"]), columns, values["group"])
+    raise ValueError(f"unknown type of kernel {kind!r}")

@@ -1,0 +1,87 @@
+"""What every solver of the ridge regression gives and takes: one signature, and memory that is freed on exit."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, MutableMapping
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+#: Where a long solve leaves what it has, to be taken up again: arrays by name, under a name.
+Journal = MutableMapping[str, dict[str, np.ndarray]]
+#: Called with a stage's name, what is done and the total.
+Report = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The `Report` of a caller who does not ask for one."""
+    del stage, done, total
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeSolution:
+    """Dual coefficients of every class with what the certificate needs to know of the solves.
+
+    Attributes:
+      dual_coef: shape (n, C), or (m, C) on the landmarks of Nystroem's method.
+      jitter: added to the ridge; 0 if nothing.
+      condition_estimate: lower bound on the condition number of K + ridge I, the worst class; None if not estimated.
+      solver: what solved it.
+      iterations: passes over the kernels that the slowest class took; 0 for a direct solver.
+      landmarks: positions among the training rows of Nystroem's landmarks, shape (m,); None for exact solvers.
+    """
+
+    dual_coef: np.ndarray
+    jitter: float
+    condition_estimate: float | None
+    solver: str = "cholesky"
+    iterations: int = 0
+    landmarks: np.ndarray | None = None
+
+
+class RidgeSolver(abc.ABC):
+    """Kernel ridge regression on one set of rows; made by `prepare`, which computes what all solves share.
+
+    A context manager: on exit the memory of angles, factors and preconditioners is given back.
+    """
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        omega: np.ndarray,
+        ridge: np.ndarray,
+        y: np.ndarray,
+        *,
+        condition: bool = False,
+        journal: Journal | None = None,
+        report: Report = silent,
+    ) -> RidgeSolution:
+        """Solve alpha_c = (K_c + ridge_c W^(-1))^(-1) y_c for every class (paper Theorem 1).
+
+        Args:
+          omega: weights of the rows' kernels, shape (C, L).
+          ridge: absolute ridge of every class, shape (C,).
+          y: targets, shape (n, C).
+          condition: estimate condition numbers even where that costs as much as a factorisation.
+          journal: keeps the state of an iteration under "solve", and an iteration goes on from what is there.
+          report: called with a stage's name, what is done and the total.
+
+        Raises:
+          NotPositiveDefiniteError: a kernel cannot be factored even with jitter.
+          ConvergenceError: an iteration does not reach its tolerance.
+        """
+
+    def close(self) -> None:
+        """Give memory back; there are no solves after that."""
+        vars(self).clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
