@@ -54,6 +54,7 @@ _PARAMETERS = """
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
       kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP.
+      family: the former name of `kernel`.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
         "evidence", "train" or "alignment".
       constraint: "simplex" or "orthant".
@@ -117,6 +118,7 @@ class _NFTKEstimator(BaseEstimator):
         readout_bias: float = MLPSettings.readout_bias,
         basis: BasisName = MLPSettings.basis,
         kernel: Kernel | None = None,
+        family: Kernel | None = None,
         objective: ObjectiveName = SearchSettings.objective,
         constraint: ConstraintName = SearchSettings.constraint,
         penalty: float = SearchSettings.penalty,
@@ -147,6 +149,7 @@ class _NFTKEstimator(BaseEstimator):
         self.readout_bias = readout_bias
         self.basis = basis
         self.kernel = kernel
+        self.family = family
         self.objective = objective
         self.constraint = constraint
         self.penalty = penalty
@@ -181,11 +184,12 @@ class _NFTKEstimator(BaseEstimator):
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
-        if self.kernel is None:
+        given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
+        if not given:
             return MLP(**flatten(gather(MLPSettings, values))), settings
-        if not isinstance(self.kernel, Kernel):
-            raise ValueError(f"kernel must be a Kernel, or None for an MLP; got {self.kernel!r}")
-        return self.kernel, settings
+        if len(given) > 1 or not isinstance(given[0], Kernel):
+            raise ValueError(f"kernel must be one Kernel, or None for an MLP; got {given}")
+        return given[0], settings
 
     def _learn(self, data: TrainingRows) -> None:
         kernel, settings = self._settings()

@@ -80,15 +80,11 @@ class AngleSeries:
       form: the variable and the basis.
       coefficients: shape (L, degree + 1), float64.
       at_zero: f_l(0), shape (L,), float64: the diagonal, exact.
-      basis: coefficients of the B functions that span f_1, ..., f_L to ten times the tolerance, shape (B, degree + 1).
-      mixing: f_l = sum_b mixing[l, b] basis_b, shape (L, B).
     """
 
     form: Form
     coefficients: np.ndarray
     at_zero: np.ndarray
-    basis: np.ndarray
-    mixing: np.ndarray
 
 
 def _variable(form: Form, t):
@@ -183,7 +179,7 @@ def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
     scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float64).tiny)
     to_coefficients = 2 / _NODES * chebyshev.chebvander(nodes, _NODES - 1)
     to_coefficients[:, 0] /= 2
-    best: tuple[float, Form, np.ndarray, np.ndarray] | None = None
+    best: tuple[float, Form, np.ndarray] | None = None
     for warp, sampled in zip(_WARPS, np.split(values, len(_WARPS), axis=1), strict=True):
         coefficients = sampled @ to_coefficients
         relative = np.abs(coefficients) / scale[:, None]
@@ -198,12 +194,11 @@ def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
         form = Form("monomial" if stable else "chebyshev", warp)
         cost = size * (1 if stable else 2) + (0 if math.isinf(warp) else 4)
         if best is None or cost < best[0]:
-            best = cost, form, monomial if stable else coefficients[:, :size], coefficients[:, :size]
+            best = cost, form, monomial if stable else coefficients[:, :size]
     if best is None:
         return _no_series(mlp, q, f"has no Chebyshev series of degree <= {_MAX_DEGREE} to {TOLERANCE[dtype]:g}")
-    _, form, coefficients, by_chebyshev = best
-    basis, mixing = _low_rank(by_chebyshev, scale, 10 * TOLERANCE[dtype])
-    return AngleSeries(form, coefficients, at_zero, _to_monomials(basis) if form.basis == "monomial" else basis, mixing)
+    _, form, coefficients = best
+    return AngleSeries(form, coefficients, at_zero)
 
 
 def _no_series(mlp: MLP, q: float, reason: str) -> None:
@@ -216,27 +211,6 @@ def _to_monomials(coefficients: np.ndarray) -> np.ndarray:
     """Monomial coefficients of Chebyshev series, one a row."""
     size = coefficients.shape[1]
     return np.stack([np.pad(chebyshev.cheb2poly(row), (0, size))[:size] for row in coefficients])
-
-
-def _low_rank(coefficients: np.ndarray, scale: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """The fewest functions whose combinations are within `tolerance` of f_l / max|f_l| at every angle and depth.
-
-    Args:
-      coefficients: the Chebyshev coefficients of f_l, shape (L, size). (Monomials would not do: their small
-        coefficients are not small functions.)
-      scale: the largest |f_l|, shape (L,).
-
-    Returns:
-      The functions' Chebyshev coefficients (B, size), and the depths' weights in them (L, B).
-    """
-    u, s, vt = np.linalg.svd(coefficients / scale[:, None], full_matrices=False)
-    for rank in range(1, len(s)):
-        rest = (u[:, rank:] * s[rank:]) @ vt[rank:]
-        if np.abs(rest).sum(axis=1).max() <= tolerance:
-            break
-    else:
-        rank = len(s)
-    return s[:rank, None] * vt[:rank], scale[:, None] * u[:, :rank]
 
 
 def traced_series(mlp: MLP, q: jax.Array, size: int = 32) -> KernelSeries:

@@ -353,26 +353,3 @@ def _gram_jvp(plan, primals, tangents):
 
 rectangle.defjvp(_rectangle_jvp, symbolic_zeros=True)
 gram.defjvp(_gram_jvp, symbolic_zeros=True)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def matvec(plan: Plan, basis: jax.Array, mixed: jax.Array, x1: jax.Array, x2: jax.Array, v: jax.Array) -> jax.Array:
-    """sum_j K_c(x1_i, x2_j) v_jc for K_c = sum_b mixed[c, b] basis_b, shape (n1, C), in row tiles under the budget."""
-    (u1, r1), (u2, r2) = unit_rows(x1), unit_rows(x2)
-    n1, n2, itemsize = len(x1), len(x2), x1.dtype.itemsize
-    if n1 == 0 or n2 == 0:
-        return jnp.zeros((n1, v.shape[1]), x1.dtype)
-    weights = (r2[:, None] * v if plan.radial else v)[None] * mixed.T[:, None, :]
-    size = min(_tile_rows(plan, n1, n2, 8, itemsize), 1024)
-
-    def fill(k, out):
-        i = jnp.asarray(tile_starts(n1, size))[k]
-        t, _ = exact_angles(_rows(u1, i, size), u2, None)
-        tile = jnp.zeros((size, v.shape[1]), x1.dtype)
-        for b in range(basis.shape[0]):
-            tile += jnp.matmul(evaluate(plan.form, basis[b], t), weights[b], precision=HIGHEST)
-        if plan.radial:
-            tile *= _rows(r1, i, size)[:, None]
-        return lax.dynamic_update_slice_in_dim(out, tile, i, 0)
-
-    return lax.fori_loop(0, len(tile_starts(n1, size)), fill, jnp.zeros((n1, v.shape[1]), x1.dtype))
