@@ -17,7 +17,7 @@ from nftk_jax.kernels.neural_tangents import as_inputs
 from nftk_jax.settings import InputsName
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.kernel import Kernel
+    from nftk_jax.kernels.kernel import Kernel, Part
     from nftk_jax.kernels.series import KernelSeries
 
 
@@ -60,22 +60,24 @@ def combined_kernel(
             f"omega must have shape (n_classes, {kernel.n_kernels}), one weight for every kernel of {kernel!r}; got "
             f"{weights.shape}"
         )
-    if len(kernel.parts) == 1:
-        part = kernel.parts[0]
+    parts = kernel.parts
+
+    def evaluate(part: Part, own: jax.Array) -> jax.Array:
         right = None if b is None else part.select(b)
-        return _combine(part.kernel, weights, part.select(a), right, inputs, int(memory_budget))
+        return _combine(part.kernel, own, part.select(a), right, part.promise(inputs), int(memory_budget))
+
+    if len(parts) == 1:
+        return evaluate(parts[0], weights)
     known = None if isinstance(weights, Tracer) else np.asarray(weights)
     out = jnp.zeros((len(weights), len(a), len(a if b is None else b)), a.dtype)
     place = 0
-    for part in kernel.parts:
+    for part in parts:
         own = slice(place, place + part.kernel.n_kernels)
         place = own.stop
         # a class that gives a part no weight does not pay for it
         rows = np.arange(len(weights)) if known is None else np.flatnonzero(known[:, own].any(axis=1))
         if rows.size:
-            right = None if b is None else part.select(b)
-            k = _combine(part.kernel, weights[rows, own], part.select(a), right, inputs, int(memory_budget))
-            out = _add_rows(out, rows, k)
+            out = _add_rows(out, rows, evaluate(part, weights[rows, own]))
     return out
 
 

@@ -47,16 +47,23 @@ class KernelLabel:
 
 
 class Part(NamedTuple):
-    """A kernel that is evaluated by itself, and the columns of the inputs that it sees (None: all)."""
+    """A kernel that is evaluated by itself, and what it sees: columns of the inputs, then columns of those, and so on.
+
+    Without `columns` it sees all.
+    """
 
     kernel: Kernel
-    columns: Columns | None
+    columns: tuple[Columns, ...] = ()
 
     def select(self, x: Any) -> Any:
         """These columns of inputs, shape (n, p)."""
-        if self.columns is None:
-            return x
-        return x[:, self.columns if isinstance(self.columns, slice) else np.asarray(self.columns)]
+        for columns in self.columns:
+            x = x[:, columns if isinstance(columns, slice) else np.asarray(columns)]
+        return x
+
+    def promise(self, inputs: InputsName) -> InputsName:
+        """What a promise about whole rows says of these columns: of rows on a sphere, some columns need not be on one."""
+        return "auto" if self.columns and inputs == "sphere" else inputs
 
 
 class Kernel(abc.ABC):
@@ -94,7 +101,7 @@ class Kernel(abc.ABC):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The kernels that are evaluated by themselves, in the order of Omega's columns."""
-        return (Part(self, None),)
+        return (Part(self),)
 
     def check(self, x: Any) -> None:
         """Raise ValueError unless `x` holds inputs of this kernel, shape (n, p); the values of traced ones pass."""
@@ -186,16 +193,26 @@ class Kernel(abc.ABC):
         Args:
           columns: a slice, or column numbers.
           group: what these features are called; labels begin with it.
+
+        Raises:
+          ValueError: `columns` is neither.
         """
-        chosen = columns if isinstance(columns, slice) else tuple(int(column) for column in columns)
-        return KernelOnColumns(self, chosen, group)
+        if isinstance(columns, slice):
+            return KernelOnColumns(self, columns, group)
+        numbers = np.asarray(columns)
+        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):  # a mask of booleans would be 0 and 1
+            raise ValueError(
+                "columns must be a slice, or whole numbers of columns, at least one; got values of type "
+                f"{numbers.dtype}, shape {numbers.shape}"
+            )
+        return KernelOnColumns(self, tuple(numbers.tolist()), group)
 
     def __add__(self, other: Kernel) -> Kernel:
         """The kernels of both, those of `other` after these."""
         if not isinstance(other, Kernel):
             return NotImplemented
-        joined = [member for kernel in (self, other) for member in getattr(kernel, "kernels", (kernel,))]
-        return KernelSum(tuple(joined))
+        members = lambda kernel: kernel.kernels if isinstance(kernel, KernelSum) else (kernel,)  # noqa: E731
+        return KernelSum((*members(self), *members(other)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernel:
         return self  # immutable: a copy shares what is compiled
@@ -218,15 +235,18 @@ class KernelSum(Kernel):
 
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
-        labels = [label for kernel in self.kernels for label in kernel.labels]
-        seen: dict[str, int] = {}
-        for place, label in enumerate(labels):
-            text = str(label)
-            seen[text] = seen.get(text, 0) + 1
-            if seen[text] > 1:
-                name = str(dataclasses.replace(label, group=""))
-                labels[place] = dataclasses.replace(label, name=f"{name} ({seen[text]})")
-        return tuple(labels)
+        labels: dict[str, KernelLabel] = {}
+        for label in (label for kernel in self.kernels for label in kernel.labels):
+            name, number = str(dataclasses.replace(label, group="")), 1
+            while str(label) in labels:
+                number += 1
+                label = dataclasses.replace(label, name=f"{name} ({number})")
+            labels[str(label)] = label
+        return tuple(labels.values())
+
+    @property
+    def n_kernels(self) -> int:
+        return sum(kernel.n_kernels for kernel in self.kernels)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -293,10 +313,14 @@ class KernelOnColumns(Kernel):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return tuple(Part(part.kernel, _compose(self.columns, part.columns)) for part in self.kernel.parts)
+        return tuple(Part(part.kernel, (self.columns, *part.columns)) for part in self.kernel.parts)
+
+    @property
+    def n_kernels(self) -> int:
+        return self.kernel.n_kernels
 
     def _select(self, x: Any) -> Any:
-        return Part(self.kernel, self.columns).select(x)
+        return Part(self.kernel, (self.columns,)).select(x)
 
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         return self.kernel.evaluate(self._select(x1), self._select(x2))
@@ -313,9 +337,12 @@ class KernelOnColumns(Kernel):
         self.kernel.check(self._select(x))
 
     def diagonals(self, x: Any) -> np.ndarray:
-        return self.kernel.diagonals(self._select(np.asarray(x)))
+        x = np.asarray(x)
+        self.check(x)
+        return self.kernel.diagonals(self._select(x))
 
     def fitted(self, x: np.ndarray) -> Kernel:
+        self.check(x)
         return dataclasses.replace(self, kernel=self.kernel.fitted(self._select(x)))
 
     def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
@@ -334,17 +361,6 @@ class KernelOnColumns(Kernel):
         plain = [columns.start, columns.stop, columns.step] if isinstance(columns, slice) else list(columns)
         kind = "slice" if isinstance(columns, slice) else "numbers"
         return {"type": "columns", "kernel": kernel, kind: plain, "group": self.group}
-
-
-def _compose(outer: Columns, inner: Columns | None) -> Columns:
-    """The columns `inner` of the columns `outer`."""
-    if inner is None:
-        return outer
-    if isinstance(outer, slice):
-        if outer.stop is None or outer.stop < 0 or (outer.start or 0) < 0:
-            raise ValueError(f"columns of columns need a slice with its ends counted from 0; got {outer}")
-        outer = tuple(range(outer.stop))[outer]
-    return tuple(outer[inner]) if isinstance(inner, slice) else tuple(outer[place] for place in inner)
 
 
 def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None) -> np.ndarray:

@@ -116,15 +116,20 @@ class GramOperator:
     _evaluator: Evaluator
     _size: int
     _rows: PlacedRows
-    _depths: np.ndarray  # series of every kernel (L, size), or the identity, float64
+    _tables: np.ndarray  # series of every kernel (L, size), or the identity, float64
     _bias: np.ndarray  # constants of every kernel, (L,)
     _tiling: Tiling
     _capacity: list[int]  # the most classes of one pass so far: fewer run the same program
 
     @property
+    def store(self) -> jax.Array:
+        """The angles (or entries) that are kept, spread over the devices."""
+        return self._tiling.store
+
+    @property
     def stored_bytes(self) -> int:
-        """What is kept takes on every device."""
-        return self._tiling.store.nbytes // self.mesh.devices.size
+        """What they take on every device."""
+        return self.store.nbytes // self.mesh.devices.size
 
     def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
         """K_c v_c for weights (C, L) and vectors (n, C): shape (n, C), float64.
@@ -140,8 +145,8 @@ class GramOperator:
         fresh[:count] = np.diff(group[order], prepend=-1) != 0
         w = np.zeros((capacity, len(self._rows.length)), dtype)
         w[:count, : self.n] = v.T[order]
-        table = np.zeros((capacity, self._depths.shape[1]), dtype)
-        table[:count] = (omega[order] @ self._depths).astype(dtype)
+        table = np.zeros((capacity, self._tables.shape[1]), dtype)
+        table[:count] = (omega[order] @ self._tables).astype(dtype)
         columns = Columns(place(table, self.mesh), place(fresh, self.mesh), place(w, self.mesh), count)
         out = _apply(self._evaluator, self._size, self.mesh, self._rows, self._tiling, columns)
         result = np.empty(v.shape)
@@ -154,7 +159,7 @@ class GramOperator:
         `rows` is a multiple of the devices; None is all of the padded ones, of which those beyond `n` mean nothing.
         """
         dtype, mesh = np.dtype(self._rows.x.dtype), self.mesh
-        table = place((weights @ self._depths).astype(dtype), mesh)
+        table = place((weights @ self._tables).astype(dtype), mesh)
         right = place(np.asarray(chosen, np.int32), mesh)
         left = None if rows is None else place(np.asarray(rows, np.int32), mesh)
         return _columns(self._evaluator, mesh, self._rows, table, left, right, float(weights @ self._bias))
@@ -173,7 +178,7 @@ def gram_operator(kernel: Kernel, x: np.ndarray, inputs: InputsName, store_bytes
     devices, n, dtype = mesh.devices.size, len(x), x.dtype
     size = tile_rows(n, devices)
     padded = np.concatenate([x, np.repeat(x[:1], padded_rows(n, devices) - n, axis=0)])
-    evaluator, depths, bias, rows, length = _prepare(kernel, padded, inputs)
+    evaluator, tables, bias, rows, length = _prepare(kernel, padded, inputs)
     diagonals = np.pad(kernel.diagonals(x), ((0, 0), (0, len(padded) - n)), mode="edge").astype(dtype)
     placed = PlacedRows(*(place(a, mesh) for a in (rows, length, diagonals)))
     pairs, factors = _triangle(len(padded) // size, size, devices)
@@ -183,7 +188,7 @@ def gram_operator(kernel: Kernel, x: np.ndarray, inputs: InputsName, store_bytes
     kept = min(local, int(store_bytes // each))
     store = _fill_store(evaluator, size, mesh, kept, placed, spread)
     tiling = Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
-    return GramOperator(n, kept / local, mesh, evaluator, size, placed, depths, bias, tiling, [0])
+    return GramOperator(n, kept / local, mesh, evaluator, size, placed, tables, bias, tiling, [0])
 
 
 def _prepare(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.devices import device_mesh
 from nftk_jax.kernels.operators import GramOperator
+from nftk_jax.kernels.tiles import HIGHEST
 from nftk_jax.preprocessing.padding import padded_size
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Rows:
         mesh: Mesh | None = None,
     ) -> None:
         x = np.asarray(x)
-        self.kernel, self.x = kernel, x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+        self.kernel, self.x = kernel, x if np.issubdtype(x.dtype, np.floating) else x.astype(jnp.result_type(float))
         kernel.check(self.x)
         self.scale: np.ndarray = np.ones(kernel.n_kernels) if scale is None else np.asarray(scale, np.float64)
         self._inputs: InputsName = inputs
@@ -91,10 +93,12 @@ class Rows:
         return jnp.asarray(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
 
     def storing(self, store_bytes: int) -> Rows:
-        """The same rows, whose products keep that many bytes of entries (or angles) on every device between passes."""
-        return Rows(
+        """The same rows with that many bytes of entries (or angles) in every device's memory, which products read."""
+        rows = Rows(
             self.kernel, self.x, scale=self.scale, inputs=self._inputs, store_bytes=store_bytes, mesh=self._mesh
         )
+        jax.block_until_ready([operator.store for operator in rows._operators])
+        return rows
 
     def take(self, positions: np.ndarray) -> Rows:
         """Some of the rows."""
@@ -102,8 +106,8 @@ class Rows:
 
     def keeping(self) -> Rows:
         """The same rows with all kernels in memory, `kernels`: Gram matrices are then sums of them."""
-        rows = self.storing(self._store_bytes)
-        rows._kept = self.gram(np.eye(self.kernel.n_kernels))
+        rows = copy.copy(self)
+        rows._kept = self.kernels
         return rows
 
     @property
@@ -114,7 +118,7 @@ class Rows:
     def gram(self, omega: np.ndarray) -> jax.Array:
         """sum_l omega[c, l] K^(l)(X, X) / scale_l, shape (C, n, n), symmetric and with its exact diagonal."""
         if self._kept is not None:
-            return jnp.tensordot(jnp.asarray(omega, self._kept.dtype), self._kept, 1)
+            return jnp.tensordot(jnp.asarray(omega, self._kept.dtype), self._kept, 1, precision=HIGHEST)
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
         return k if k.shape[1] == self.n else jnp.asarray(np.asarray(k)[:, : self.n, : self.n])
 
@@ -151,7 +155,7 @@ class Rows:
         padded[: self.n] = dual_coef
         columns = [jnp.asarray(padded[:, classes]) for classes in members]
         size = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * len(distinct)))
-        size = min(padded_size(len(x2)), size)
+        size = max(1, min(padded_size(len(x2)), size))
         scores = np.empty((len(x2), dual_coef.shape[1]))
         for start in range(0, len(x2), size):
             tile = x2[start : start + size]
@@ -160,7 +164,7 @@ class Rows:
             left = jnp.asarray(scaled(whole), self.dtype)
             k = combined_kernel(self.kernel, distinct / self.scale, left, right, inputs=self._inputs)
             for one, classes, dual in zip(k, members, columns, strict=True):
-                scores[start : start + len(tile), classes] = np.asarray(one @ dual, np.float64)[: len(tile)]
+                scores[start : start + len(tile), classes] = np.asarray(_product(one, dual), np.float64)[: len(tile)]
             report(start + len(tile), len(x2))
         return scores
 
@@ -190,11 +194,11 @@ class Rows:
 
     def _weighed(self, omega: np.ndarray) -> Iterator[tuple[GramOperator, np.ndarray, np.ndarray]]:
         """Every part's operator, the classes that give it weight, and their weights of its unscaled kernels."""
-        omega, place, alone = omega / self.scale, 0, len(self._operators) == 1
+        omega, place, every = omega / self.scale, 0, len(self._operators) == 1 or not omega.any()
         for operator, part in zip(self._operators, self.kernel.parts, strict=True):
             own = omega[:, place : place + part.kernel.n_kernels]
             place += part.kernel.n_kernels
-            classes = np.arange(len(omega)) if alone else np.flatnonzero(own.any(axis=1))
+            classes = np.arange(len(omega)) if every else np.flatnonzero(own.any(axis=1))
             if classes.size:
                 yield operator, classes, own[classes]
 
@@ -202,7 +206,8 @@ class Rows:
     def _operators(self) -> list[GramOperator]:
         left, found = self._store_bytes, []
         for part in self.kernel.parts:
-            operator = operators.gram_operator(part.kernel, part.select(self.x), self._inputs, left, self.mesh)
+            x, inputs = part.select(self.x), part.promise(self._inputs)
+            operator = operators.gram_operator(part.kernel, x, inputs, left, self.mesh)
             left = max(0, left - operator.stored_bytes)
             found.append(operator)
         return found
@@ -211,3 +216,8 @@ class Rows:
     def stored(self) -> float:
         """Share of the tiles whose entries (or angles) are kept between passes."""
         return float(np.mean([operator.stored for operator in self._operators]))
+
+
+@jax.jit
+def _product(k: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.matmul(k, v, precision=HIGHEST)

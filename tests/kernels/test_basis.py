@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec, depth_diagonals
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.kernels.neural_tangents import basis_ntks, depth_ntks
+from nftk_jax.kernels.neural_tangents import basis_kernels, depth_ntks
 
 # every route: the series without biases, with a readout's bias, the own recursion, neural_tangents' tiles, a sphere
 CASES = {
@@ -54,7 +54,7 @@ def test_contributions_add_up_to_the_deepest_kernel(name, inputs):
     mlp = dataclasses.replace(CASES[name], basis="layers")
     x1, x2 = on_route(name, inputs)
     deepest = depth_ntks(mlp, jnp.asarray(x1), jnp.asarray(x2))[-1]
-    for parts in (basis_ntks(mlp, jnp.asarray(x1), jnp.asarray(x2)), combined_ntk(mlp, np.eye(5), x1, x2)):
+    for parts in (basis_kernels(mlp, jnp.asarray(x1), jnp.asarray(x2)), combined_ntk(mlp, np.eye(5), x1, x2)):
         assert parts.shape == (5, 9, 5)
         np.testing.assert_allclose(parts.sum(axis=0), deepest, rtol=1e-9, atol=1e-9)
 
@@ -108,15 +108,14 @@ def test_increments_are_differences_of_the_depths(name, inputs):
 
 @pytest.mark.parametrize("basis", ["increments", "layers"])
 @pytest.mark.parametrize("name", CASES)
-def test_gram_diagonals_and_products_agree_with_the_kernels(basis, name, inputs, rng):
+def test_gram_and_diagonals_agree_with_the_kernels(basis, name, inputs, rng):
     mlp = dataclasses.replace(CASES[name], basis=basis)
     x1, x2 = on_route(name, inputs)
     gram = np.asarray(combined_ntk(mlp, np.eye(mlp.n_kernels), x1))
-    np.testing.assert_allclose(np.diagonal(gram, axis1=1, axis2=2), depth_diagonals(mlp, x1), atol=1e-9)
-    omega, v = rng.random((2, mlp.n_kernels)), rng.normal(size=(5, 2))
-    k = combined_ntk(mlp, omega, x1, x2)
-    np.testing.assert_allclose(k, np.tensordot(omega, basis_ntks(mlp, jnp.asarray(x1), jnp.asarray(x2)), 1), atol=1e-8)
-    np.testing.assert_allclose(combined_ntk_matvec(mlp, omega, x1, x2, v), np.einsum("cij,jc->ic", k, v), atol=1e-9)
+    np.testing.assert_allclose(np.diagonal(gram, axis1=1, axis2=2), mlp.diagonals(x1), atol=1e-9)
+    omega = rng.random((2, mlp.n_kernels))
+    expected = np.tensordot(omega, basis_kernels(mlp, jnp.asarray(x1), jnp.asarray(x2)), 1)
+    np.testing.assert_allclose(combined_ntk(mlp, omega, x1, x2), expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("basis", ["increments", "layers"])
@@ -137,9 +136,9 @@ def combined_ntk_float64(mlp, x):
 
 
 def test_the_wrong_number_of_weights_and_other_families_are_refused(inputs):
-    with pytest.raises(ValueError, match=r"\(n_classes, 5\), one weight for every kernel of the basis 'layers'"):
+    with pytest.raises(ValueError, match=r"\(n_classes, 5\), one weight for every kernel of MLP\(.*'layers'"):
         combined_ntk(MLP(4, basis="layers"), np.eye(4), inputs[0])
     with pytest.raises(ValueError, match="NNGP kernel goes with an MLP of basis 'depths', not 'layers'"):
-        combined_ntk(MLP(4, basis="layers"), np.eye(5), inputs[0], kernel="nngp")
+        MLP(4, basis="layers").nngp()
     with pytest.raises(ValueError, match="basis must be one of depths, increments, layers; got 'both'"):
         MLP(4, basis="both")

@@ -1,8 +1,11 @@
 """What an architecture accepts, and how a refusal names the field."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from nftk_jax.kernels.mlp import MLP, parse_activation
+from nftk_jax.kernels.activations import parse_activation
+from nftk_jax.kernels.mlp import MLP, kernel_route
 
 
 @pytest.mark.parametrize(
@@ -35,9 +38,11 @@ def test_a_field_out_of_range_is_named(field, value):
         MLP(**{"depth": 2, field: value})
 
 
-def test_homogeneity_needs_the_activation_and_no_biases():
-    assert MLP(3).is_homogeneous
-    assert MLP(3, "leaky_relu(0.3)").is_homogeneous
-    assert not MLP(3, b_std=0.1).is_homogeneous
-    assert not MLP(3, readout_bias=0.1).is_homogeneous
-    assert not MLP(3, "erf").is_homogeneous
+def test_the_series_over_all_inputs_needs_a_homogeneous_activation_and_no_hidden_biases(rng):
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    route = lambda mlp: kernel_route(mlp, jnp.asarray(x))[0]  # noqa: E731
+    assert route(MLP(3)) == "angle"
+    assert route(MLP(3, "leaky_relu(0.3)")) == "angle"
+    assert route(MLP(3, readout_bias=0.1)) == "angle"  # a constant beside the series
+    assert route(MLP(3, b_std=0.1)) == "recursion"
+    assert route(MLP(3, "erf")) == "recursion"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from nftk_jax.kernels.mlp import ACTIVATIONS, MLP, parse_activation
+from nftk_jax.kernels.activations import ACTIVATIONS, parse_activation
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_nngps, depth_ntks, stax, stax_layer
 from nftk_jax.kernels.precision import enable_x64
 

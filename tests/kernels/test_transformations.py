@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 
