@@ -62,7 +62,7 @@ class Part(NamedTuple):
         return x
 
     def promise(self, inputs: InputsName) -> InputsName:
-        """What a promise about whole rows says of these columns: of rows on a sphere, some columns need not be on one."""
+        """What a promise about whole rows says of these columns: some columns of rows on a sphere may be off one."""
         return "auto" if self.columns and inputs == "sphere" else inputs
 
 

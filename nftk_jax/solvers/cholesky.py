@@ -12,7 +12,7 @@ import numpy as np
 
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
-from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -121,6 +121,7 @@ class CholeskySolver(RidgeSolver):
         report: Report = silent,
     ) -> RidgeSolution:
         del journal  # nothing to go on from
+        check_system(self._rows, omega, ridge, y)
         report("solve", 0, len(omega))
         n, dtype = len(y), self._rows.dtype
         size = padded_size(n)  # rows of zeros below, so that few sizes are compiled

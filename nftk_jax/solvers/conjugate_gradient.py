@@ -12,7 +12,7 @@ from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, Preconditioner, ReferenceFactor
-from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 #: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
 TOLERANCE = {
@@ -261,6 +261,7 @@ class ConjugateGradientSolver(RidgeSolver):
         report: Report = silent,
     ) -> RidgeSolution:
         del condition  # the iteration's own vectors give an estimate
+        check_system(self._rows, omega, ridge, y)
 
         def apply(v: np.ndarray, classes: np.ndarray) -> np.ndarray:
             return self._rows.apply(omega[classes], v) + ridge[classes] * self._inverse_weight * v

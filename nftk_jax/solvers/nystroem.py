@@ -22,7 +22,7 @@ from nftk_jax.kernels.devices import AXIS, place, shard_map
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import CholeskyFactor, NotPositiveDefiniteError, factor_ridge, solve_lower
 from nftk_jax.solvers.plan import SolvePlan
-from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 HIGHEST = lax.Precision.HIGHEST
 #: Rows of X that a device works on at once.
@@ -51,14 +51,17 @@ class NystroemSolver(RidgeSolver):
     ) -> RidgeSolution:
         """The solution's `dual_coef` has shape (m, C); the normal equations' condition is not estimated."""
         del condition, journal
+        check_system(self._rows, omega, ridge, y)
         rows, m, dtype = self._rows, len(self._landmarks), self._rows.dtype
         devices = rows.mesh.devices.size
         step = devices * min(TILE_ROWS, -(-rows.n // devices))
         starts = range(0, rows.n, step)
-        dual_coef, jitter = np.empty((m, y.shape[1]), dtype), 0.0
+        dual_coef, jitter = np.zeros((m, y.shape[1]), dtype), 0.0
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
         for number, row in enumerate(distinct):
             members = np.flatnonzero(group.ravel() == number)
+            if not row[:-1].any():
+                continue  # a kernel of zeros predicts zeros
             factor = self._factor_landmarks(row[:-1])
             lower = place(np.asarray(factor.lower), rows.mesh)
             sums = jnp.zeros((m, m), dtype), jnp.zeros((m, len(members)), dtype)

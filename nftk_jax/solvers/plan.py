@@ -230,8 +230,9 @@ def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverN
         return dataclasses.replace(by_name[solver], reason="as asked")
     direct, iterative = by_name["cholesky"], by_name["cg"]
     fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
-    if fits["cholesky"] and direct.seconds <= max(DIRECT_SECONDS, iterative.seconds):
-        quick = "takes ten seconds at most" if direct.seconds <= DIRECT_SECONDS else "is the quicker exact solver"
+    if fits["cholesky"] and direct.seconds <= (max(DIRECT_SECONDS, iterative.seconds) if fits["cg"] else math.inf):
+        quick = "is the quicker exact solver" if fits["cg"] else "no other exact solver does"
+        quick = "takes ten seconds at most" if direct.seconds <= DIRECT_SECONDS else quick
         return dataclasses.replace(direct, reason=f"it is exact to rounding, fits and {quick}")
     if fits["cg"]:
         why = (

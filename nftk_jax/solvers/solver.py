@@ -10,6 +10,8 @@ from typing import Self
 
 import numpy as np
 
+from nftk_jax.kernels.rows import Rows
+
 #: Where a long solve leaves what it has, to be taken up again: arrays by name, under a name.
 Journal = MutableMapping[str, dict[str, np.ndarray]]
 #: Called with a stage's name, what is done and the total.
@@ -42,6 +44,17 @@ class RidgeSolution:
     landmarks: np.ndarray | None = None
 
 
+def check_system(rows: Rows, omega: np.ndarray, ridge: np.ndarray, y: np.ndarray) -> None:
+    """Raise ValueError unless weights, ridges and targets are those of C classes on these rows."""
+    classes = y.shape[1] if y.ndim == 2 else 1
+    wanted = (rows.n, classes), (classes, rows.kernel.n_kernels), (classes,)
+    if (y.shape, omega.shape, ridge.shape) != wanted:
+        raise ValueError(
+            f"targets, omega and ridge must have shapes (n, C), (C, L) and (C,) with n = {rows.n} rows and "
+            f"L = {rows.kernel.n_kernels} kernels; got {y.shape}, {omega.shape} and {ridge.shape}"
+        )
+
+
 class RidgeSolver(abc.ABC):
     """Kernel ridge regression on one set of rows; made by `prepare`, which computes what all solves share.
 
@@ -70,6 +83,7 @@ class RidgeSolver(abc.ABC):
           report: called with a stage's name, what is done and the total.
 
         Raises:
+          ValueError: the shapes do not match.
           NotPositiveDefiniteError: a kernel cannot be factored even with jitter.
           ConvergenceError: an iteration does not reach its tolerance.
         """

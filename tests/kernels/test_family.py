@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.assessment.certificate import nystroem_residual, relative_residual
+from nftk_jax.kernels import blocks
+from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec, depth_diagonals, unit_diagonal_scale
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks, stax
-from nftk_jax.kernels.operators import gram_operator
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.model import ModelError, load_model
 
 IMAGE = (6, 6, 1)
 WEIGHTS = np.array([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3]])
@@ -44,12 +42,6 @@ def images():
     return functions, KernelFamily.from_neural_tangents(functions, IMAGE)
 
 
-@pytest.fixture
-def problem(rng):
-    x = rng.normal(size=(40, 4))
-    return x, np.arange(40) % 2, rng.normal(size=(7, 4))
-
-
 def exact(functions, x1, x2=None):
     """Straight from neural_tangents, without tiles; shape (L, n1, n2)."""
     x1, x2 = (None if x is None else jnp.asarray(x).reshape(-1, *IMAGE) for x in (x1, x2))
@@ -58,94 +50,58 @@ def exact(functions, x1, x2=None):
 
 def test_the_mlps_own_networks_are_the_mlps_kernels(dense, rng, x64):
     x1, x2, mlp = rng.normal(size=(9, 4)), rng.normal(size=(5, 4)), MLP(3, "erf", b_std=0.5)
-    np.testing.assert_allclose(combined_ntk(dense, np.eye(3), x1, x2), depth_ntks(mlp, x1, x2), rtol=1e-10)
-    np.testing.assert_allclose(combined_ntk(dense, np.eye(3), x1), combined_ntk(mlp, np.eye(3), x1), rtol=1e-10)
-    np.testing.assert_allclose(depth_diagonals(dense, x1), depth_diagonals(mlp, x1), rtol=1e-10)
+    np.testing.assert_allclose(combined_kernel(dense, np.eye(3), x1, x2), depth_ntks(mlp, x1, x2), rtol=1e-10)
+    np.testing.assert_allclose(combined_kernel(dense, np.eye(3), x1), combined_kernel(mlp, np.eye(3), x1), rtol=1e-10)
+    np.testing.assert_allclose(dense.diagonals(x1), mlp.diagonals(x1), rtol=1e-10)
     np.testing.assert_allclose(unit_diagonal_scale(dense, x1), unit_diagonal_scale(mlp, x1), rtol=1e-10)
-
-
-@pytest.mark.parametrize("solver", ["cholesky", "cg", "nystroem"])
-def test_every_solver_fits_the_same_model_with_the_mlps_own_networks(dense, problem, solver):
-    x, y, x_test = problem
-    fits = [
-        learn(
-            x,
-            y,
-            LearnSettings(
-                kernels,
-                n_search=30,
-                precision="float64",
-                solver=solver,
-                ridge=1e-2,
-                landmarks=20,
-                solver_tolerance=1e-10,
-            ),
-            classes=np.arange(2),
-        )
-        for kernels in (dense, MLP(3, "erf", b_std=0.5))
-    ]
-    assert fits[0].solution.solver == solver
-    np.testing.assert_allclose(fits[0].model.omega, fits[1].model.omega, atol=1e-6)
-    # the searches agree to their tolerance
-    scores = [fit.model.decision_function(x_test) for fit in fits]
-    np.testing.assert_allclose(*scores, atol=1e-5)
-    model, targets = fits[0].model, fits[0].targets
-    common = model.mlp, model.kernel_omega, model.ridge, model.scaled(x), targets.y
-    if solver == "nystroem":
-        residual = nystroem_residual(*common, fits[0].solution.landmarks, model.dual_coef, np.arange(20))
-    else:
-        residual = relative_residual(*common, model.dual_coef, np.arange(40))
-    assert residual < 1e-8
 
 
 def test_convolutions_give_neural_tangents_kernels_and_a_symmetric_gram(images, rng, x64):
     functions, family = images
     x1, x2 = rng.normal(size=(7, 36)), rng.normal(size=(5, 36))
-    gram = np.asarray(combined_ntk(family, np.eye(2), x1))
+    gram = np.asarray(combined_kernel(family, np.eye(2), x1))
     np.testing.assert_array_equal(gram, gram.swapaxes(1, 2))
     # on the diagonal arccos(1 - eps) errs by sqrt(2 eps), in neural_tangents too
     np.testing.assert_allclose(gram, exact(functions, x1), rtol=1e-7)
     apart = ~np.eye(7, dtype=bool)
     np.testing.assert_allclose(gram[:, apart], exact(functions, x1)[:, apart], rtol=1e-10)
-    rectangle = combined_ntk(family, WEIGHTS, x1, x2)
+    rectangle = combined_kernel(family, WEIGHTS, x1, x2)
     np.testing.assert_allclose(rectangle, np.einsum("cl,lmn", WEIGHTS, exact(functions, x1, x2)), rtol=1e-10)
     assert np.linalg.eigvalsh(gram).min() > 0
 
 
 def test_a_small_budget_changes_the_tiles_and_not_the_kernel(images, rng, x64):
     _, family = images
-    x1, x2, v = rng.normal(size=(13, 36)), rng.normal(size=(11, 36)), rng.normal(size=(11, 3))
+    x1, x2 = rng.normal(size=(13, 36)), rng.normal(size=(11, 36))
     # a pair of pooled images holds 36^2 covariances of 8 bytes: tiles of a few pairs, the last ones overlapping
     small = 20 * 36**2 * 8 * 4
-    assert 4 < family._pairs(small, 3, jnp.asarray(x1)) < 25
-    rectangle = combined_ntk(family, WEIGHTS, x1, x2)
-    np.testing.assert_allclose(combined_ntk(family, WEIGHTS, x1, x2, memory_budget=small), rectangle, rtol=1e-10)
+    assert 4 < blocks._pairs(family, small, 3, jnp.asarray(x1)) < 25
+    rectangle = combined_kernel(family, WEIGHTS, x1, x2)
+    np.testing.assert_allclose(combined_kernel(family, WEIGHTS, x1, x2, memory_budget=small), rectangle, rtol=1e-10)
     np.testing.assert_allclose(
-        combined_ntk(family, WEIGHTS, x1, memory_budget=small), combined_ntk(family, WEIGHTS, x1), rtol=1e-10
+        combined_kernel(family, WEIGHTS, x1, memory_budget=small), combined_kernel(family, WEIGHTS, x1), rtol=1e-10
     )
-    product = combined_ntk_matvec(family, WEIGHTS, x1, x2, v, memory_budget=small)
-    np.testing.assert_allclose(product, np.einsum("cmn,nc->mc", rectangle, v), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("store_bytes", [0, 2**20])
-def test_the_operator_multiplies_by_the_gram(images, rng, x64, store_bytes):
+def test_rows_multiply_by_the_gram(images, rng, x64, store_bytes):
     _, family = images
     x, v = rng.normal(size=(37, 36)), rng.normal(size=(37, 3))
-    gram = np.asarray(combined_ntk(family, WEIGHTS, x))
-    operator = gram_operator(family, WEIGHTS, x, store_bytes=store_bytes)
-    assert operator.stored == (store_bytes > 0)
-    product = operator.apply(v, np.arange(3))
+    gram = np.asarray(combined_kernel(family, WEIGHTS, x))
+    bound = family.bind(x, store_bytes=store_bytes)
+    assert bound.stored == (store_bytes > 0)
+    product = bound.apply(WEIGHTS, v)
     np.testing.assert_allclose(product, np.einsum("cmn,nc->mc", gram, v), rtol=1e-10, atol=1e-9)
-    columns = operator.columns(WEIGHTS[0], np.array([3, 30]))[:37]
+    columns = bound.columns(WEIGHTS[0], np.array([3, 30]))[:37]
     np.testing.assert_allclose(columns, gram[0][:, [3, 30]], rtol=1e-7)
 
 
 def test_float32_inputs_give_float32_kernels_with_float64_diagonals(images, rng):
     functions, family = images
     x = rng.normal(size=(6, 36)).astype(np.float32)
-    gram = combined_ntk(family, np.eye(2), x)
+    gram = combined_kernel(family, np.eye(2), x)
     assert gram.dtype == np.float32
-    assert depth_diagonals(family, x).dtype == np.float64
+    assert family.diagonals(x).dtype == np.float64
     with enable_x64(True):
         truth = exact(functions, x.astype(np.float64))
     np.testing.assert_allclose(gram, truth, rtol=1e-4)
@@ -153,32 +109,14 @@ def test_float32_inputs_give_float32_kernels_with_float64_diagonals(images, rng)
 
 def test_a_family_is_traced_and_mapped_and_differentiated_in_omega(dense, rng, x64):
     x, omega = jnp.asarray(rng.normal(size=(2, 6, 4))), jnp.asarray(rng.uniform(size=(1, 3)))
-    one_by_one = jnp.stack([combined_ntk(dense, omega, part) for part in x])
-    mapped = jax.jit(jax.vmap(lambda part: combined_ntk(dense, omega, part)))(x)
+    one_by_one = jnp.stack([combined_kernel(dense, omega, part) for part in x])
+    mapped = jax.jit(jax.vmap(lambda part: combined_kernel(dense, omega, part)))(x)
     np.testing.assert_allclose(mapped, one_by_one, rtol=1e-10)
-    gradient = jax.grad(lambda omega: combined_ntk(dense, omega, x[0]).sum())(omega)
-    np.testing.assert_allclose(gradient[0], combined_ntk(dense, np.eye(3), x[0]).sum(axis=(1, 2)), rtol=1e-10)
+    gradient = jax.grad(lambda omega: combined_kernel(dense, omega, x[0]).sum())(omega)
+    np.testing.assert_allclose(gradient[0], combined_kernel(dense, np.eye(3), x[0]).sum(axis=(1, 2)), rtol=1e-10)
 
 
-def test_precomputed_grams_give_the_fit_of_the_functions_they_came_from(dense, problem, x64):
-    x, y, x_test = problem
-    everything = np.concatenate([x, x_test])
-    known = KernelFamily.precomputed(combined_ntk(dense, np.eye(3), everything))
-    rows = np.arange(47)[:, None]
-    np.testing.assert_array_equal(
-        combined_ntk(known, np.eye(3), rows[40:] * 1.0, rows[:40] * 1.0),
-        combined_ntk(dense, np.eye(3), everything)[:, 40:, :40],
-    )
-    settings = {"n_search": 30, "precision": "float64", "scaling": "none"}
-    by_function = learn(x, y, LearnSettings(dense, **settings), classes=np.arange(2)).model
-    by_entries = learn(rows[:40], y, LearnSettings(known, **settings), classes=np.arange(2)).model
-    np.testing.assert_allclose(by_entries.omega, by_function.omega, atol=1e-6)
-    np.testing.assert_allclose(
-        by_entries.decision_function(rows[40:]), by_function.decision_function(x_test), atol=1e-6
-    )
-
-
-def test_precomputed_grams_go_through_the_operator_in_either_precision(rng):
+def test_precomputed_grams_multiply_in_either_precision(rng):
     z = rng.normal(size=(2, 70, 5))
     grams = z @ z.swapaxes(1, 2)
     known = KernelFamily.precomputed(grams)
@@ -186,8 +124,8 @@ def test_precomputed_grams_go_through_the_operator_in_either_precision(rng):
     truth = (0.5 * grams[0] + 2 * grams[1])[::-1, ::-1] @ v
     for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-10)):
         with enable_x64(dtype == np.float64):
-            operator = gram_operator(known, np.array([[0.5, 2.0]]), rows.astype(dtype))
-            np.testing.assert_allclose(operator.apply(v, np.arange(1)), truth, rtol=tolerance, atol=100 * tolerance)
+            product = known.bind(rows.astype(dtype)).apply(np.array([[0.5, 2.0]]), v)
+            np.testing.assert_allclose(product, truth, rtol=tolerance, atol=100 * tolerance)
 
 
 def test_entries_in_float64_stay_so_in_programs_that_run_in_threads_of_their_own(rng):
@@ -195,9 +133,15 @@ def test_entries_in_float64_stay_so_in_programs_that_run_in_threads_of_their_own
     gram = z @ z.T
     known, rows = KernelFamily.precomputed(gram[None]), np.arange(600.0)[:, None]
     with enable_x64():
-        k = combined_ntk(known, np.ones((1, 1)), rows[450:], rows)
+        k = combined_kernel(known, np.ones((1, 1)), rows[450:], rows)
     assert k.dtype == np.float64
     np.testing.assert_array_equal(k[0], gram[450:])
+
+
+def test_precomputed_entries_are_those_of_the_functions_they_came_from(dense, rng, x64):
+    k, numbers = combined_kernel(dense, np.eye(3), rng.normal(size=(47, 4))), np.arange(47.0)[:, None]
+    looked_up = combined_kernel(KernelFamily.precomputed(k), np.eye(3), numbers[40:], numbers[:40])
+    np.testing.assert_array_equal(looked_up, k[:, 40:, :40])
 
 
 def test_a_copy_is_the_family_itself(dense):
@@ -230,33 +174,35 @@ def test_inputs_that_do_not_fit_the_family_are_refused(images, dense, rng):
     known = KernelFamily.precomputed(np.eye(5)[None])
     one = np.ones((1, 1))
     with pytest.raises(ValueError, match=r"shape \(n, 36\); got \(2, 35\)"):
-        combined_ntk(family, np.eye(2), np.ones((2, 35)))
+        combined_kernel(family, np.eye(2), np.ones((2, 35)))
     for rows in ([[5.0]], [[-1.0]], [[0.5]]):
         with pytest.raises(ValueError, match="row numbers from 0 to 4"):
-            combined_ntk(known, one, np.array(rows))
+            combined_kernel(known, one, np.array(rows))
     with pytest.raises(ValueError, match=r"shape \(n, 1\)"):
-        depth_diagonals(known, np.ones((2, 2)))
-    with pytest.raises(ValueError, match="NNGP kernel goes with an MLP"):
-        combined_ntk(dense, np.eye(3), np.ones((2, 4)), kernel="nngp")
+        known.diagonals(np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"has no NNGP kernel; .* an MLP of basis 'depths'"):
+        dense.nngp()
     with pytest.raises(ValueError, match="from_neural_tangents"):
-        combined_ntk(KernelFamily((fully_connected(1),)), one, np.ones((2, 4)))
+        combined_kernel(KernelFamily((fully_connected(1),)), one, np.ones((2, 4)))
     with pytest.raises(ValueError, match=r"function 1 of .* got"):
-        combined_ntk(KernelFamily((lambda x1, x2: x1 @ x1.T,)), one, np.ones((2, 4)), np.ones((3, 4)))
-    for change in ({"scaling": "standardise"}, {"unit_norm": True}):
+        combined_kernel(KernelFamily((lambda x1, x2: x1 @ x1.T,)), one, np.ones((2, 4)), np.ones((3, 4)))
+    for change in (("standardise", False), ("auto", True)):
         with pytest.raises(ValueError, match="row numbers, which must not be scaled"):
-            learn(np.arange(5)[:, None], np.arange(5) % 2, LearnSettings(known, **change), classes=np.arange(2))
+            known.scaling_for(*change)
 
 
-def test_a_saved_model_takes_its_family_back(dense, problem, tmp_path):
-    x, y, x_test = problem
-    model = learn(x, y, LearnSettings(dense, ridge=1e-2), classes=np.arange(2)).model
-    model.save(tmp_path)
-    again = load_model(tmp_path, family=dense)
-    np.testing.assert_array_equal(again.decision_function(x_test), model.decision_function(x_test))
-    with pytest.raises(ModelError, match="fitted with a family of 3 kernels; got family=None"):
-        load_model(tmp_path)
-    with pytest.raises(ModelError, match="fitted with a family of 3 kernels"):
-        load_model(tmp_path, family=KernelFamily(dense.functions[:2]))
-    learn(x, y, LearnSettings(MLP(3), ridge=1e-2), classes=np.arange(2)).model.save(tmp_path)
-    with pytest.raises(ModelError, match="an MLP, which needs no family"):
-        load_model(tmp_path, family=dense)
+def test_row_numbers_are_left_alone_and_images_scaled_as_such(images, dense):
+    assert KernelFamily.precomputed(np.eye(5)[None]).scaling_for("auto", False) == "none"
+    assert images[1].scaling_for("auto", False) == "images"
+    assert images[1].scaling_for("standardise", False) == "standardise"
+    assert dense.scaling_for("auto", True) == "auto"
+
+
+def test_a_mapping_names_the_columns(dense):
+    functions = dict(zip(("near", "far"), dense.functions[:2], strict=True))
+    named = KernelFamily(functions)
+    assert [str(label) for label in named.labels] == ["near", "far"]
+    assert {label.kind for label in named.labels} == {"function"}
+    assert [str(label) for label in dense.labels] == ["kernel 1", "kernel 2", "kernel 3"]
+    x = np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(combined_kernel(named, np.eye(2), x), combined_kernel(dense, np.eye(3)[:2], x))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.kernels.operators import Evaluator, gram_operator
 from nftk_jax.solvers import conjugate_gradient as cg
-from nftk_jax.solvers.iterative import IterativeSolver
-from nftk_jax.solvers.nystroem import solve_nystroem
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, ReferenceFactor, pivoted_cholesky
+from nftk_jax.solvers.regression import prepare
 
 IDENTITY = lambda v, classes: v  # noqa: E731
 
@@ -97,9 +94,10 @@ def direct(mlp, x, omega, y, ridge, weight):
 def test_iterative_solves_agree_with_numpy(preconditioner, weighted, kernels, rng, x64):
     mlp, x, omega, y = kernels
     ridge, weight = np.array([0.1, 0.2]), rng.uniform(0.5, 2, 200) if weighted else np.ones(200)
-    plan = SolvePlan("cg", (), preconditioner, rank=64, store_bytes=10**8)
-    solver = IterativeSolver(mlp, omega.mean(axis=0), 0.15, x, plan, weight=weight if weighted else None)
-    solution = solver.solve(omega, ridge, y, tolerance=1e-10)
+    plan = SolvePlan("cg", (), preconditioner, rank=64, store_bytes=10**8, tolerance=1e-10)
+    given = weight if weighted else None
+    with prepare(mlp.bind(x), plan, omega=omega.mean(axis=0), ridge=0.15, weight=given) as solver:
+        solution = solver.solve(omega, ridge, y)
     np.testing.assert_allclose(solution.dual_coef, direct(mlp, x, omega, y, ridge, weight), rtol=1e-6, atol=1e-8)
     assert solution.iterations > 0
     exact = max(np.linalg.cond(k + r * np.eye(200)) for k, r in zip(combined_ntk(mlp, omega, x), ridge, strict=True))
@@ -108,21 +106,23 @@ def test_iterative_solves_agree_with_numpy(preconditioner, weighted, kernels, rn
 
 def test_what_is_shared_serves_another_omega_ridge_and_target(kernels, rng, x64):
     mlp, x, omega, y = kernels
-    solver = IterativeSolver(mlp, omega.mean(axis=0), 0.15, x, SolvePlan("cg", (), "factor", store_bytes=10**8))
+    plan = SolvePlan("cg", (), "factor", store_bytes=10**8, tolerance=1e-10)
     others, ridge = np.eye(3)[[2, 2]], np.array([0.05, 0.3])
-    solution = solver.solve(others, ridge, y[:, ::-1], tolerance=1e-10)
+    with prepare(mlp.bind(x), plan, omega=omega.mean(axis=0), ridge=0.15) as solver:
+        solver.solve(omega, ridge, y)
+        solution = solver.solve(others, ridge, y[:, ::-1])
     expected = direct(mlp, x, others, y[:, ::-1], ridge, np.ones(200))
     np.testing.assert_allclose(solution.dual_coef, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_low_rank_preconditioner_saves_passes(kernels, x64):
     mlp, x, omega, y = kernels
-    operator = gram_operator(mlp, omega, x)
-    apply = lambda v, classes: operator.apply(v, classes) + 0.1 * v  # noqa: E731
+    bound = mlp.bind(x)
+    apply = lambda v, classes: bound.apply(omega[classes], v) + 0.1 * v  # noqa: E731
     passes = {}
     for rank in (0, 32, 128):
         precondition = (
-            LowRank(operator, omega.mean(0), ridge=0.1, rank=rank, rng=np.random.default_rng(0)) if rank else IDENTITY
+            LowRank(bound, omega.mean(0), ridge=0.1, rank=rank, rng=np.random.default_rng(0)) if rank else IDENTITY
         )
         passes[rank] = cg.solve(apply, precondition, y, tolerance=1e-8).passes
     assert passes[0] > passes[32] > passes[128]
@@ -139,8 +139,7 @@ def test_the_reference_factor_of_a_single_kernel_solves_in_one_pass(kernels, x64
 
 def test_a_full_pivoted_cholesky_is_the_kernel(kernels, x64):
     mlp, x, omega, _ = kernels
-    operator = gram_operator(mlp, omega, x)
-    factor, left = pivoted_cholesky(operator, omega[0], rank=200, rng=np.random.default_rng(0))
+    factor, left = pivoted_cholesky(mlp.bind(x), omega[0], rank=200, rng=np.random.default_rng(0))
     f = np.concatenate(list(np.asarray(factor)), axis=1)
     k = np.asarray(combined_ntk(mlp, omega[:1], x))[0]
     np.testing.assert_allclose(f[:200] @ f[:200].T, k, atol=1e-9 * k.max())
@@ -148,24 +147,54 @@ def test_a_full_pivoted_cholesky_is_the_kernel(kernels, x64):
     assert left.max() == 0
 
 
-def test_nystroem_on_all_rows_is_exact_and_on_few_rows_the_normal_equations(kernels, x64):
+def test_an_iteration_stops_at_the_tolerance_of_its_plan(kernels, x64):
+    mlp, x, omega, y = kernels
+    ridge, rows, passes = np.array([0.1, 0.2]), mlp.bind(x), []
+    for tolerance in (1e-2, 1e-6, None):
+        plan = SolvePlan("cg", (), "low-rank", rank=32, tolerance=tolerance)
+        with prepare(rows, plan, omega=omega.mean(axis=0), ridge=0.15) as solver:
+            solution = solver.solve(omega, ridge, y)
+        a = solution.dual_coef
+        residual = np.linalg.norm(y - rows.apply(omega, a) - ridge * a, axis=0) / np.linalg.norm(y, axis=0)
+        asked = cg.TOLERANCE["low-rank", "float64"] if tolerance is None else tolerance
+        assert residual.max() <= asked * (1 + 1e-3)
+        assert tolerance is None or residual.max() > asked / 1000
+        passes.append(solution.iterations)
+    assert passes[0] < passes[1] < passes[2]
+
+
+def test_a_journal_takes_an_interrupted_solve_to_the_same_bits(kernels, x64):
     mlp, x, omega, y = kernels
     ridge = np.array([0.1, 0.2])
-    whole = solve_nystroem(mlp, omega, ridge, x, y, np.arange(200))
-    np.testing.assert_allclose(whole.dual_coef, direct(mlp, x, omega, y, ridge, np.ones(200)), rtol=1e-5, atol=1e-6)
-    landmarks = np.arange(0, 200, 7)
-    some = solve_nystroem(mlp, omega, ridge, x, y, landmarks)
-    for c in range(2):
-        k = np.asarray(combined_ntk(mlp, omega[c : c + 1], jnp.asarray(x)))[0]
-        wide, square = k[:, landmarks], k[np.ix_(landmarks, landmarks)]
-        expected = np.linalg.solve(wide.T @ wide + ridge[c] * square, wide.T @ y[:, c])
-        np.testing.assert_allclose(some.dual_coef[:, c], expected, rtol=1e-6)
+
+    class Interrupted(dict):
+        def __setitem__(self, name, arrays):
+            super().__setitem__(name, {key: np.copy(array) for key, array in arrays.items()})
+            if int(arrays["passes"]) == 3:
+                raise KeyboardInterrupt
+
+    plan, near = SolvePlan("cg", (), "low-rank", rank=32), {"omega": omega.mean(axis=0), "ridge": 0.15}
+    with prepare(mlp.bind(x), plan, **near) as solver:
+        whole = solver.solve(omega, ridge, y)
+    kept = Interrupted()
+    with pytest.raises(KeyboardInterrupt), prepare(mlp.bind(x), plan, **near) as solver:
+        solver.solve(omega, ridge, y, journal=kept)
+    journal = dict(kept)
+    with prepare(mlp.bind(x), plan, **near) as solver:
+        resumed = solver.solve(omega, ridge, y, journal=journal)
+    assert whole.iterations > 3
+    for field in ("dual_coef", "iterations", "condition_estimate"):
+        np.testing.assert_array_equal(getattr(resumed, field), getattr(whole, field))
+    np.testing.assert_array_equal(journal["solve"]["solution"], whole.dual_coef)
 
 
-def test_nystroem_traces_its_kernels_once_whatever_the_classes(kernels, monkeypatch):
+def test_progress_is_told_stage_by_stage_to_its_end(kernels, x64):
     mlp, x, omega, y = kernels
-    traced, rectangle = [], Evaluator.rectangle
-    monkeypatch.setattr(Evaluator, "rectangle", lambda *args: (traced.append(args[2].shape), rectangle(*args))[1])
-    landmarks = np.arange(0, 200, 11)  # of a number that no other test has compiled
-    solve_nystroem(mlp, omega, np.array([0.1, 0.2]), x, y, landmarks)
-    assert sorted(traced) == sorted([(len(landmarks), x.shape[1]), (200, x.shape[1])])  # K_mm and K_nm, not one a class
+    told: list = []
+    report = lambda *state: told.append(state)  # noqa: E731
+    plan = SolvePlan("cg", (), "low-rank", rank=32)
+    with prepare(mlp.bind(x), plan, omega=omega.mean(axis=0), ridge=0.15, report=report) as solver:
+        solver.solve(omega, np.array([0.1, 0.2]), y, report=report)
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["angles", "preconditioner", "solve"]
+    last = {stage: (done, total) for stage, done, total in told}
+    assert all(done == total for done, total in last.values())

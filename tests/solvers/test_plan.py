@@ -27,7 +27,7 @@ def test_auto_factors_what_takes_seconds_and_iterates_over_what_does_not_fit():
     assert plan_fit(rows(3000), LAPTOP).solve.solver == "cholesky"
     middle = plan_fit(rows(8000), LAPTOP).solve
     assert (middle.solver, middle.preconditioner) == ("cg", "factor")
-    assert "quicker than a factorisation a class" in middle.reason
+    assert "quicker than one factorisation per class" in middle.reason
     large = plan_fit(MNIST, LAPTOP)
     assert (large.solve.solver, large.solve.preconditioner) == ("cg", "low-rank")
     assert large.fits
@@ -73,11 +73,27 @@ def test_a_refusal_names_rows_that_fit_and_not_many_fewer_than_could():
         refused.check()
     message = str(caught.value)
     assert "\n" not in message
-    assert "--solver cg" in message
-    named = int(re.search(r"--n-train (\d+)", message)[1])
+    assert "`solver='cg'`" in message
+    named = int(re.search(r"`n_train=(\d+)`", message)[1])
     assert plan_fit(rows(named), LAPTOP, "cholesky").fits
     assert not plan_fit(rows(named + 1000), LAPTOP, "cholesky").fits
     plan_fit(rows(named), LAPTOP, "cholesky").check()
+
+
+def test_where_nothing_fits_the_rows_named_are_those_of_any_exact_solver():
+    """The smallest is then not what was asked for: cg has the least bytes, but fits half of what Cholesky does."""
+    machine = dataclasses.replace(LAPTOP, memory=GIB)
+    many_classes = Sizes(n_train=400_000, n_search=500, n_test=100, n_features=10, n_classes=1000, depth=3, itemsize=4)
+    refused = plan_fit(many_classes, machine)
+    assert (refused.solve.solver, refused.solve.fits) == ("cg", False)
+    with pytest.raises(MemoryError) as caught:
+        refused.check()
+    named = dataclasses.replace(many_classes, n_train=int(re.search(r"`n_train=(\d+)`", str(caught.value))[1]))
+    assert plan_fit(named, machine).fits
+    assert not plan_fit(named, machine, "cg").fits
+    assert not plan_fit(dataclasses.replace(named, n_train=named.n_train + 1000), machine).fits
+    assert plan_fit(named, machine).solve.fits
+    assert "no other exact solver does" in plan_fit(named, machine).solve.reason
 
 
 def test_available_memory_is_within_the_machine():
