@@ -19,8 +19,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nftk_jax.kernels.gram import combined_ntk, combined_ntk_matvec
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.kernels.precision import enable_x64
@@ -47,6 +48,7 @@ def by_neural_tangents(mlp: MLP, omega: jax.Array, x: jax.Array, z: jax.Array) -
 
 
 all_depths = jax.jit(depth_ntks, static_argnums=0)
+by_recursion = jax.jit(recursion, static_argnums=(0, 1))
 
 
 @jax.jit
@@ -60,7 +62,7 @@ def measure(n: int, p: int, depth: int, dtype: str, repeats: int, *, peers: bool
         mlp, keys = MLP(depth), jax.random.split(jax.random.PRNGKey(0), 3)
         x, z = (jax.random.uniform(key, (n, p), dtype) for key in keys[:2])
         ten = jax.random.dirichlet(keys[2], jnp.ones(depth, dtype), (10,))
-        omega, vectors = ten[:1], jnp.ones((n, 10), dtype)
+        omega, rows, vectors = ten[:1], mlp.bind(x), np.ones((n, 10))
         calls = {
             "matrix product": lambda: product(x, z),
             "combined": lambda: combined_ntk(mlp, omega, x, z),
@@ -69,24 +71,24 @@ def measure(n: int, p: int, depth: int, dtype: str, repeats: int, *, peers: bool
         if peers:
             calls |= {
                 "ten classes": lambda: combined_ntk(mlp, ten, x, z),
-                "ten classes, matvec": lambda: combined_ntk_matvec(mlp, ten, x, z, vectors),
+                "ten classes, products": lambda: rows.apply(np.asarray(ten), vectors),
                 "all depths": lambda: combined_ntk(mlp, jnp.eye(depth, dtype=dtype), x, z),
-                "recursion": lambda: recursion(mlp, "ntk", 2**29, omega, x, z),
+                "recursion": lambda: by_recursion(mlp, 2**29, omega, x, z),
                 "neural_tangents": lambda: by_neural_tangents(mlp, omega, x, z),
                 "neural_tangents, all depths": lambda: all_depths(mlp, x, z),
             }
-        rows = []
+        measured = []
         for name, call in calls.items():
             first, seconds = clock(call, max(1, repeats // 2) if "neural" in name else repeats)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             row = {"method": name, "n": n, "features": p, "depth": depth, "dtype": dtype}
-            rows.append(row | {"seconds": seconds, "first_call_seconds": first, "peak_memory_bytes": peak})
-    by_name = {row["method"]: row["seconds"] for row in rows}
-    for row in rows:
+            measured.append(row | {"seconds": seconds, "first_call_seconds": first, "peak_memory_bytes": peak})
+    by_name = {row["method"]: row["seconds"] for row in measured}
+    for row in measured:
         row["products"] = row["seconds"] / by_name["matrix product"]
         peer = by_name.get("neural_tangents, all depths" if row["method"] == "all depths" else "neural_tangents")
         row["speed"] = peer / row["seconds"] if peer else None
-    return rows
+    return measured
 
 
 def draw(rows: list[dict], path: Path) -> None:

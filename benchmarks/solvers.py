@@ -28,24 +28,24 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
-from nftk_jax.assessment.certificate import apply_float64, relative_residual
+from nftk_jax.assessment.certificate import RidgeSystem
 from nftk_jax.datasets import load_dataset
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.solvers.cholesky import solve_classes
-from nftk_jax.solvers.iterative import IterativeSolver
-from nftk_jax.solvers.nystroem import solve_nystroem
-from nftk_jax.solvers.plan import LANDMARKS, PreconditionerName, Sizes, plan_solves, this_machine
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import Rows
+from nftk_jax.solvers.plan import LANDMARKS, PreconditionerName, Sizes, SolvePlan, plan_solves, this_machine
+from nftk_jax.solvers.regression import prepare
+from nftk_jax.solvers.solver import RidgeSolution
 
 DEPTH, RIDGE, TOLERANCE, WARM_ROWS = 10, 1e-2, 1e-3, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Inputs (n, p), targets (n, 10), weights of the unscaled kernels (10, L), ridges (10,), and test rows."""
+    """Rows (n, p), targets (n, 10), weights of the unscaled kernels (10, L), ridges (10,), and test rows."""
 
-    mlp: MLP
-    x: np.ndarray
+    rows: Rows
     y: np.ndarray
     omega: np.ndarray
     ridge: np.ndarray
@@ -53,41 +53,41 @@ class Task:
     labels: np.ndarray
 
 
-#: From a task to dual coefficients (n or landmarks, 10), passes (0: direct) and landmarks (None: all rows).
-Method = Callable[[Task], tuple[np.ndarray, int, np.ndarray | None]]
+#: From a task to its dual coefficients, passes and landmarks.
+Method = Callable[[Task], RidgeSolution]
 
 
-def cholesky(task: Task):
-    x = jnp.asarray(task.x)
-    found = solve_classes(lambda omega: combined_ntk(task.mlp, omega, x), task.omega, task.ridge, task.y)
-    return found.dual_coef, 0, None
+def solve(task: Task, plan: SolvePlan) -> RidgeSolution:
+    omega, ridge = task.omega.mean(axis=0), float(np.median(task.ridge))
+    with prepare(task.rows, plan, omega=omega, ridge=ridge) as solver:
+        return solver.solve(task.omega, task.ridge, task.y)
+
+
+def cholesky(task: Task) -> RidgeSolution:
+    return solve(task, SolvePlan("cholesky", ()))
 
 
 def conjugate_gradients(preconditioner: PreconditionerName) -> Method:
     """With the factor of the mean kernel, or with a low rank: the plan's, or n / 8 where it would factor."""
 
-    def run(task: Task):
+    def run(task: Task) -> RidgeSolution:
         plan = plan_solves(_sizes(task), this_machine())[1]
-        rank = plan.rank if plan.preconditioner == "low-rank" else len(task.x) // 8
-        plan = dataclasses.replace(plan, preconditioner=preconditioner, rank=rank)
-        solver = IterativeSolver(task.mlp, task.omega.mean(axis=0), float(np.median(task.ridge)), task.x, plan)
-        found = solver.solve(task.omega, task.ridge, task.y, tolerance=TOLERANCE)
-        return found.dual_coef, found.iterations, None
+        rank = plan.rank if plan.preconditioner == "low-rank" else task.rows.n // 8
+        return solve(task, dataclasses.replace(plan, preconditioner=preconditioner, rank=rank, tolerance=TOLERANCE))
 
     return run
 
 
-def nystroem(task: Task):
-    rows = np.sort(np.random.default_rng(0).permutation(len(task.x))[:LANDMARKS])
-    return solve_nystroem(task.mlp, task.omega, task.ridge, task.x, task.y, rows).dual_coef, 0, rows
+def nystroem(task: Task) -> RidgeSolution:
+    return solve(task, SolvePlan("nystroem", (), rank=LANDMARKS))
 
 
-def kernel_ridge(task: Task):
-    x, columns = jnp.asarray(task.x), []
+def kernel_ridge(task: Task) -> RidgeSolution:
+    columns = []
     for omega, ridge, y in zip(task.omega, task.ridge, task.y.T, strict=True):
-        k = np.asarray(combined_ntk(task.mlp, omega[None], x)[0])
+        k = np.asarray(task.rows.gram(omega[None])[0])
         columns.append(KernelRidge(alpha=ridge, kernel="precomputed").fit(k, y).dual_coef_)
-    return np.stack(columns, axis=1), 0, None
+    return RidgeSolution(np.stack(columns, axis=1), 0.0, None, solver="scikit-learn")
 
 
 #: Cost is n to so much, where n is large.
@@ -110,30 +110,31 @@ def make_task(n: int, x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, tes
         weights[c, [first, (first + 1) % DEPTH]] = 0.7, 0.3
     y = np.eye(10, dtype=np.float32)[labels[:n]]
     omega = weights / unit_diagonal_scale(mlp, x)
-    return Task(mlp, x, y - y.mean(axis=0), omega, np.full(10, RIDGE), x_test, test_labels)
+    return Task(mlp.bind(x), y - y.mean(axis=0), omega, np.full(10, RIDGE), x_test, test_labels)
 
 
 def _sizes(task: Task) -> Sizes:
-    n, p = task.x.shape
+    n, p = task.rows.x.shape
     return Sizes(n_train=n, n_search=1, n_test=len(task.x_test), n_features=p, n_classes=10, depth=DEPTH, itemsize=4)
 
 
 def measure(name: str, task: Task) -> dict:
     """Seconds, passes, residual against float64 kernels and test accuracy of one method."""
-    method, n = METHODS[name], len(task.x)
+    method, n = METHODS[name], task.rows.n
     if n <= WARM_ROWS:
         method(dataclasses.replace(task, y=task.y[::-1].copy()))
     start = time.perf_counter()
-    dual_coef, passes, landmarks = method(task)
-    seconds = time.perf_counter() - start
-    residual = None
-    if landmarks is None:
-        rows = np.random.default_rng(1).choice(n, size=min(n, 256), replace=False)
-        residual = relative_residual(task.mlp, task.omega, task.ridge, task.x, task.y, dual_coef, rows)
-    centres = task.x if landmarks is None else task.x[landmarks]
-    scores = apply_float64(task.mlp, task.omega, task.x_test, centres, dual_coef)
-    accuracy = float(np.mean(scores.argmax(axis=1) == task.labels))
-    return {"method": name, "n": n, "seconds": seconds, "passes": passes, "residual": residual, "accuracy": accuracy}
+    found = method(task)
+    seconds, residual = time.perf_counter() - start, None
+    exact, dual_coef = task.rows.kernel.bind(task.rows.x.astype(np.float64)), found.dual_coef.astype(np.float64)
+    if found.landmarks is None:
+        block = np.random.default_rng(1).choice(n, size=min(n, 256), replace=False)
+        residual = RidgeSystem(exact, task.omega, task.ridge, task.y).relative_residual(dual_coef, block)
+    centres = exact if found.landmarks is None else exact.take(found.landmarks)
+    with enable_x64():
+        scores = centres.predict(task.omega, dual_coef, task.x_test)
+    row = {"method": name, "n": n, "seconds": seconds, "passes": found.iterations, "residual": residual}
+    return row | {"accuracy": float(np.mean(scores.argmax(axis=1) == task.labels))}
 
 
 def peak_flops(n: int) -> float:
