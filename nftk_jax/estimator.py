@@ -16,12 +16,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.mlp import MLP, BasisName
 from nftk_jax.learn import LearnSettings, Splits, learn
-from nftk_jax.mkl.constraints import ConstraintName
-from nftk_jax.mkl.objectives import ObjectiveName
-from nftk_jax.mkl.search import SearchSettings, WeightsName
 from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.sampling import restrict_splits
-from nftk_jax.settings import DecisionName, ScalingName
+from nftk_jax.settings import ConstraintName, DecisionName, ObjectiveName, ScalingName, SearchSettings, WeightsName
 from nftk_jax.uncertainty import posterior_std
 
 #: Up to this many rows ``precision="auto"`` solves in float64.
@@ -134,7 +131,12 @@ class _NFTKEstimator(BaseEstimator):
         settings = LearnSettings(
             mlp=kernels,
             search=SearchSettings(
-                own.objective, own.constraint, own.penalty, own.penalty_norm, own.weights, learn_ridge=learn_ridge
+                own.objective,
+                own.constraint,
+                own.penalty,
+                own.penalty_norm,
+                own.weights,
+                ridge="learned" if learn_ridge else "auto",
             ),
             ridge="auto" if learn_ridge else own.ridge,
             n_search=SEARCH_ROWS if own.n_search is None else own.n_search,

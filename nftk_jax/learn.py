@@ -11,31 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax import settings as new_settings
 from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP, check_count, check_number
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.mkl.calibration import calibrate, held_out_log_losses, keep_uniform, pad_kernels, pad_problem
+from nftk_jax.mkl import ridge as ridges
+from nftk_jax.mkl.calibration import calibrate, prefer_uniform
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.reference import REFERENCE_ROWS, mean_kernel
-from nftk_jax.mkl.search import (
-    RIDGE_GRID,
-    SearchProblem,
-    SearchSettings,
-    choose_ridge,
-    learn_weights,
-    take,
-    uniform_omega,
-)
+from nftk_jax.mkl.objectives import OBJECTIVES
+from nftk_jax.mkl.problem import SearchProblem, pad_kernels, pad_problem, take
+from nftk_jax.mkl.search import check_search, learn_weights
 from nftk_jax.model import NFTKModel, resolve_scaling
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.sampling import draw_rows, draw_splits, restrict_splits
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.targets import Targets, encode_targets
-from nftk_jax.settings import DecisionName, ScalingName
+from nftk_jax.settings import DecisionName, ScalingName, SearchSettings
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.cholesky import RidgeSolution, solve_classes
 from nftk_jax.solvers.iterative import IterativeSolver
@@ -48,8 +43,6 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: Rows that the search takes from a larger training set unless told otherwise.
 SEARCH_ROWS = 3000
-#: Folds of the objective `kfold`, and of every other up to so many search rows.
-FOLDS, FOLD_ROWS = 5, 600
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -98,6 +91,7 @@ class LearnSettings:
     inputs: InputsName = "auto"
 
     def __post_init__(self) -> None:
+        check_search(self.search)
         if str(self.ridge) != "auto":
             check_number("ridge", self.ridge, instead="auto")
         if self.precision not in get_args(PrecisionName) or self.scaling not in get_args(ScalingName):
@@ -229,7 +223,7 @@ def _learn(
     if settings.mlp.basis == "increments":
         warn_if_indefinite(problem.k)
     report("search", 0, problem.n_classes)
-    held_out = settings.search.objective in ("validation", "kfold")
+    held_out = OBJECTIVES[settings.search.objective].holds_out_rows
     padded = pad_problem(problem)
     arrays = journal.load("search")
     if arrays is None:
@@ -240,12 +234,9 @@ def _learn(
         journal.save("search", {"start_ridge": start, **flatten_weights(found)})
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    omega, ridge, kept, search = found.omega, found.ridge, None, settings.search
-    if settings.one_standard_error and held_out and (search.constraint, search.weights) == ("simplex", "per-class"):
-        kept = keep_uniform(padded, omega, ridge, start)
-        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
-        ridge = np.where(kept, start, ridge)
-    omega, ridge = agree({"omega": omega, "ridge": ridge}).values()
+    rule = dataclasses.replace(settings.search, one_standard_error=settings.one_standard_error)
+    found, kept = prefer_uniform(padded, found, start, rule)
+    omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
     clock.lap("search")
     calibration = None
     if classes is not None:
@@ -356,27 +347,15 @@ def depth_grams(mlp: MLP | KernelFamily, scale: np.ndarray, z: np.ndarray, *, in
 
 def count_folds(search: SearchSettings, n_search: int) -> int:
     """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
-    return FOLDS if search.objective == "kfold" or n_search <= FOLD_ROWS else 1
+    return search.folds(n_search)
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:
-    """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
-
-    Classes share one, of least log-loss where a logistic regression decides their `labels`, shape (n,). Where the
-    search learns the ridge it starts from the best of every fourth, of many rows on one split alone: each costs a
-    factorisation a split.
-    """
-    if settings.ridge != "auto":
-        return np.full(problem.n_classes, float(settings.ridge))
-    ridges, n_splits = RIDGE_GRID, len(problem.splits)
-    if settings.search.learn_ridge:
-        ridges, n_splits = RIDGE_GRID[::4], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
-    elif labels is not None and settings.decision == "logistic":
-        losses = held_out_log_losses(problem, ridges, labels)
-        if losses is not None:
-            return choose_ridge(np.tile(losses[:, None], problem.n_classes), ridges, shared=True)
-    errors = problem.held_out_errors(mean_kernel, ridges, n_splits)
-    return choose_ridge(errors, ridges, shared=labels is not None)
+    """The ridge of every class, shape (C,), see `nftk_jax.mkl.ridge.find_ridge`."""
+    search = settings.search
+    if not search.learns_ridge:
+        search = dataclasses.replace(search, ridge=settings.ridge)
+    return ridges.find_ridge(problem, new_settings.LearnSettings(search, decision=settings.decision), labels)
 
 
 def solve_problem(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> RidgeSolution:

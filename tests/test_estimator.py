@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, estimator, load_model
-from nftk_jax.mkl.search import SearchSettings
+from nftk_jax.settings import SearchSettings
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.search import SearchSettings
+from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.cholesky import JitterWarning
 
 

@@ -12,15 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.mlp import BasisName
-from nftk_jax.mkl.search import (
-    RIDGE_GRID,
-    SearchProblem,
-    SearchSettings,
-    Weights,
-    choose_ridge,
-    learn_weights,
-    uniform_omega,
-)
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.ridge import choose_ridge
+from nftk_jax.mkl.search import Weights, learn_weights
+from nftk_jax.settings import RIDGE_GRID, SearchSettings
 
 DistanceKernelName = Literal["rbf", "laplace"]
 
@@ -82,7 +77,7 @@ def shuffled_labels(
     The ridge stays as given: to learn it on targets without signal would only say that they have none.
     """
     order = rng.permutation(len(problem.y))
-    settings = dataclasses.replace(settings, learn_ridge=False)
+    settings = dataclasses.replace(settings, ridge="auto")
     return learn_weights(dataclasses.replace(problem, y=problem.y[order]), ridge, settings).omega
 
 
