@@ -9,8 +9,9 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.assessment import baselines, identifiability
+from nftk_jax.assessment import baselines
 from nftk_jax.assessment.certificate import Certificate, apply_float64, nystroem_residual, relative_residual
+from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
 from nftk_jax.assessment.metrics import (
     accuracy_interval,
@@ -19,12 +20,14 @@ from nftk_jax.assessment.metrics import (
     r2,
     r2_interval,
 )
+from nftk_jax.assessment.verdict import Evidence, verdict
 from nftk_jax.datasets import Dataset
 from nftk_jax.kernels.gram import combined_ntk
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned, LearnSettings, Report, count_folds, solve_scaled
 from nftk_jax.mkl.definiteness import indefinite_kernels
 from nftk_jax.mkl.descent import DescentResult
+from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import predict_scores
@@ -78,7 +81,7 @@ def _assess(
     seconds["intervals"] = time.perf_counter() - start
     alignment = centred_alignment(learned.problem.k)
     eigenvalues, rank, condition = gram_spectrum(alignment, float(jnp.finfo(learned.problem.k.dtype).eps))
-    omega_n = identifiability.normalise_rows(model.omega)
+    omega_n = normalise_rows(model.omega)
     # depths and layers are positive semi-definite by Schur's product theorem
     indefinite = indefinite_kernels(learned.problem.k) if model.mlp.basis == "increments" else []
     return {
@@ -112,21 +115,25 @@ def _assess(
             "omega_std": None if omega_std is None else omega_std.tolist(),
             "indefinite_kernels": indefinite,
             **_interval_block(intervals, comparison.shuffled_omega),
-            "verdict": identifiability.verdict(
-                depth=len(alignment),
-                rank=rank,
-                learned=descent is not None,
-                omega_std=omega_std,
-                kept_uniform=learned.kept_uniform,
-                difference_to_uniform=table["uniform"]["difference_interval"],
-                difference_to_shuffled=table["shuffled_labels"]["difference_interval"],
-                difference_to_shared=None if settings.search.weights == "shared" else _interval_to(table, "shared"),
-                difference_to_single=_interval_to(table, "best_single_depth"),
-                single=table["best_single_depth"]["depth"],
-                greyed=None if intervals is None else intervals.indistinguishable(comparison.shuffled_omega),
-                uniform_as_good=None if intervals is None else intervals.uniform_as_good,
-                kernel=model.mlp.basis.removesuffix("s"),
-                indefinite=indefinite,
+            "verdict": verdict(
+                Evidence(
+                    n_kernels=len(alignment),
+                    rank=rank,
+                    kernel=model.mlp.basis.removesuffix("s"),
+                    indefinite=indefinite,
+                    learned=descent is not None,
+                    differences={
+                        name: table[name]["difference_interval"]
+                        for name in ("uniform", "shuffled_labels", "shared", "best_single_depth")
+                        if (name, settings.search.weights) != ("shared", "shared")
+                    },
+                    metric="R2" if dataset.classes is None else "accuracy",
+                    best_single=table["best_single_depth"]["depth"],
+                    kept_uniform=learned.kept_uniform,
+                    omega_std=omega_std,
+                    intervals=intervals,
+                    shuffled_omega=comparison.shuffled_omega,
+                )
             ),
         },
         "certificate": dataclasses.asdict(_certify(dataset, learned, settings, scores, rng)),
@@ -260,7 +267,7 @@ def _resample(
     for number in range(resamples):
         report("resamples", number, resamples)
         splits = draw_splits(labels, len(problem.y), rng, folds=count_folds(settings.search, len(problem.y)))
-        if settings.search.objective in ("validation", "kfold"):
+        if OBJECTIVES[settings.search.objective].holds_out_rows:
             again = dataclasses.replace(problem, splits=splits)
         else:  # it holds nothing out: the split becomes a subset of its rows
             again = problem.rows(splits[0][0])
@@ -301,10 +308,6 @@ def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> d
         "uniform_as_good": intervals.uniform_as_good.tolist(),
         "interval_checked": intervals.checked,
     }
-
-
-def _interval_to(table: dict[str, dict[str, Any]], name: str) -> list[float | None]:
-    return table[name]["difference_interval"]
 
 
 def _search_block(descent: DescentResult, kept: np.ndarray | None, settings: LearnSettings) -> dict[str, Any]:

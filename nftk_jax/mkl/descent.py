@@ -27,7 +27,7 @@ _ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the squared projected g
 
 @dataclasses.dataclass(frozen=True)
 class DescentResult:
-    """Where the descent ended, by class, and how it got there.
+    """Where the descent ended in every class, and how it got there.
 
     Attributes:
       omega: the minimiser, shape (C, L).
@@ -42,7 +42,7 @@ class DescentResult:
         None where the caller's set has no formula for it.
       log_ridge: log of the learned ridge over the one that the search was given, shape (C,), or None.
       duality_gap: bound on J_c(omega) less the least J_c, for a convex objective on the simplex, shape (C,), or None.
-      seconds, value_history, projected_gradient_history: one entry an iteration, shapes (T,), (T, C), (T, C).
+      seconds, value_history, projected_gradient_history: one entry per iteration, shapes (T,), (T, C), (T, C).
     """
 
     omega: np.ndarray
