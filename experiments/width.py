@@ -31,9 +31,11 @@ from nftk_jax.finite.training import TrainSettings
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_weights
+from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.search import learn_weights
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports import figures
+from nftk_jax.settings import SearchSettings
 
 KERNEL_DEPTH, OMEGA_DEPTH = 3, 5
 RULE_WIDTH, RULE_SEEDS = 4096, 8

@@ -217,7 +217,8 @@ class _NFTKEstimator(BaseEstimator):
         """The rows of positive weight, with the splits of `cv` among them."""
         splits = None
         if self.cv is not None:
-            splits = list(check_cv(self.cv, y, classifier=classifier).split(x, y, groups))
+            splitter: Any = check_cv(self.cv, y, classifier=classifier)
+            splits = list(splitter.split(x, y, groups))
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
         weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)

@@ -245,7 +245,7 @@ def _check_numbers(config: FitConfig) -> None:
 def _settings(config: FitConfig) -> LearnSettings:
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.learn import LearnSettings
-    from nftk_jax.mkl.search import SearchSettings
+    from nftk_jax.settings import SearchSettings
 
     search = SearchSettings(
         config.objective,
@@ -255,7 +255,7 @@ def _settings(config: FitConfig) -> LearnSettings:
         config.weights,
         method=config.method,
         step_size=config.step_size,
-        learn_ridge=config.ridge == "learned",
+        ridge="learned" if config.ridge == "learned" else "auto",
     )
     return LearnSettings(
         mlp=MLP(config.depth, config.activation, config.w_std, config.b_std, basis=config.basis),

@@ -19,11 +19,11 @@ from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.kernel import Kernel, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.mkl.calibration import calibrate, keep_uniform
+from nftk_jax.mkl.calibration import calibrate, prefer_uniform
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.objectives import OBJECTIVES
-from nftk_jax.mkl.problem import SearchProblem, pad_problem, take, uniform_omega
+from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
@@ -299,12 +299,8 @@ def _search(
         journal["search"] = {"start_ridge": start, **flatten_weights(found)}
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    omega, ridge, kept = found.omega, found.ridge, None
-    if search.one_standard_error and holds_out and (search.constraint, search.weights) == ("simplex", "per-class"):
-        kept = keep_uniform(padded, omega, ridge, start)
-        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
-        ridge = np.where(kept, start, ridge)
-    omega, ridge = agree({"omega": omega, "ridge": ridge}).values()
+    found, kept = prefer_uniform(padded, found, start, search)
+    omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
     return _Found(omega, ridge, start, found.descent, kept)
 
 

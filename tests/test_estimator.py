@@ -123,7 +123,9 @@ def test_every_default_is_that_of_the_settings_but_for_those_that_differ_on_purp
 
 
 def test_an_unknown_parameter_is_answered_under_the_class_s_own_name():
-    with pytest.raises(TypeError, match=r"^NFTKClassifier.__init__\(\) got an unexpected keyword argument 'class_weight'"):
+    with pytest.raises(
+        TypeError, match=r"^NFTKClassifier.__init__\(\) got an unexpected keyword argument 'class_weight'"
+    ):
         NFTKClassifier(class_weight="balanced")  # type: ignore[call-arg]
 
 

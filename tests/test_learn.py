@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
-from nftk_jax.kernels.combined import combined_kernel, combined_ntk
+from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import TrainingRows, learn
-from nftk_jax.mkl.calibration import LOGISTIC_STRENGTH, held_out_log_losses, keep_uniform
-from nftk_jax.mkl.problem import SearchProblem
-from nftk_jax.mkl.ridge import choose_ridge, find_ridge
 from nftk_jax.mkl.search import check_search
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.targets import encode_targets
-from nftk_jax.settings import RIDGE_GRID, LearnSettings, SearchSettings, gather
+from nftk_jax.settings import LearnSettings, SearchSettings, gather
 
 
 def settings_of(**values):
@@ -160,15 +152,6 @@ def test_targets_are_one_hot_minus_frequencies_or_standardised(rng):
     np.testing.assert_allclose(targets.y * targets.scale + targets.mean, real)
 
 
-def test_the_larger_of_two_ridges_as_good_is_taken():
-    errors = np.array([[1.0005, 3.0], [1.0, 2.0], [1.0003, 1.0], [1.5, 1.1]])
-    np.testing.assert_array_equal(choose_ridge(errors, (1, 2, 3, 4), shared=False), [3, 3])
-    errors[2, 0] = np.inf
-    np.testing.assert_array_equal(choose_ridge(errors, (1, 2, 3, 4), shared=False), [2, 3])
-    with pytest.raises(ArithmeticError, match="singular at every ridge"):
-        choose_ridge(np.full((4, 2), np.inf), (1, 2, 3, 4), shared=True)
-
-
 def test_input_scalings(rng):
     images = rng.integers(0, 256, size=(6, 4)).astype(np.uint8)
     auto = fit_input_scaling(images, "auto", images=False)
@@ -178,66 +161,6 @@ def test_input_scalings(rng):
     np.testing.assert_allclose(z.std(axis=0), [1, 1, 0], atol=1e-12)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_array_equal(fit_input_scaling(x, "none", images=True).apply(x, np.float64), x)
-
-
-def test_the_ridge_of_a_logistic_decision_has_the_least_log_loss(rng, x64):
-    n, n_classes = 120, 3
-    x = rng.normal(size=(n, 4))
-    labels = np.digitize((x**2).sum(axis=1) + 0.5 * rng.normal(size=n), [2.5, 5.0])
-    k, y = np.asarray(combined_ntk(MLP(2, b_std=1.0), np.eye(2), x)), np.eye(n_classes)[labels]
-    y -= y.mean(axis=0)
-    folds = tuple(
-        (np.flatnonzero(np.arange(n) % 4 != fold), np.flatnonzero(np.arange(n) % 4 == fold)) for fold in range(4)
-    )
-    settings = settings_of(decision="logistic")
-    expected = []
-    for ridge in RIDGE_GRID:
-        scores = np.empty((n, n_classes))
-        for train, held in folds:
-            machine = KernelRidge(kernel="precomputed", alpha=ridge).fit(k.mean(axis=0)[np.ix_(train, train)], y[train])
-            scores[held] = machine.predict(k.mean(axis=0)[np.ix_(held, train)])
-        model = LogisticRegression(C=LOGISTIC_STRENGTH, tol=1e-8, max_iter=1000).fit(scores, labels)
-        expected.append(log_loss(labels, model.predict_proba(scores)))
-    problem = SearchProblem(jnp.asarray(k), jnp.asarray(y), folds)
-    np.testing.assert_allclose(held_out_log_losses(problem, RIDGE_GRID, labels), expected, rtol=1e-6)
-    chosen = find_ridge(problem, settings, labels)
-    assert len(set(chosen)) == 1
-    assert expected[RIDGE_GRID.index(chosen[0])] <= 1.001 * min(expected)
-    # the scores' own squared error, and a class without a held-out row, go by the squared error
-    by_error = find_ridge(problem, dataclasses.replace(settings, decision="scores"), labels)
-    assert by_error[0] != chosen[0]
-    train, held = (rows[labels[rows] > 0] for rows in folds[0])
-    one = SearchProblem(problem.k, problem.y, ((train, held),))
-    assert held_out_log_losses(one, RIDGE_GRID, labels) is None
-
-
-def test_uniform_weights_are_kept_within_one_standard_error_of_the_gain(rng, x64):
-    """Against numpy's solves, split by split, with weighted rows."""
-    x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 4))
-    y[:, 1], y[:, 2] = x[:, 0], np.sin(3 * x[:, 1])  # which have a best depth
-    k = np.array(combined_ntk(MLP(3), np.diag(1 / MLP(3).diagonals(x).mean(axis=1)), x))
-    weight = rng.uniform(0.5, 2, 40)
-    order = rng.permutation(40)
-    splits = tuple((np.sort(np.delete(order, part)), order[part]) for part in (slice(0, 14), slice(14, 27)))
-    problem = SearchProblem(jnp.asarray(k), jnp.asarray(y), splits, weight)
-    omega = np.array([[0.0, 0, 1], [1, 0, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0]])
-    ridge, start = np.full(4, 0.05), np.full(4, 0.2)
-    kept = []
-    for c in range(4):
-        gains, masses = [], []
-        for train, held in splits:
-            errors = []
-            for weights, noise in ((np.full(3, 1 / 3), start[c]), (omega[c], ridge[c])):
-                combined = np.tensordot(weights, k, 1)
-                a = np.linalg.solve(combined[np.ix_(train, train)] + np.diag(noise / weight[train]), y[train, c])
-                errors.append((combined[np.ix_(held, train)] @ a - y[held, c]) ** 2)
-            gains.append(errors[0] - errors[1])
-            masses.append(weight[held])
-        gain, mass = np.concatenate(gains), np.concatenate(masses)
-        mean = np.average(gain, weights=mass)
-        kept.append(mean <= np.sqrt(np.average((gain - mean) ** 2, weights=mass) / mass.sum()))
-    assert 0 < sum(kept) < 4
-    np.testing.assert_array_equal(keep_uniform(problem, omega, ridge, start), kept)
 
 
 def test_weights_leave_uniform_where_the_labels_say_so_and_seldom_on_noise(rng):

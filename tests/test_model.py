@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nftk_jax import load_model
-from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels import rows as rows_module
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import ModelError
 from nftk_jax.settings import LearnSettings, gather
@@ -159,7 +159,10 @@ def test_rows_on_a_sphere_are_predicted_by_the_series(rng, inputs, monkeypatch):
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y, kernel = x[:, :1] * x[:, 1:2], MLP(3, b_std=1.0)
     values = {"scaling": "none", "ridge": 1e-2, "precision": "float64"}
-    model, general = fit(x, y, None, kernel, inputs=inputs, **values), fit(x, y, None, kernel, inputs="general", **values)
+    model, general = (
+        fit(x, y, None, kernel, inputs=inputs, **values),
+        fit(x, y, None, kernel, inputs="general", **values),
+    )
     expected = general.decision_function(x[:50])
     monkeypatch.setattr("nftk_jax.kernels.mlp.recursion", None)  # the slow way
     np.testing.assert_allclose(model.decision_function(x[:50]), expected, atol=1e-6)

@@ -14,7 +14,7 @@ from nftk_jax.assessment.assess import _Comparison
 from nftk_jax.datasets import load_dataset
 from nftk_jax.journal import Checkpoint
 from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.search import SearchSettings
+from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.plan import SolvePlan
 

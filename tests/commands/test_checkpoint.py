@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nftk_jax.journal import Checkpoint, CheckpointError, flatten_weights, restore_weights
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_weights
+from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.search import learn_weights
+from nftk_jax.settings import SearchSettings
 
 SETTINGS = {"depth": 3, "ridge": "auto"}
 
