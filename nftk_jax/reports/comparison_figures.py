@@ -37,9 +37,8 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
             (axes[1], unit @ unit.T, names, names, r"$\Omega_n\Omega_n^\top$"),
             (axes[2], unit, names, depths, r"$\Omega_n$"),
         ):
-            image = figures.heatmap(
-                ax, data, vertical, horizontal, vmax=float(max(data.max(), 1e-9)), colours=colours, aspect="auto"
-            )
+            limits = 0.0, float(max(data.max(), 1e-9))
+            image = figures.heatmap(ax, data, vertical, horizontal, limits=limits, colours=colours, aspect="auto")
             note = f"zeros {percent((unit == 0).mean(), 0)}" if ax is axes[2] else ""
             figures.set_title(ax, f"{name}: {title}", note)
             figures.name_axes(
