@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.journal import Journal, NoJournal, flatten_weights, restore_weights
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.gram import InputsName, combined_ntk, depth_diagonals, unit_diagonal_scale
@@ -26,7 +25,9 @@ from nftk_jax.mkl.search import (
     SearchProblem,
     SearchSettings,
     choose_ridge,
+    flatten_weights,
     learn_weights,
+    restore_weights,
     take,
     uniform_omega,
 )
@@ -44,6 +45,8 @@ from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, SolverName, plan_fit, 
 
 PrecisionName = Literal["float32", "float64"]
 Report = Callable[[str, int, int], None]
+#: Arrays by name under the names of stages, which outlive an interrupted run.
+Journal = MutableMapping[str, dict[str, np.ndarray]]
 Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: Rows that the search takes from a larger training set unless told otherwise.
@@ -191,9 +194,10 @@ def learn(
     """
     if weight is not None and not (weight.shape == (len(x),) and np.isfinite(weight).all() and (weight > 0).all()):
         raise ValueError(f"sample weights must be {len(x)} finite numbers > 0; leave out rows of weight zero")
+    journal = {} if journal is None else journal
     with enable_x64(settings.precision == "float64"):
         try:
-            return _learn(x, y, settings, classes, images, weight, splits, plan, journal or NoJournal(), report)
+            return _learn(x, y, settings, classes, images, weight, splits, plan, journal, report)
         except ArithmeticError as error:
             if settings.mlp.basis != "increments":
                 raise
@@ -231,13 +235,13 @@ def _learn(
     report("search", 0, problem.n_classes)
     held_out = settings.search.objective in ("validation", "kfold")
     padded = pad_problem(problem)
-    arrays = journal.load("search")
+    arrays = journal.get("search")
     if arrays is None:
         start = find_ridge(padded, settings, None if classes is None else y[rows])
         found = learn_weights(
             padded if held_out else problem, start, settings.search, report=lambda *state: report("search", *state)
         )
-        journal.save("search", {"start_ridge": start, **flatten_weights(found)})
+        journal["search"] = {"start_ridge": start, **flatten_weights(found)}
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
     omega, ridge, kept, search = found.omega, found.ridge, None, settings.search
@@ -418,8 +422,8 @@ def solve_scaled(
         assert iterative is not None
         state, on_pass = None, lambda state: None
         if journal is not None:
-            state = conjugate_gradient.restore(journal.load("solve"), y)
-            on_pass = lambda state: journal.save("solve", conjugate_gradient.flatten(state))  # noqa: E731
+            state = conjugate_gradient.restore(journal.get("solve"), y)
+            on_pass = lambda state: journal.update(solve=conjugate_gradient.flatten(state))  # noqa: E731
         tolerance = settings.solver_tolerance or conjugate_gradient.TOLERANCE[plan.preconditioner, settings.precision]
         return iterative.solve(kernel_omega, ridge, y, tolerance=tolerance, state=state, on_pass=on_pass, report=report)
     report("solve", 0, len(kernel_omega))

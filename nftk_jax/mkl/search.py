@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -217,6 +217,20 @@ class Weights:
     omega: np.ndarray
     ridge: np.ndarray
     descent: DescentResult | None
+
+
+def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
+    """A search's result as arrays by name."""
+    parts = {} if found.descent is None else dataclasses.asdict(found.descent)
+    return {"omega": found.omega, "ridge": found.ridge} | {
+        f"descent.{name}": np.asarray(part) for name, part in parts.items() if part is not None
+    }
+
+
+def restore_weights(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Inverse of `flatten_weights`; other arrays are left alone."""
+    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
+    return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)
 
 
 def learn_weights(
