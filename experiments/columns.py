@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tensor", help="the table's name in model.safetensors")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/columns.json"))
     options = parser.parse_args(arguments)
-    dataset = load_dataset("imdb", embeddings_model=options.embeddings, tensor=options.tensor)
+    dataset = load_dataset("imdb", embeddings=options.embeddings, tensor=options.tensor)
     for count in options.columns:
         if str(count) in store.read(options.results):
             continue

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name in options.rows:
         row = ROWS[name]
-        texts = {"embeddings_model": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
+        texts = {"embeddings": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
         dataset = load_dataset(row.dataset, **texts)
         network = NetworkSettings(
             MLP(row.depth, options.activation),

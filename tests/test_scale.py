@@ -11,8 +11,8 @@ import pytest
 
 from nftk_jax import MLP, combined_ntk, fit, load_model
 from nftk_jax.assessment.assess import _Comparison
+from nftk_jax.commands.checkpoint import Checkpoint
 from nftk_jax.datasets import load_dataset
-from nftk_jax.journal import Checkpoint
 from nftk_jax.learn import LearnSettings, learn
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers import conjugate_gradient

@@ -64,17 +64,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
             intervals = _find_intervals(learned, report)
     omega_n = normalise_rows(model.omega)
     return {
-        "dataset": {
-            "name": dataset.name,
-            "n_train": len(dataset.x_train),
-            "n_search": len(learned.search_rows),
-            "n_test": len(dataset.x_test),
-            "n_features": dataset.n_features,
-            "n_classes": dataset.n_outputs,
-            "sha256": dataset.sha256,
-            "task": dataset.task,
-            "class_names": dataset.class_names,
-        },
+        "dataset": dataset.describe(n_search=len(learned.search_rows)),
         **_test_metrics(dataset, model, scores, rng),
         "kernel_name": model.kernel.word,
         "kernels": [

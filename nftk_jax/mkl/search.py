@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -83,6 +83,20 @@ def _refuse_learned_ridge(settings: SearchSettings) -> str | None:
     if settings.penalty > 0:
         return "a `penalty` on Omega and a learned ridge work against each other; use `penalty=0`, or `ridge='auto'`"
     return None
+
+
+def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
+    """A search's result as arrays by name."""
+    parts = {} if found.descent is None else dataclasses.asdict(found.descent)
+    return {"omega": found.omega, "ridge": found.ridge} | {
+        f"descent.{name}": np.asarray(part) for name, part in parts.items() if part is not None
+    }
+
+
+def restore_weights(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Inverse of `flatten_weights`; other arrays are left alone."""
+    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
+    return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)
 
 
 def learn_weights(

@@ -94,10 +94,12 @@ def draw_training(metrics: Metrics) -> figures.Figure:
     left.legend(frameon=False, fontsize=9)
     left.set_yscale("log")
     right.set_ylim(bottom=0)
-    figures.set_title(left, "training loss, mean over the epoch", "")
+    alternating = metrics["config"].get("training") == "alternating"
+    of = "epoch (NFT-K MLP: after each round, with the anchor)" if alternating else "epoch"
+    figures.set_title(left, f"training loss, mean over the {of}", "")
     figures.set_title(right, "zeros in Omega (%), from the start on", "")
     for ax, label in ((left, "loss"), (right, "zeros")):
-        figures.name_axes(ax, label, "epoch", "")
+        figures.name_axes(ax, label, "epoch or round" if alternating else "epoch", "")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["right", "top"]].set_visible(False)
         ax.grid(color="#d9d9d9", linewidth=0.7)

@@ -13,11 +13,12 @@ import time
 import pytest
 
 from nftk_jax.commands import command_line
-from nftk_jax.commands.command_line import CommandError, output_directory
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.output import check_output, output_directory
 
 COMMAND = """
 import dataclasses, pathlib, sys, time
-from nftk_jax.commands import command_line
+from nftk_jax.commands import command_line, output
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -25,7 +26,7 @@ class Config:
     size: int = 0
 
 def main(config):
-    with command_line.output_directory(config.output, overwrite=False) as aside:
+    with output.output_directory(config.output, overwrite=False) as aside:
         (aside / "metrics.json").write_bytes(b"x" * config.size)
         print("writing", flush=True)
         time.sleep(0 if config.size else 60)
@@ -106,7 +107,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 def test_a_read_only_directory_is_refused_early(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(CommandError, match="cannot write into"):
-        command_line.check_output(tmp_path / "out", overwrite=False)
+        check_output(tmp_path / "out", overwrite=False)
 
 
 def test_of_two_runs_into_one_directory_the_first_to_end_is_kept(tmp_path):

@@ -12,7 +12,7 @@ from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.objectives import OBJECTIVES, make_objective
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
-from nftk_jax.mkl.search import check_search, learn_omega, learn_weights
+from nftk_jax.mkl.search import check_search, flatten_weights, learn_omega, learn_weights, restore_weights
 from nftk_jax.preprocessing.sampling import draw_splits
 from nftk_jax.settings import SearchSettings
 
@@ -179,3 +179,14 @@ def test_folds_hold_every_row_out_once_in_the_proportions_of_the_classes(n, rng)
         np.testing.assert_array_equal(np.sort(np.r_[train, held]), np.arange(n))
         counts = np.bincount(labels[held], minlength=3)
         assert (np.abs(counts - np.bincount(labels, minlength=3) / len(splits)) < 2).all()
+
+
+def test_a_search_result_is_read_back(rng, x64):
+    k = np.stack([np.eye(12) * 2, np.ones((12, 12))])
+    splits = ((np.arange(8), np.arange(8, 12)),)
+    found = learn_weights(SearchProblem(k, rng.normal(size=(12, 1)), splits), np.ones(1), SearchSettings())
+    again = restore_weights(flatten_weights(found))
+    assert again is not None
+    np.testing.assert_array_equal(again.omega, found.omega)
+    np.testing.assert_array_equal(again.descent.value_history, found.descent.value_history)
+    assert str(again.descent.message) == str(found.descent.message)

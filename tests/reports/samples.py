@@ -161,8 +161,8 @@ def make_comparison(n_classes: int = 3, depth: int = 4, seeds: int = 2) -> Metri
         history = {"train_loss": (0.1 / (1 + np.arange(5.0)[:, None] + np.arange(seeds))).tolist()}
         intervals = [[gain - 0.003, gain + 0.003]] * seeds
         return block(accuracy) | {
-            "difference_to_infinite": gain,
-            "difference_to_infinite_intervals": intervals,
+            "infinite_advantage": gain,
+            "infinite_advantage_intervals": intervals,
             "history": history | {"zeros_in_omega": None},
         }
 
