@@ -64,7 +64,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
             intervals = _find_intervals(learned, report)
     omega_n = normalise_rows(model.omega)
     return {
-        "dataset": dataset.describe(n_search=len(learned.search_rows)),
+        "dataset": {**dataset.describe(), "n_search": len(learned.search_rows)},
         **_test_metrics(dataset, model, scores, rng),
         "kernel_name": model.kernel.word,
         "kernels": [
