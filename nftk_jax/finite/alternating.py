@@ -90,11 +90,13 @@ def alternate(
     """
     training, network, settings = start, start.network, start.settings
     one_round = dataclasses.replace(settings, rounds=1)  # compiled once, however many there are
-    x, y = jnp.asarray(x), jnp.asarray(y, x.dtype)
+    device_x, device_y = jnp.asarray(x), jnp.asarray(y, x.dtype)
     while training.epoch < settings.rounds:
         report("alternate", training.epoch, settings.rounds)
         clock, state = time.perf_counter(), training.state
-        params, objective, steps, norm, entry = _round(network, one_round, state.params, state.start, x, y)
+        params, objective, steps, norm, entry = _round(
+            network, one_round, state.params, state.start, device_x, device_y
+        )
         objective = np.asarray(objective, np.float64)
         if not np.isfinite(objective).all():
             raise DivergenceError(

@@ -176,6 +176,9 @@ def test_settings_that_refuse_a_flag_end_in_one_line_about_the_flag(monkeypatch,
     assert refuse("--cv", "1") == "p: --cv must be a whole number >= 2; got 1\n"
     assert refuse("--search.penalty", "1").count("\n") == 1
     assert "--scaling" in refuse("--scaling", "standardize")
+    assert refuse("--ridge", "none") == (
+        "p: Error parsing --ridge: no type matching FLOAT|{auto,learned} could be instantiated from ['none'].\n"
+    )
 
 
 def test_help_does_not_wait_for_numpy_or_jax():
