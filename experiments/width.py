@@ -25,9 +25,9 @@ import store
 from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 from nftk_jax.datasets import Dataset, load_dataset
 from nftk_jax.finite.networks import NetworkSettings, Params, initialise
+from nftk_jax.finite.settings import TrainSettings
 from nftk_jax.finite.tangent import empirical_ntk
-from nftk_jax.finite.trainer import train_on
-from nftk_jax.finite.training import TrainSettings
+from nftk_jax.finite.trainer import ClassRows, train_on
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.learn import LearnSettings, learn
@@ -113,13 +113,11 @@ def trained_omegas(dataset: Dataset, infinite: np.ndarray, width: int, seeds: in
     network = NetworkSettings(
         MLP(OMEGA_DEPTH), dataset.n_features, dataset.n_outputs, width, readouts="all", omega_start="ones"
     )
-    trained = train_on(dataset, network, TrainSettings(), seeds=range(seeds), epochs=epochs)
+    trained = train_on(ClassRows.of(dataset), network, TrainSettings(epochs=epochs), seeds=range(seeds))
     assert trained.omega is not None
     x = scaled_rows(dataset, 32)
     weights = [
-        as_kernel_weights(
-            omega, depth_scales(network, jax.tree.map(lambda leaf, s=seed: leaf[s], trained.start.params), x)
-        )
+        as_kernel_weights(omega, depth_scales(network, jax.tree.map(lambda leaf, s=seed: leaf[s], trained.start), x))
         for seed, omega in enumerate(trained.omega)
     ]
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.progress import StageReport
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.finite.settings import AlternatingSettings, FiniteSettings, TrainSettings
 from nftk_jax.settings import (
@@ -148,7 +149,7 @@ def _train(
     training: TrainSettings | AlternatingSettings,
     dataset: Dataset,
     checkpoint: Checkpoint,
-    report,
+    report: StageReport,
 ) -> dict[str, Trained]:
     """The finite networks of both kinds."""
     from nftk_jax.finite.trainer import ClassRows, train_on

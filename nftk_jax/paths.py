@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.progress import StageReport
 from nftk_jax.commands.run import OutputFlags, Run, write_report
 from nftk_jax.finite.settings import LossName
 from nftk_jax.path_kernels.settings import DescentSettings
-from nftk_jax.settings import MLPSettings, PrecisionName, ScalingSettings, SolveSettings
+from nftk_jax.settings import DtypeName, MLPSettings, ScalingSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ class PathsConfig:
     tolerance: float | None = 1e-3
     """Bound on the quadrature's error as a share of the largest output, kept by bisecting the intervals of a step; None
     takes one interval a step as it is."""
-    precision: PrecisionName = SolveSettings.precision
+    precision: DtypeName = "float32"
     """Of training and quadrature."""
 
 
@@ -84,13 +85,14 @@ def main(config: PathsConfig) -> None:
     _check_memory(dataset)
     run.describe(dataset, f"depth {config.depth}, width {config.width}, {config.steps} steps")
     from nftk_jax.kernels.precision import enable_x64
+    from nftk_jax.path_kernels.path_kernel import path_terms
 
     with enable_x64(config.precision == "float64"), run.progress() as report:
         clock = time.perf_counter()
         trajectory, x_test = _train(config, dataset, network, settings, report)
         train_s = time.perf_counter() - clock
         clock = time.perf_counter()
-        terms = _rebuild(config, trajectory, x_test, rule, report)
+        terms = path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
         path_s = time.perf_counter() - clock
     blocks = _measure(config, dataset, texts, trajectory, terms)
     metrics = run.metrics({**blocks, "timings": {"train_s": train_s, "path_s": path_s}})
@@ -127,7 +129,7 @@ def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSetti
     )
 
 
-def _load(config: PathsConfig, report) -> tuple[Dataset, Texts]:
+def _load(config: PathsConfig, report: StageReport) -> tuple[Dataset, Texts]:
     from nftk_jax.datasets import read_texts
 
     dataset = config.data.load(report)
@@ -152,7 +154,7 @@ def _check_memory(dataset: Dataset) -> None:
 
 
 def _train(
-    config: PathsConfig, dataset: Dataset, network: NetworkSettings, settings: DescentSettings, report
+    config: PathsConfig, dataset: Dataset, network: NetworkSettings, settings: DescentSettings, report: StageReport
 ) -> tuple[Trajectory, np.ndarray]:
     """The recorded training, and the scaled test rows."""
     import jax
@@ -191,12 +193,6 @@ def _train(
         report=report,
     )
     return trajectory, x_test
-
-
-def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, rule: Rule, report) -> PathTerms:
-    from nftk_jax.path_kernels.path_kernel import path_terms
-
-    return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
 
 
 def _measure(

@@ -132,6 +132,7 @@ def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, 
         ("learned-ridge", lambda x: x[:, :2] ** 2, ["--objective", "loo", "--ridge", "learned"]),
         ("evidence", lambda x: x[:, 0] > 0, ["--objective", "evidence", "--constraint", "orthant"]),
         ("alignment", lambda x: x[:, 0] > 0, ["--objective", "alignment", "--resamples", "2"]),
+        ("decision", lambda x: x[:, 0] > 0, ["--decision", "logistic", "--cv", "3", "--readout-bias", "0.5"]),
         ("uniform", lambda x: (x[:, 0] > 0).astype(int), ["--weights", "uniform", "--precision", "float64"]),
         (
             "one-depth",
@@ -154,22 +155,26 @@ def test_other_targets_and_flags(name, y, flags, rng, tmp_path, run):
 
 
 BAD_FLAGS = {
-    "ridge": (["--ridge", "-1"], "ridge must be a finite number > 0"),
-    "depth": (["--depth", "0"], "depth must be a whole number"),
-    "w_std": (["--w-std", "nan"], "w_std must be"),
-    "b_std": (["--b-std", "-1"], "b_std must be"),
-    "activation": (["--activation", "softmax"], "activation must be one of"),
+    "ridge": (["--ridge", "-1"], "--ridge must be a finite number > 0"),
+    "depth": (["--depth", "0"], "--depth must be a whole number"),
+    "w_std": (["--w-std", "nan"], "--w-std must be"),
+    "b_std": (["--b-std", "-1"], "--b-std must be"),
+    "activation": (["--activation", "softmax"], "--activation must be one of"),
     "diverges": (["--objective", "train", "--constraint", "orthant"], "diverges on the orthant"),
     "scale": (["--objective", "alignment", "--constraint", "orthant"], "does not see the scale"),
     "learned ridge": (["--objective", "train", "--ridge", "learned"], "learned ridge diverges"),
-    "n_train": (["--n-train", "9999"], "n_train must be"),
+    "n_train": (["--n-train", "9999"], "--n-train must be"),
     "n_search": (["--n-search", "9999"], "--n-search must be at most"),
-    "penalty": (["--penalty", "-2"], "penalty must be"),
+    "penalty": (["--penalty", "-2"], "--penalty must be"),
     "resamples": (["--resamples", "-1"], "--resamples must be"),
     "seed": (["--seed", "-1"], "--seed must be"),
     "unknown": (["--colour", "red"], "--colour"),
     "choice": (["--objective", "magic"], "magic"),
     "number": (["--depth", "deep"], "deep"),
+    "folds": (["--cv", "1"], "--cv must be a whole number >= 2"),
+    "decision": (["--decision", "luck"], "luck"),
+    "readout": (["--readout-bias", "-1"], "--readout-bias must be"),
+    "tolerance": (["--solver-tolerance", "2"], "--solver-tolerance must be between 0 and 1"),
 }
 
 
@@ -240,6 +245,12 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_result(data, tmp_path, monkeypa
     assert status == 130
     assert "--resume" in error
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
+
+
+def test_to_resume_is_to_name_the_output(data, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(fit.command, "--dataset", data, "--resume")
+    assert (status, error) == (2, "nftk_jax.fit: --resume needs the --output of the run to go on with\n")
 
 
 def test_a_numerical_failure_is_named_and_leaves_nothing(data, tmp_path, monkeypatch, run):

@@ -90,7 +90,8 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        message = _one_line(captured.getvalue())
+        message = _one_line(_without_box(captured.getvalue()))
+        message = re.sub(r" (Got errors|Argument helptext): .*", "", message)
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
 
@@ -126,11 +127,18 @@ def field_names(config_type: type[Any]) -> set[str]:
     return names
 
 
-def _one_line(text: str) -> str:
-    """Fold a message into one line: no colours, no box drawing, single spaces."""
+def _without_box(text: str) -> str:
+    """A message of the parser without colours, the box around it (of ASCII on some terminals) and its title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     plain = re.sub(r"[\u2500-\u257f]+", " ", plain)
-    return re.sub(r"\s+", " ", plain).strip()
+    lines = (re.sub(r"^\s*\||\|\s*$", "", line) for line in plain.splitlines())
+    title, *rest = [line for line in lines if not re.fullmatch(r"[\s+-]*", line)] or [""]
+    return "\n".join(rest or [title])
+
+
+def _one_line(text: str) -> str:
+    """Fold a message into one line."""
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def use_compilation_cache() -> None:

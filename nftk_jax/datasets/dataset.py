@@ -98,9 +98,6 @@ def make_dataset(
       seed: of the draw.
       titles: names of the classes.
 
-    Returns:
-      The data set.
-
     Raises:
       DataError: something in the arrays cannot be used, or more rows are asked for than there are.
     """

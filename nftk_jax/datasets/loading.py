@@ -68,9 +68,6 @@ def load_dataset(
       tensor: of imdb: the name of that table; None takes the usual ones.
       report: called with a description, what is done and the total while files are fetched and reviews embedded.
 
-    Returns:
-      The data set.
-
     Raises:
       DataError: the name is unknown, a file is absent or damaged, or its contents cannot be used.
     """

@@ -13,6 +13,7 @@ f_0 + K (K + c I)^(-1) (y - f_0(X)), with the c of `ridge_of_anchor`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -88,11 +89,14 @@ def alternate(
       DivergenceError: the objective is not finite.
     """
     training, network, settings = start, start.network, start.settings
-    x, y = jnp.asarray(x), jnp.asarray(y, x.dtype)
+    one_round = dataclasses.replace(settings, rounds=1)  # compiled once, however many there are
+    device_x, device_y = jnp.asarray(x), jnp.asarray(y, x.dtype)
     while training.epoch < settings.rounds:
         report("alternate", training.epoch, settings.rounds)
         clock, state = time.perf_counter(), training.state
-        params, objective, steps, norm, entry = _round(network, settings, state.params, state.start, x, y)
+        params, objective, steps, norm, entry = _round(
+            network, one_round, state.params, state.start, device_x, device_y
+        )
         objective = np.asarray(objective, np.float64)
         if not np.isfinite(objective).all():
             raise DivergenceError(

@@ -199,11 +199,12 @@ def train(
         raise ValueError(
             f"x and y must have shapes (n, {network.n_inputs}) and (n, {network.n_outputs}); got {x.shape}, {y.shape}"
         )
+    one_epoch = dataclasses.replace(settings, epochs=1)  # compiled once, however many there are
     device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), seed_keys(start.seeds)
     while training.epoch < epochs:
         report("train", training.epoch, epochs)
         clock = time.perf_counter()
-        state, losses = _run_epoch(network, settings, training.state, device_x, device_y, keys, training.epoch)
+        state, losses = _run_epoch(network, one_epoch, training.state, device_x, device_y, keys, training.epoch)
         losses = np.asarray(losses, np.float64)
         seconds = time.perf_counter() - clock
         _check_finite(losses, training)
