@@ -30,12 +30,12 @@ from nftk_jax.finite.tangent import empirical_ntk
 from nftk_jax.finite.trainer import ClassRows, train_on
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
-from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports import figures
-from nftk_jax.settings import SearchSettings
+from nftk_jax.settings import LearnSettings, SearchSettings
 
 KERNEL_DEPTH, OMEGA_DEPTH = 3, 5
 RULE_WIDTH, RULE_SEEDS = 4096, 8
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     for width in options.widths:
         run(f"search {width}", lambda width=width: searched_omegas(search_rows, targets, width, min(3, options.seeds)))
     infinite = learn(
-        dataset.x_train, dataset.y_train, LearnSettings(MLP(OMEGA_DEPTH)), classes=dataset.classes, images=True
+        TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images=True), MLP(OMEGA_DEPTH), LearnSettings()
     ).model.omega
     for width in (width for width in options.widths if width <= TRAINED_WIDTH):
         run(f"training {width}", lambda width=width: trained_omegas(dataset, infinite, width, 3, options.epochs))

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nftk_jax.commands import command_line
-from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.command_line import CommandError, speak_of_flags
 from nftk_jax.commands.data_flags import DataFlags, check_rows
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
@@ -165,6 +165,8 @@ def _compute(
     ):
         checkpoint.flush()
         found = assess(dataset, learned, resamples=resamples, baseline_rows=BASELINE_ROWS, report=report)
+        identifiability = found["identifiability"]
+        identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
         return found, learned.model
 
 

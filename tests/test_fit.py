@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from nftk_jax import fit, load_model, predict
+from nftk_jax import MLP, fit, load_model, predict
 
 
 def draw(rng, n, labels=("ant", "bee", "cat")):
@@ -322,15 +322,17 @@ def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_pa
     assert (status, error) == (0, "")
     metrics = json.loads((output / "metrics.json").read_text())
     size, kernel = (3, "layer") if basis == "layers" else (2, "increment")
-    assert metrics["basis"] == metrics["config"]["basis"] == basis
+    assert (metrics["kernel_name"], metrics["config"]["basis"]) == (kernel, basis)
     assert np.shape(metrics["omega"]) == (3, size)
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert f"{kernel}s it uses" in out
     with (output / "omega.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row[kernel]) for row in rows] == [*range(1, size + 1)] * 3
+    assert [row["kernel"] for row in rows] == [f"{kernel} {number}" for number in range(1, size + 1)] * 3
+    assert [int(row["depth"]) for row in rows] == [*range(1, size + 1)] * 3
+    assert {(row["group"], row["kind"]) for row in rows} == {("", kernel)}
     model = load_model(output)
-    assert model.mlp.basis == basis
+    assert model.kernel == MLP(2, b_std=0.5, basis=basis)
     with np.load(data) as arrays:
         accuracy = (model.predict(arrays["x_test"]) == arrays["y_test"]).mean()
     assert accuracy == pytest.approx(metrics["test_accuracy"])

@@ -68,7 +68,7 @@ def test_float32_and_float64_agree(blobs, rng):
 
 def test_the_objective_never_ends_above_uniform_weights(blobs):
     x, y = blobs
-    descent = fit(x, y, 3).descent
+    descent = fit(x, y, 3).found.descent
     assert (descent.value_history[-1] <= descent.value_history[0]).all()
 
 
@@ -84,7 +84,7 @@ def test_shared_and_uniform_weights(blobs):
     assert (shared.model.omega == shared.model.omega[0]).all()
     uniform = fit(x, y, 3, weights="uniform")
     np.testing.assert_array_equal(uniform.model.omega, np.full((3, 3), 1 / 3))
-    assert uniform.descent is None
+    assert uniform.found.descent is None
 
 
 def test_regression_finds_a_smooth_function(rng):
@@ -166,15 +166,15 @@ def test_input_scalings(rng):
 def test_weights_leave_uniform_where_the_labels_say_so_and_seldom_on_noise(rng):
     x = rng.normal(size=(200, 5))
     noise = fit(x, rng.normal(size=(200, 20)))
-    assert noise.kept_uniform is not None
-    assert noise.kept_uniform.mean() >= 0.5
-    np.testing.assert_array_equal((noise.model.omega == 1 / 3).all(axis=1), noise.kept_uniform)
+    assert noise.found.kept_uniform is not None
+    assert noise.found.kept_uniform.mean() >= 0.5
+    np.testing.assert_array_equal((noise.model.omega == 1 / 3).all(axis=1), noise.found.kept_uniform)
     linear = fit(x, x[:, :3])  # which has the shallowest kernel
-    assert linear.kept_uniform is not None
-    assert not linear.kept_uniform.any()
+    assert linear.found.kept_uniform is not None
+    assert not linear.found.kept_uniform.any()
     free = fit(x, np.asarray(noise.targets.y), one_standard_error=False)
-    assert free.kept_uniform is None
-    assert (free.model.omega == 1 / 3).all(axis=1).mean() < noise.kept_uniform.mean()
+    assert free.found.kept_uniform is None
+    assert (free.model.omega == 1 / 3).all(axis=1).mean() < noise.found.kept_uniform.mean()
 
 
 def test_few_rows_are_all_held_out_once_and_many_a_third_of_them(rng):

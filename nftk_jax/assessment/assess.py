@@ -46,7 +46,7 @@ def assess(dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows:
 
 
 def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
-    model, descent, search = learned.model, learned.descent, learned.settings.search
+    model, descent, search = learned.model, learned.found.descent, learned.settings.search
     rng = np.random.default_rng(learned.settings.seed + 1)
     seconds = dict(learned.seconds)
     with _timed(seconds, "predict"):
@@ -80,7 +80,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "baselines": table,
         "baselines_rows": comparison.ours,
         "baselines_note": comparison.note,
-        "search": None if descent is None else _search_block(descent, learned.kept_uniform, search),
+        "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
         "identifiability": _identifiability(learned, comparison, table, intervals, omega_std),
         "certificate": dataclasses.asdict(
             certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
@@ -113,7 +113,7 @@ def _identifiability(
         rank=rank,
         kernel=kernel.word,
         indefinite=indefinite,
-        learned=learned.descent is not None,
+        learned=learned.found.descent is not None,
         differences={
             name: table[name]["difference_interval"]
             for name in ("uniform", "shuffled_labels", "shared", "best_single_depth")
@@ -121,7 +121,7 @@ def _identifiability(
         },
         metric="R2" if learned.model.classes is None else "accuracy",
         best_single=table["best_single_depth"]["depth"],
-        kept_uniform=learned.kept_uniform,
+        kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
         intervals=intervals,
         shuffled_omega=comparison.shuffled_omega,
@@ -159,7 +159,7 @@ def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report
             again = dataclasses.replace(problem, splits=splits)
         else:  # it holds nothing out: the split becomes a subset of its rows
             again = problem.rows(splits[0][0])
-        found.append(learn_weights(again, learned.start_ridge, search).omega)
+        found.append(learn_weights(again, learned.found.start_ridge, search).omega)
     report("resamples", resamples, resamples)
     return np.std(found, axis=0, ddof=1)
 

@@ -50,15 +50,15 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
     image = figures.heatmap(ax, unit, names, columns, limits=(0.0, 1.0), colours=sequential, aspect="auto")
-    greyed = indistinguishable_of(metrics)
-    if greyed is not None:
-        figures.hatch(ax, greyed)
+    hatched = indistinguishable_of(metrics)
+    if hatched is not None:
+        figures.hatch(ax, hatched)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     figures.set_title(
         ax,
         rf"$\Omega_n$: weight of every {kernel} {where}",
         f"white: exactly 0 ({zeros})"
-        + ("" if greyed is None else "; hatched: not distinguishable from equal or chance"),
+        + ("" if hatched is None else "; hatched: not distinguishable from equal or chance"),
     )
     figures.name_axes(ax, "omega_n", kernel, noun(metrics))
     figures.colour_bar(top, image, ax, 0.012)

@@ -170,7 +170,7 @@ def _heat_table(metrics: Metrics) -> str:
     omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
     names, labels, depth = class_names(metrics), kernel_labels(metrics), omega.shape[1]
     spread = metrics["identifiability"].get("omega_std")
-    greyed, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
+    hatched, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))
     lines = []
     for i, name in enumerate(names[:shown]):
@@ -186,7 +186,7 @@ def _heat_table(metrics: Metrics) -> str:
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
             look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
             data = "".join(f' data-{key}="{page.as_text(v)}"' for key, v in zip("nwk", values, strict=True))
-            data += ' data-unsure="1"' if greyed is not None and greyed[i, j] else ""
+            data += ' data-unsure="1"' if hatched is not None and hatched[i, j] else ""
             cells.append(f'<td {look} title="{page.as_text(hover)}"{data}>{page.as_text(values[0])}</td>')
         lines.append(f'<tr><th scope="row" title="{page.as_text(name)}">{page.as_text(name)}</th>{"".join(cells)}</tr>')
     if shown < len(names):

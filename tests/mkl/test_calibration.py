@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nftk_jax.kernels.gram import combined_ntk, depth_diagonals
 
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.calibration import keep_uniform, prefer_uniform
 from nftk_jax.mkl.problem import SearchProblem
@@ -18,7 +18,7 @@ def test_uniform_weights_are_kept_within_one_standard_error_of_the_gain(rng, x64
     """Against numpy's solves, split by split, with weighted rows."""
     x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 4))
     y[:, 1], y[:, 2] = x[:, 0], np.sin(3 * x[:, 1])  # which have a best depth
-    k = np.array(combined_ntk(MLP(3), np.diag(1 / depth_diagonals(MLP(3), x).mean(axis=1)), x))
+    k = np.array(combined_ntk(MLP(3), np.diag(1 / MLP(3).diagonals(x).mean(axis=1)), x))
     weight = rng.uniform(0.5, 2, 40)
     order = rng.permutation(40)
     splits = tuple((np.sort(np.delete(order, part)), order[part]) for part in (slice(0, 14), slice(14, 27)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import scale as standardise
 
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues
+from nftk_jax.settings import LearnSettings, gather
 
 
 def scaled_increments(x, depth, b_std):
@@ -39,16 +41,17 @@ def test_rounding_is_not_mistaken_for_a_negative_eigenvalue(rng):
 def test_a_fit_warns_of_indefinite_increments_and_explains_a_failed_solve(monkeypatch):
     x, y = load_breast_cancer(return_X_y=True)
     y = y[:, None].astype(float)
-    settings = LearnSettings(MLP(4, basis="increments"), ridge=1.0, precision="float64")
+    rows, kernel = TrainingRows(x, y), MLP(4, basis="increments")
+    settings = gather(LearnSettings, {"ridge": 1.0, "precision": "float64"})
     with pytest.warns(IndefiniteKernelWarning, match="Increment 4 has negative eigenvalues"):
-        learn(x, y, settings)
+        learn(rows, kernel, settings)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ArithmeticError("no kernel matrix")
 
-    monkeypatch.setattr("nftk_jax.learn.solve_problem", fail)
+    monkeypatch.setattr("nftk_jax.learn.prepare", fail)
     with (
         pytest.warns(IndefiniteKernelWarning),
         pytest.raises(ArithmeticError, match=r"no kernel matrix\. An increment of depth need not be positive"),
     ):
-        learn(x, y, settings)
+        learn(rows, kernel, settings)

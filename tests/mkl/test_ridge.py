@@ -7,11 +7,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nftk_jax.kernels.gram import combined_ntk
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.calibration import LOGISTIC_STRENGTH, held_out_log_losses
 from nftk_jax.mkl.problem import SearchProblem

@@ -7,10 +7,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.mkl.objectives import (
     AlignmentObjective,
