@@ -9,9 +9,9 @@ the time that a peer takes in all over our time to the k-fold loss that the peer
 our time counts the choice of the ridge. Losses are recomputed by one function from the weights that come back; a
 peer's own figure is taken where it is lower.
 
-Everything is called once untimed at its size, so that nobody's compilation or loading of libraries counts. himalaya
-takes the backend and settings that did best in a trial on `TRIAL_ROWS` rows, and as many iterations, up to its own
-default, as fit the budget.
+Everything is called once untimed at its size, so that compilation and loading of libraries count for no method.
+himalaya takes the backend and settings that did best in a trial on `TRIAL_ROWS` rows, and as many iterations, up to its
+own default, as fit the budget.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ import numpy as np
 import scipy.linalg
 
 from nftk_jax.datasets import load_dataset
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.learn import LearnSettings, find_ridge
-from nftk_jax.mkl.search import RIDGE_GRID, SearchProblem, SearchSettings, learn_weights
+from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.ridge import find_ridge
+from nftk_jax.mkl.search import learn_weights
+from nftk_jax.settings import RIDGE_GRID, LearnSettings, SearchSettings
 
 FOLDS, DEPTH, TRIAL_ROWS = 5, 10, 1000
 #: himalaya's own defaults.
@@ -111,12 +114,12 @@ def test_accuracy(task: Task, weights: np.ndarray) -> float:
 
 
 def ours(task: Task, max_iterations: int = 100) -> Result:
-    """The objective `kfold` with a learned ridge a target, from uniform weights and the best ridge of the grid."""
+    """The objective `kfold` with one learned ridge per target, from uniform weights and the best ridge of the grid."""
     problem = SearchProblem(jnp.asarray(task.k), jnp.asarray(task.y), task.splits)
     jax.block_until_ready(problem.k)
     start = time.perf_counter()
-    search = SearchSettings("kfold", learn_ridge=True, max_iterations=max_iterations)
-    ridge = find_ridge(problem, LearnSettings(MLP(DEPTH), search), None)
+    search = SearchSettings("kfold", ridge="learned", max_iterations=max_iterations)
+    ridge = find_ridge(problem, LearnSettings(search), None)
     found = learn_weights(problem, ridge, search)
     assert found.descent is not None
     # whatever came before the descent, the choice of the ridge and the reference kernels among it, counts as its start

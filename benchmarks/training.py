@@ -12,6 +12,7 @@ every seed counts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -24,7 +25,8 @@ import jax
 import numpy as np
 
 from nftk_jax.finite.networks import NetworkSettings
-from nftk_jax.finite.training import TrainSettings, train
+from nftk_jax.finite.settings import TrainSettings
+from nftk_jax.finite.training import start_training, train
 from nftk_jax.kernels.mlp import MLP
 
 SETTINGS = TrainSettings()
@@ -33,10 +35,10 @@ NETWORKS = {"mlp": "last", "nftk": "all"}
 
 def ours(network: NetworkSettings, x: np.ndarray, y: np.ndarray, seeds: int) -> Iterator[float]:
     """Seconds of one epoch after another."""
-    training, done = None, 0
+    training = start_training(network, SETTINGS, range(seeds), x.dtype)
     while True:
-        done += 1
-        training = train(network, SETTINGS, x, y, seeds=range(seeds), epochs=done, start=training)
+        settings = dataclasses.replace(SETTINGS, epochs=training.epoch + 1)
+        training = train(dataclasses.replace(training, settings=settings), x, y)
         yield float(training.history["seconds"][-1])
 
 

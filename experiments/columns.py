@@ -22,8 +22,9 @@ from table1 import ROWS
 
 from nftk_jax.datasets import Dataset, load_dataset
 from nftk_jax.finite.networks import NetworkSettings
-from nftk_jax.finite.trainer import train_on
+from nftk_jax.finite.trainer import ClassRows, train_on
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.settings import ScalingSettings
 
 ROW = ROWS["imdb-mlp-5"]
 
@@ -37,7 +38,12 @@ def some_columns(dataset: Dataset, count: int, seed: int) -> Dataset:
 def judge(dataset: Dataset, seed: int, epochs: int) -> dict[str, float]:
     """Test accuracy of the MLP and of logistic regression."""
     network = NetworkSettings(MLP(ROW.depth), dataset.n_features, dataset.n_outputs, ROW.width, readouts="last")
-    trained = train_on(dataset, network, ROW.settings, seeds=[seed], epochs=epochs, unit_norm=ROW.unit_norm)
+    trained = train_on(
+        ClassRows.of(dataset, ScalingSettings(unit_norm=ROW.unit_norm)),
+        network,
+        dataclasses.replace(ROW.settings, epochs=epochs),
+        seeds=[seed],
+    )
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(dataset.x_train, dataset.y_train)
     return {
         "mlp": float(trained.accuracy[0]),
@@ -54,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tensor", help="the table's name in model.safetensors")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/columns.json"))
     options = parser.parse_args(arguments)
-    dataset = load_dataset("imdb", embeddings_model=options.embeddings, tensor=options.tensor)
+    dataset = load_dataset("imdb", embeddings=options.embeddings, tensor=options.tensor)
     for count in options.columns:
         if str(count) in store.read(options.results):
             continue

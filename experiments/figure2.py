@@ -22,10 +22,11 @@ from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings
 from nftk_jax.finite.training import start_training
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.learn import LearnSettings, learn
+from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports.comparison_figures import draw_omegas
 from nftk_jax.reports.figures import DPI
+from nftk_jax.settings import LearnSettings
 
 SCALE_ROWS = 64
 
@@ -42,11 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     row, omegas = ROWS[options.row], np.array(store.read(options.table1)[options.row]["omega"])
     dataset = load_dataset(row.dataset, n_train=options.n_train)
-    settings = LearnSettings(MLP(row.depth))
     images = dataset.image_shape is not None
-    learned = learn(dataset.x_train, dataset.y_train, settings, classes=dataset.classes, images=images)
+    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images)
+    learned = learn(rows, MLP(row.depth), LearnSettings())
     rng = np.random.default_rng(1)
-    shuffled = baselines.shuffled_labels(learned.problem, learned.model.ridge, settings.search, rng)
+    shuffled = baselines.shuffled_labels(learned.problem, learned.model.ridge, learned.settings.search, rng)
     network = NetworkSettings(MLP(row.depth), dataset.n_features, dataset.n_outputs, row.width, readouts="all")
     seeds = range(len(omegas))
     start = start_training(network, row.settings, seeds, np.float32).params

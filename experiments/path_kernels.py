@@ -27,7 +27,8 @@ from nftk_jax.kernels.neural_tangents import depth_ntks
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.path_kernels.path_kernel import path_kernel, path_terms, tangent_kernel
 from nftk_jax.path_kernels.quadrature import gauss_legendre, left_endpoint
-from nftk_jax.path_kernels.trajectory import DescentSettings, Trajectory, record_trajectory, sample_loss
+from nftk_jax.path_kernels.settings import DescentSettings
+from nftk_jax.path_kernels.trajectory import Problem, Trajectory, record_trajectory, sample_loss
 from nftk_jax.reports import figures
 
 DEPTH, SAMPLES, QUERIES = 2, 40, 20
@@ -48,9 +49,8 @@ def record(data: Data, width: int, seed: int, activation: str, settings: Descent
     x, y, _ = data
     network = NetworkSettings(MLP(DEPTH, activation), x.shape[1], 1, width, parametrisation="ntk")
     params = tuple(initialise(network, jax.random.key(seed), x.dtype))
-    return record_trajectory(
-        lambda p, rows: apply(network, Params(*p), rows), params, x, y, settings, loss=sample_loss("mse")
-    )
+    problem = Problem(lambda p, rows: apply(network, Params(*p), rows), x, y, sample_loss("mse"))
+    return record_trajectory(problem, params, settings)
 
 
 def errors_by_step(rate: float) -> dict[str, Any]:

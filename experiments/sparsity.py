@@ -17,9 +17,9 @@ import numpy as np
 import store
 
 from nftk_jax.datasets import load_dataset
-from nftk_jax.finite.networks import NetworkSettings, OmegaStartName, PositivityName
-from nftk_jax.finite.trainer import train_on
-from nftk_jax.finite.training import TrainSettings
+from nftk_jax.finite.networks import NetworkSettings
+from nftk_jax.finite.settings import OmegaStartName, PositivityName, TrainSettings
+from nftk_jax.finite.trainer import ClassRows, train_on
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.reports import figures
 
@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
             omega_start=start,
             omega_positivity=positivity,
         )
-        trained = train_on(dataset, network, TrainSettings(), seeds=range(options.seeds), epochs=options.epochs)
+        trained = train_on(
+            ClassRows.of(dataset), network, TrainSettings(epochs=options.epochs), seeds=range(options.seeds)
+        )
         history = trained.training.history
         entry = {
             "flags": flags,

@@ -18,11 +18,13 @@ import numpy as np
 import store
 
 from nftk_jax.assessment.identifiability import normalise_rows
+from nftk_jax.commands.checkpoint import Checkpoint
 from nftk_jax.datasets import load_dataset
 from nftk_jax.finite.networks import NetworkSettings
-from nftk_jax.finite.trainer import Trained, train_on
-from nftk_jax.finite.training import TrainSettings
+from nftk_jax.finite.settings import TrainSettings
+from nftk_jax.finite.trainer import ClassRows, Trained, train_on
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.settings import ScalingSettings
 
 MNIST = TrainSettings(batch_size=50, learning_rate=0.02, omega_learning_rate=0.05, weight_decay=2e-6)
 IMDB = TrainSettings(batch_size=25, learning_rate=0.1, omega_learning_rate=0.1, weight_decay=0.0)
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name in options.rows:
         row = ROWS[name]
-        texts = {"embeddings_model": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
+        texts = {"embeddings": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
         dataset = load_dataset(row.dataset, **texts)
         network = NetworkSettings(
             MLP(row.depth, options.activation),
@@ -103,19 +105,27 @@ def main(arguments: list[str] | None = None) -> None:
             width=row.width,
             readouts=row.readouts,
         )
+        settings = dataclasses.replace(row.settings, epochs=options.epochs)
+        identity = {
+            "network": dataclasses.asdict(network),
+            "settings": dataclasses.asdict(row.settings),
+            "unit_norm": row.unit_norm,
+            "seeds": options.seeds,
+            "data": dataset.sha256,
+        }
+        kept = options.checkpoints / f".{name}{options.suffix}-checkpoint"
+        journal = Checkpoint(options.checkpoints / f"{name}{options.suffix}", identity, resume=kept.exists())
         trained = train_on(
-            dataset,
+            ClassRows.of(dataset, ScalingSettings(unit_norm=row.unit_norm)),
             network,
-            row.settings,
+            settings,
             seeds=range(options.seeds),
-            epochs=options.epochs,
-            unit_norm=row.unit_norm,
-            checkpoint=options.checkpoints / f"{name}{options.suffix}.safetensors",
-            resume=True,
+            journal=journal,
             report=lambda stage, done, total, name=name: print(f"{name}: {stage} {done}/{total}", flush=True),
         )
         entry = describe(row, trained, options.epochs, options.activation)
         store.write(options.results, name + options.suffix, entry)
+        journal.flush()  # a larger --epochs trains further
         accuracy = np.round(100 * trained.accuracy, 2)
         print(f"{name}: {accuracy} % (paper {row.accuracy} %), zeros {entry['zeros_in_omega_n']}", flush=True)
 

@@ -25,15 +25,17 @@ import store
 from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
 from nftk_jax.datasets import Dataset, load_dataset
 from nftk_jax.finite.networks import NetworkSettings, Params, initialise
+from nftk_jax.finite.settings import TrainSettings
 from nftk_jax.finite.tangent import empirical_ntk
-from nftk_jax.finite.trainer import train_on
-from nftk_jax.finite.training import TrainSettings
+from nftk_jax.finite.trainer import ClassRows, train_on
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
-from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_weights
+from nftk_jax.learn import TrainingRows, learn
+from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.search import learn_weights
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.reports import figures
+from nftk_jax.settings import LearnSettings, SearchSettings
 
 KERNEL_DEPTH, OMEGA_DEPTH = 3, 5
 RULE_WIDTH, RULE_SEEDS = 4096, 8
@@ -111,13 +113,11 @@ def trained_omegas(dataset: Dataset, infinite: np.ndarray, width: int, seeds: in
     network = NetworkSettings(
         MLP(OMEGA_DEPTH), dataset.n_features, dataset.n_outputs, width, readouts="all", omega_start="ones"
     )
-    trained = train_on(dataset, network, TrainSettings(), seeds=range(seeds), epochs=epochs)
+    trained = train_on(ClassRows.of(dataset), network, TrainSettings(epochs=epochs), seeds=range(seeds))
     assert trained.omega is not None
     x = scaled_rows(dataset, 32)
     weights = [
-        as_kernel_weights(
-            omega, depth_scales(network, jax.tree.map(lambda leaf, s=seed: leaf[s], trained.start.params), x)
-        )
+        as_kernel_weights(omega, depth_scales(network, jax.tree.map(lambda leaf, s=seed: leaf[s], trained.start), x))
         for seed, omega in enumerate(trained.omega)
     ]
     rng = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     for width in options.widths:
         run(f"search {width}", lambda width=width: searched_omegas(search_rows, targets, width, min(3, options.seeds)))
     infinite = learn(
-        dataset.x_train, dataset.y_train, LearnSettings(MLP(OMEGA_DEPTH)), classes=dataset.classes, images=True
+        TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images=True), MLP(OMEGA_DEPTH), LearnSettings()
     ).model.omega
     for width in (width for width in options.widths if width <= TRAINED_WIDTH):
         run(f"training {width}", lambda width=width: trained_omegas(dataset, infinite, width, 3, options.epochs))

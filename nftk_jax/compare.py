@@ -3,79 +3,97 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import pathlib
-import shlex
-import shutil
 import sys
 import time
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.progress import StageReport
+from nftk_jax.commands.run import ResumableFlags, Run, write_report
+from nftk_jax.finite.settings import AlternatingSettings, FiniteSettings, TrainSettings
+from nftk_jax.settings import (
+    LearnSettings,
+    MLPSettings,
+    PrecisionName,
+    ScalingSettings,
+    SearchSettings,
+    SolveSettings,
+    check_count,
+    flatten,
+    gather,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from nftk_jax.commands.checkpoint import Checkpoint
     from nftk_jax.datasets import Dataset
     from nftk_jax.finite.networks import NetworkSettings
     from nftk_jax.finite.trainer import Trained
     from nftk_jax.kernels.mlp import MLP
-    from nftk_jax.learn import Learned, LearnSettings
+    from nftk_jax.learn import Learned
 
 #: Training rows on which the tangent kernels' mean diagonals are taken.
 SCALE_ROWS = 64
+TrainingName = Literal["joint", "alternating"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig(DataFlags):
+class AlternationFlags:
+    """How --training alternating trains the NFT-K MLP; its learning rates are those of the joint training."""
+
+    rounds: int = AlternatingSettings.rounds
+    """How often theta and Omega take turns."""
+    theta_steps: int = AlternatingSettings.theta_steps
+    """Most full-batch steps on theta in one round."""
+    omega_steps: int = AlternatingSettings.omega_steps
+    """Full-batch steps on Omega in one round; 0 keeps Omega fixed."""
+    anchor: float = AlternatingSettings.anchor
+    """lambda of the paper's eq. 13, the pull of theta towards its start."""
+    theta_tolerance: float = AlternatingSettings.theta_tolerance
+    """theta has converged when its gradient has shrunk to this share of its norm at the start of the round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteFlags:
+    """How the infinite network is learned."""
+
+    n_search: int | None = SearchSettings.n_search
+    """Training rows used to learn Omega; default all up to 3000."""
+    ridge: float | Literal["auto", "learned"] = SearchSettings.ridge
+    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
+    every class together with Omega."""
+    precision: PrecisionName = SolveSettings.precision
+    """Of kernels and solves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
     """Flags of `python -m nftk_jax.compare`; config{} of metrics.json."""
 
-    depth: int = 10
-    """Hidden layers L."""
-    width: int = 256
-    """Units of every hidden layer of the finite networks."""
-    activation: str = "relu"
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+    finite: FiniteSettings = dataclasses.field(default_factory=FiniteSettings)
+    train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+    alternation: AlternationFlags = dataclasses.field(default_factory=AlternationFlags)
+    infinite: InfiniteFlags = dataclasses.field(default_factory=InfiniteFlags)
+    files: ResumableFlags = dataclasses.field(default_factory=ResumableFlags)
+    depth: int = MLPSettings.depth
+    """Hidden layers L of all networks."""
+    activation: str = MLPSettings.activation
     """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
-    w_std: float = 1.41421356
+    w_std: float = MLPSettings.w_std
     """Standard deviation of the weights, of the infinite network and of the parametrisation ntk."""
-    b_std: float = 0.0
+    b_std: float = MLPSettings.b_std
     """Standard deviation of the hidden layers' biases, of the same."""
-    epochs: int = 10
-    """Passes over the training rows."""
-    batch_size: int = 50
-    """Rows a step."""
-    learning_rate: float = 0.02
-    """eta_theta, of all parameters but Omega."""
-    omega_learning_rate: float = 0.05
-    """eta_Omega."""
-    weight_decay: float = 2e-6
-    """Of all parameters and of Omega."""
-    loss: Literal["mse", "cross-entropy"] = "mse"
-    """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
-    parametrisation: Literal["standard", "ntk"] = "standard"
-    """standard: Xavier normal; ntk: unit normal, scaled by the width in the forward pass."""
-    omega_start: Literal["ones", "xavier", "half-normal"] = "xavier"
-    """Omega of the finite network at the start; half of a Xavier draw is negative, so zero after the first step."""
-    omega_positivity: Literal["project", "clip"] = "project"
-    """How Omega >= 0 is kept: by projection after every step, or as max(Omega, 0) in the forward pass."""
+    training: TrainingName = "joint"
+    """How the NFT-K MLP is trained. joint: mini-batch steps on theta and Omega together, as the MLP; alternating: the
+    paper's eqs. 9, 13 and 16, in turns full-batch steps on theta until it has converged, and steps on Omega."""
     seeds: int = 1
     """Finite networks of each kind, trained together."""
-    n_search: int | None = None
-    """Training rows used to learn the infinite network's Omega; default all up to 3000."""
-    ridge: float | Literal["auto"] = "auto"
-    """Ridge of the infinite network in units of the kernel's unit mean diagonal; auto chooses it on held-out rows."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of the infinite network's kernels and solves."""
-    output: pathlib.Path | None = None
-    """Output directory; default runs/compare-DATASET-TIME."""
-    overwrite: bool = False
-    """Replace an earlier result in the output directory."""
-    resume: bool = False
-    """Go on from the epoch at which an earlier run with the same --output was interrupted."""
 
 
 def main(config: CompareConfig) -> None:
@@ -85,202 +103,118 @@ def main(config: CompareConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
-    from rich.console import Console
-
-    started, console = time.perf_counter(), Console()
-    output = config.output or pathlib.Path("runs") / _default_name(config)
-    command_line.check_output(output, overwrite=config.overwrite)
-    _check_numbers(config)
-    settings = _learn_settings(config)
-    with command_line.make_progress(console) as progress:
-        dataset = _load(config, command_line.StageReport(progress))
-    checkpoints = output.absolute().with_name(f".{output.name}.resume")
-    if not config.resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    console.print(
-        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} classes; depth {config.depth}, width {config.width}, {config.seeds} seeds",
-        markup=False,
-        highlight=False,
-    )
-    try:
-        with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
-            warnings.simplefilter("always")
-            report = command_line.StageReport(progress)
-            finite = {kind: _train(config, dataset, kind, checkpoints, report) for kind in ("mlp", "nftk_mlp")}
-            block = _compare(config, dataset, finite, settings, report)
-    except KeyboardInterrupt:
-        raise CommandError(
-            f"interrupted; the same command with --output {output} --resume goes on from the last epoch",
-            command_line.EXIT_INTERRUPTED,
-        ) from None
-    for message in dict.fromkeys(str(item.message) for item in caught):
-        console.print(f"note: {message}", markup=False, highlight=False)
-    metrics = {
-        "schema": "nftk_jax.compare/1",
-        "version": command_line.version(),
-        "command": shlex.join(["python", "-m", "nftk_jax.compare", *sys.argv[1:]]),
-        "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
-        "environment": command_line.environment(),
-        **block,
-        "peak_memory_bytes": command_line.peak_memory_bytes(),
-    }
-    metrics["timings"]["total_s"] = time.perf_counter() - started
-    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
-        _write(aside, metrics)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    from nftk_jax.reports.comparison import summary
-
-    console.print(summary(metrics))
-    console.print(
-        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
-
-
-def _default_name(config: CompareConfig) -> str:
-    stem = pathlib.Path(config.dataset).name.removesuffix(".npz")
-    return f"compare-{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _check_numbers(config: CompareConfig) -> None:
-    """Refuse what no type can: ranges of the flags that no constructor checks."""
-    for name in ("epochs", "seeds"):
-        if getattr(config, name) < 1:
-            raise CommandError(f"--{name} must be >= 1; got {getattr(config, name)}")
-    config.check_seed()
-    if config.resume and config.output is None:
-        raise CommandError("--resume needs the --output of the run to go on with")
-    _train_settings(config)
-    _network(config, "nftk_mlp", 1, 2)
-
-
-def _load(config: CompareConfig, report: command_line.StageReport) -> Dataset:
-    dataset = config.load(report)
+    run = Run("compare", config, prefix="compare-")
+    kernel, training = _check(config)
+    with run.progress() as report:
+        dataset = config.data.load(report)
     if dataset.classes is None:
         raise CommandError(f"{dataset.name} has real targets; compare needs classes: give labels as integers or text")
-    check_rows("--n-search", config.n_search, dataset)
-    return dataset
+    check_rows("--n-search", config.infinite.n_search, dataset)
+    run.describe(dataset, f"depth {config.depth}, width {config.finite.width}, {config.seeds} seeds")
+    with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+        with run.progress() as report:
+            finite = _train(config, kernel, training, dataset, checkpoint, report)
+            blocks = _compare(config, kernel, dataset, finite, checkpoint, report)
+        metrics = run.metrics(blocks)
+        run.write(metrics, _write)
+    from nftk_jax.reports.comparison import summary
+
+    run.conclude(summary(metrics))
 
 
-def _architecture(config: CompareConfig) -> MLP:
+def _check(config: CompareConfig) -> tuple[MLP, TrainSettings | AlternatingSettings]:
+    """Refuse what can be refused without data; the architecture, and how the NFT-K MLP is trained."""
     from nftk_jax.kernels.mlp import MLP
 
-    return MLP(config.depth, config.activation, config.w_std, config.b_std)
+    check_count("seeds", config.seeds)
+    alternating = gather(AlternatingSettings, flatten(config))
+    if config.training == "alternating" and config.train.loss != "mse":
+        raise CommandError(
+            f"--training alternating minimises the squared error; got --loss {config.train.loss}: use --loss mse"
+        )
+    kernel = MLP(**flatten(gather(MLPSettings, flatten(config))))
+    return kernel, alternating if config.training == "alternating" else config.train
 
 
-def _train_settings(config: CompareConfig):
-    from nftk_jax.finite.training import TrainSettings
-
-    return TrainSettings(
-        config.batch_size, config.learning_rate, config.omega_learning_rate, config.weight_decay, loss=config.loss
-    )
-
-
-def _network(config: CompareConfig, kind: str, n_inputs: int, n_outputs: int) -> NetworkSettings:
+def _network(config: CompareConfig, kernel: MLP, kind: str, dataset: Dataset) -> NetworkSettings:
     from nftk_jax.finite.networks import NetworkSettings
 
-    return NetworkSettings(
-        _architecture(config),
-        n_inputs,
-        n_outputs,
-        config.width,
-        config.parametrisation,
-        "last" if kind == "mlp" else "all",
-        config.omega_start,
-        config.omega_positivity,
-    )
+    readouts = "last" if kind == "mlp" else "all"
+    return NetworkSettings(kernel, dataset.n_features, dataset.n_outputs, readouts=readouts, **flatten(config.finite))
 
 
-def _learn_settings(config: CompareConfig) -> LearnSettings:
-    from nftk_jax.learn import LearnSettings
+def _train(
+    config: CompareConfig,
+    kernel: MLP,
+    training: TrainSettings | AlternatingSettings,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    report: StageReport,
+) -> dict[str, Trained]:
+    """The finite networks of both kinds."""
+    from nftk_jax.finite.trainer import ClassRows, train_on
 
-    return LearnSettings(
-        _architecture(config),
-        ridge=config.ridge,
-        n_search=config.n_search,
-        precision=config.precision,
-        scaling=config.scaling,
-        unit_norm=config.unit_norm,
-        seed=config.seed,
-    )
-
-
-def _train(config: CompareConfig, dataset: Dataset, kind: str, checkpoints: pathlib.Path, report) -> Trained:
-    from nftk_jax.finite.trainer import train_on
-
-    return train_on(
-        dataset,
-        _network(config, kind, dataset.n_features, dataset.n_outputs),
-        _train_settings(config),
-        seeds=range(config.seed, config.seed + config.seeds),
-        epochs=config.epochs,
-        scaling=config.scaling,
-        unit_norm=config.unit_norm,
-        checkpoint=checkpoints / f"{kind}.safetensors",
-        resume=config.resume,
-        report=lambda _, done, total: report(f"train {kind}, epochs", done, total),
-    )
+    rows, trained = ClassRows.of(dataset, config.scaling), {}
+    for kind, settings in (("mlp", config.train), ("nftk_mlp", training)):
+        unit = "epochs" if settings is config.train else "rounds"
+        trained[kind] = train_on(
+            rows,
+            _network(config, kernel, kind, dataset),
+            settings,
+            seeds=range(config.data.seed, config.data.seed + config.seeds),
+            journal=checkpoint,
+            name=kind,
+            report=lambda _, done, total, stage=f"train {kind}, {unit}": report(stage, done, total),
+        )
+        checkpoint.flush()
+    return trained
 
 
 def _compare(
-    config: CompareConfig, dataset: Dataset, finite: dict[str, Trained], settings: LearnSettings, report
+    config: CompareConfig, kernel: MLP, dataset: Dataset, finite: dict[str, Trained], checkpoint: Checkpoint, report
 ) -> dict[str, Any]:
     """Learn the infinite network and set everything beside each other: the blocks of metrics.json."""
     import numpy as np
 
     from nftk_jax.assessment import baselines
-    from nftk_jax.learn import learn
+    from nftk_jax.learn import TrainingRows, learn
 
-    learned = learn(
-        dataset.x_train,
-        dataset.y_train,
-        settings,
-        classes=dataset.classes,
-        images=dataset.image_shape is not None,
-        report=report,
-    )
-    if learned.iterative is not None:
-        learned.iterative.release()  # nothing else is solved on all rows
+    settings, images = gather(LearnSettings, flatten(config)), dataset.image_shape is not None
+    rows = TrainingRows(dataset.x_train, dataset.y_train, classes=dataset.classes, images=images)
+    with learn(rows, kernel, settings, journal=checkpoint, report=report) as learned:
+        pass  # nothing else is solved on all rows: the solver's memory is given back
+    seconds = {f"train_{kind}": trained.training.seconds for kind, trained in finite.items()} | learned.seconds
     clock = time.perf_counter()
     scores = learned.model.decision_function(dataset.x_test, report=lambda *state: report("predict", *state))
     if not np.isfinite(scores).all():
-        raise ArithmeticError("the infinite network's scores are not finite; raise --ridge")
-    predict_s = time.perf_counter() - clock
-    rng = np.random.default_rng(config.seed + 1)
+        raise ArithmeticError("the infinite network's scores are not finite; raise `ridge`")
+    seconds["predict"] = time.perf_counter() - clock
+    rng = np.random.default_rng(config.data.seed + 1)
     clock = time.perf_counter()
     shuffled = baselines.shuffled_labels(learned.problem, learned.model.ridge, settings.search, rng)
-    shuffled_s = time.perf_counter() - clock
+    seconds["shuffled_labels"] = time.perf_counter() - clock
     right = (scores.argmax(axis=1) == dataset.y_test)[None]
-    models = {kind: _finite_block(trained, dataset, right[0]) for kind, trained in finite.items()}
+    models = {kind: _finite_block(trained, dataset.y_test, right[0]) for kind, trained in finite.items()}
     models["infinite"] = _infinite_block(learned, right)
-    seconds = {f"train_{kind}": trained.training.seconds for kind, trained in finite.items()}
     clock = time.perf_counter()
-    agreement = _agreement(finite["nftk_mlp"], dataset, learned, shuffled, models, rng)
-    seconds |= {**learned.seconds, "predict": predict_s, "shuffled_labels": shuffled_s}
+    x = learned.model.scaled(dataset.x_train[:SCALE_ROWS]).astype(np.float32)
+    weights = _kernel_weights(finite["nftk_mlp"], x)
+    models["nftk_mlp"]["kernel_weights"] = weights[0].tolist()
+    agreement = _agreement(weights, learned.model.omega, shuffled, rng)
     seconds["agreement"] = time.perf_counter() - clock
     return {
-        "dataset": {
-            "name": dataset.name,
-            "n_train": len(dataset.x_train),
-            "n_search": len(learned.search_rows),
-            "n_test": len(dataset.x_test),
-            "n_features": dataset.n_features,
-            "n_classes": dataset.n_outputs,
-            "sha256": dataset.sha256,
-            "task": dataset.task,
-            "class_names": dataset.class_names,
-        },
+        "dataset": {**dataset.describe(), "n_search": len(learned.search_rows)},
         "models": models,
         "agreement": agreement,
         "timings": {f"{name}_s": value for name, value in seconds.items()},
     }
 
 
-def _finite_block(trained: Trained, dataset: Dataset, infinite_right: np.ndarray) -> dict[str, Any]:
+def _finite_block(trained: Trained, labels: np.ndarray, infinite_right: np.ndarray) -> dict[str, Any]:
     from nftk_jax.assessment.identifiability import normalise_rows
 
     history, omega = trained.training.history, trained.omega
-    right = trained.outputs.argmax(axis=2) == dataset.y_test
+    right = trained.outputs.argmax(axis=2) == labels
     zeros = None if omega is None else float((normalise_rows(omega.reshape(-1, omega.shape[2])) == 0).mean())
     return {
         **_accuracy_block(right),
@@ -328,59 +262,58 @@ def _accuracy_block(right: np.ndarray) -> dict[str, Any]:
 
 
 def _difference_block(right: np.ndarray, infinite: np.ndarray) -> dict[str, Any]:
-    """Accuracy of the infinite network minus that of the finite ones, paired over the test rows."""
+    """How much more accurate the infinite network is, positive where it is better: the mean over the finite networks'
+    seeds, and every seed's 95 % interval, paired over the test rows.
+    """
     from nftk_jax.assessment.metrics import paired_accuracy_difference
 
     pairs = [paired_accuracy_difference(infinite, one) for one in right]
     return {
-        "infinite_minus_it": float(sum(difference for difference, _ in pairs) / len(pairs)),
-        "infinite_minus_it_intervals": [list(interval) for _, interval in pairs],
+        "infinite_advantage": float(sum(difference for difference, _ in pairs) / len(pairs)),
+        "infinite_advantage_intervals": [list(interval) for _, interval in pairs],
     }
 
 
 def _agreement(
-    trained: Trained,
-    dataset: Dataset,
-    learned: Learned,
-    shuffled: np.ndarray,
-    models: dict[str, Any],
-    rng: np.random.Generator,
+    omegas: np.ndarray, infinite: np.ndarray, shuffled: np.ndarray, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Both Omegas as weights of kernels of unit mean diagonal, and their rank correlation; adds the finite one's to
-    `models`.
-    """
-    import jax
-    import numpy as np
+    """Rank correlations of Omegas, all as weights of kernels of unit mean diagonal; `omegas` are the finite ones."""
+    from nftk_jax.assessment.agreement import compare_omegas
 
-    from nftk_jax.assessment.agreement import as_kernel_weights, compare_omegas, depth_scales
-
-    x = learned.model.scaled(dataset.x_train[:SCALE_ROWS]).astype(np.float32)
-    assert trained.omega is not None
-    weights = []
-    for seed, omega in enumerate(trained.omega):
-        start = jax.tree.map(lambda leaf, seed=seed: leaf[seed], trained.start.params)
-        weights.append(as_kernel_weights(omega, depth_scales(trained.network, start, x)))
-    models["nftk_mlp"]["kernel_weights"] = weights[0].tolist()
-    infinite = learned.model.omega
-    against = [compare_omegas(one, infinite, rng) for one in weights]
-    between = [compare_omegas(weights[i], weights[j], rng).correlation for i in range(len(weights)) for j in range(i)]
+    against = [compare_omegas(one, infinite, rng) for one in omegas]
+    between = [compare_omegas(omegas[i], omegas[j], rng).correlation for i in range(len(omegas)) for j in range(i)]
     return {
         "finite_and_infinite": [one.to_dict() for one in against],
-        "finite_and_shuffled_labels": [compare_omegas(one, shuffled, rng).to_dict() for one in weights],
+        "finite_and_shuffled_labels": [compare_omegas(one, shuffled, rng).to_dict() for one in omegas],
         "infinite_and_shuffled_labels": compare_omegas(infinite, shuffled, rng).to_dict(),
         "between_seeds": between,
         "omega_of_shuffled_labels": shuffled.tolist(),
     }
 
 
+def _kernel_weights(trained: Trained, x: np.ndarray) -> np.ndarray:
+    """The Omega of every seed as weights of kernels of unit mean diagonal on the rows x, shape (S, C, L)."""
+    import jax
+    import numpy as np
+
+    from nftk_jax.assessment.agreement import as_kernel_weights, depth_scales
+
+    assert trained.omega is not None
+    weights = []
+    for seed, omega in enumerate(trained.omega):
+        start = jax.tree.map(lambda leaf, seed=seed: leaf[seed], trained.start)
+        weights.append(as_kernel_weights(omega, depth_scales(trained.training.network, start, x)))
+    return np.stack(weights)
+
+
 def _write(directory: pathlib.Path, metrics: dict[str, Any]) -> None:
+    """Write what the contract has besides metrics.json."""
     from nftk_jax.reports.comparison import render_comparison
     from nftk_jax.reports.comparison_figures import save_figures
 
-    (directory / "figures").mkdir()
-    figures = save_figures(metrics, directory / "figures")
-    (directory / "report.html").write_text(render_comparison(metrics, figures), encoding="utf-8")
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_report(
+        directory, lambda folder: save_figures(metrics, folder), lambda figures: render_comparison(metrics, figures)
+    )
 
 
 def command() -> int:

@@ -194,9 +194,10 @@ class _NFTKEstimator(BaseEstimator):
     def _learn(self, data: TrainingRows) -> None:
         kernel, settings = self._settings()
         with learn(data, kernel, settings) as learned:
-            if learned.descent is not None and not learned.descent.converged.all():
+            descent = learned.found.descent
+            if descent is not None and not descent.converged.all():
                 warnings.warn(
-                    f"search of Omega: {learned.descent.message}; the weights are better than those that it began "
+                    f"search of Omega: {descent.message}; the weights are better than those that it began "
                     "with, but no minimum: another `ridge`, `objective` or `basis`, or more `max_iterations`, may find "
                     "one",
                     ConvergenceWarning,
@@ -217,7 +218,8 @@ class _NFTKEstimator(BaseEstimator):
         """The rows of positive weight, with the splits of `cv` among them."""
         splits = None
         if self.cv is not None:
-            splits = list(check_cv(self.cv, y, classifier=classifier).split(x, y, groups))
+            splitter: Any = check_cv(self.cv, y, classifier=classifier)
+            splits = list(splitter.split(x, y, groups))
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
         weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import datetime
-import json
 import pathlib
-import shlex
 import sys
-import time
-import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nftk_jax.commands import command_line
-from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.command_line import CommandError, speak_of_flags
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.run import ResumableFlags, Run, write_report
+from nftk_jax.settings import (
+    DecisionName,
+    LearnSettings,
+    MLPSettings,
+    ScalingSettings,
+    SearchSettings,
+    SolveSettings,
+    flatten,
+    gather,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nftk_jax.commands.checkpoint import Checkpoint
     from nftk_jax.datasets import Dataset
-    from nftk_jax.journal import Checkpoint
-    from nftk_jax.learn import LearnSettings
+    from nftk_jax.kernels.mlp import MLP
     from nftk_jax.model import NFTKModel
     from nftk_jax.solvers.plan import Plan
 
@@ -30,71 +37,35 @@ BASELINE_ROWS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
-class FitConfig(DataFlags):
-    """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
+class ProcessFlags:
+    """Several processes, on one host or many, that share the work."""
 
-    depth: int = 10
-    """Hidden layers L; the kernels of depths 1 to L are combined."""
-    activation: str = "relu"
-    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
-    w_std: float = 1.41421356
-    """Standard deviation of the weights (NTK parametrisation)."""
-    b_std: float = 0.0
-    """Standard deviation of the hidden layers' biases."""
-    basis: Literal["depths", "increments", "layers"] = "depths"
-    """Kernels that Omega weighs: of each depth; what each further layer of depth adds; or what the parameters of each
-    layer contribute to the kernel of the deepest network."""
-    objective: Literal["validation", "kfold", "loo", "evidence", "train", "alignment"] = "validation"
-    """What Omega minimises: the error on held-out rows, of 5-fold cross-validation or leave-one-out; the negative log
-    marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
-    constraint: Literal["simplex", "orthant"] = "simplex"
-    """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
-    penalty: float = 0.0
-    """Weight of the penalty on Omega."""
-    penalty_norm: Literal["l1", "l2"] = "l1"
-    """Norm of the penalty: sum of Omega, or half its sum of squares."""
-    method: Literal["quasi-newton", "projected-gradient"] = "quasi-newton"
-    """How Omega descends: by curvatures that it learns, or the paper's eq. 16 with a fixed step, which may diverge."""
-    step_size: float = 1.0
-    """Fixed step of projected-gradient, for errors in units of their value at the start."""
-    n_search: int | None = None
-    """Training rows used to learn Omega; default all up to 3000."""
-    resamples: int = 0
-    """Learn Omega again on this many random splits of the search rows and report its spread."""
-    one_standard_error: bool = True
-    """Keep equal weights for a class whose gain on the held-out rows is within its standard error (simplex, per-class
-    weights, validation or kfold)."""
-    weights: Literal["per-class", "shared", "uniform"] = "per-class"
-    """Learn one row of Omega a class, one for all classes, or none."""
-    ridge: float | Literal["auto", "learned"] = "auto"
-    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
-    every class together with Omega."""
-    solver: Literal["auto", "cholesky", "cg", "nystroem"] = "auto"
-    """How the ridge regression is solved: a factorisation a class; conjugate gradients for all classes, which keep no
-    kernel; on --landmarks only, an approximation for more rows than those can take. auto: the quicker exact one."""
-    solver_tolerance: float | None = None
-    """Relative residual at which cg stops; default 1e-4, 1e-3 with a low-rank preconditioner, and 1e-10
-    in float64."""
-    landmarks: int | None = None
-    """Training rows that nystroem keeps; default 4096."""
-    inputs: Literal["auto", "general", "sphere"] = "auto"
-    """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of kernels and solves."""
-    output: pathlib.Path | None = None
-    """Output directory; default runs/DATASET-TIME."""
-    overwrite: bool = False
-    """Replace an earlier result in the output directory."""
-    dry_run: bool = False
-    """Print the plan (memory, seconds, solver) and compute nothing."""
-    resume: bool = False
-    """Take up an interrupted run with the same flags and output directory."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where several processes (hosts) share the work; each is started with the same flags."""
+    """HOST:PORT of process 0; each process is started with the same flags."""
     num_processes: int | None = None
     """How many processes there are."""
     process_id: int | None = None
     """Number of this one, from 0; process 0 writes the output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
+
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+    mlp: MLPSettings = dataclasses.field(default_factory=MLPSettings)
+    search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
+    solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
+    files: ResumableFlags = dataclasses.field(default_factory=ResumableFlags)
+    processes: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
+    decision: DecisionName = LearnSettings.decision
+    """How scores become probabilities, and so labels: the largest score wins, or a logistic regression on the held-out
+    rows' scores."""
+    resamples: int = 0
+    """Learn Omega again on this many random splits of the search rows and report its spread."""
+    dry_run: bool = False
+    """Print the plan (memory, seconds, solver) and compute nothing."""
 
 
 def main(config: FitConfig) -> None:
@@ -104,186 +75,60 @@ def main(config: FitConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
-    from rich.console import Console
-
-    from nftk_jax.journal import Checkpoint
-
-    started = time.perf_counter()
-    output = config.output or pathlib.Path("runs") / _default_name(config)
-    writes = not config.process_id
-    console = Console(quiet=not writes)
-    if not config.dry_run and writes:
-        command_line.check_output(output, overwrite=config.overwrite)
-    _check_numbers(config)
-    settings = _settings(config)
-    _join_processes(config)
-    with command_line.make_progress(console) as progress:
-        dataset = _load(config, command_line.StageReport(progress))
-    plan = _plan(dataset, settings)
+    run = Run("fit", config, dry=config.dry_run, writes=not config.processes.process_id)
+    kernel, settings = _settings(config)
+    _join_processes(config.processes)
+    with run.progress() as report:
+        dataset = config.data.load(report)
+    check_rows("--n-search", config.search.n_search, dataset)
+    plan = _plan(dataset, kernel, settings)
     if config.dry_run:
-        _print_plan(console, plan, dataset)
+        _print_plan(run.console, plan, dataset)
         return
     plan.check()
-    checkpoint = Checkpoint(
-        output, {**_computed(config), "sha256": dataset.sha256}, resume=config.resume, writes=writes
-    )
-    try:
-        metrics, model = _compute(config, settings, dataset, plan, checkpoint, console)
-        metrics["timings"]["total_s"] = time.perf_counter() - started
-        if not writes:
-            return
-        with command_line.output_directory(output, overwrite=config.overwrite) as aside:
-            _write(aside, metrics, model)
-    except KeyboardInterrupt as stop:
-        checkpoint.flush()
-        if not checkpoint.exists:
-            raise
-        raise CommandError(
-            f"stopped; the same command with --resume goes on from {checkpoint.directory}",
-            command_line.interrupt_status(stop),
-        ) from None
-    checkpoint.remove()
+    run.describe(dataset, f"depths 1 to {config.mlp.depth}; solver {plan.solve.solver}")
+    with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+        blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
+        metrics = run.metrics(blocks)
+        run.write(metrics, lambda directory, metrics: _write(directory, metrics, model))
     from nftk_jax.reports.tables import summary
 
-    console.print(summary(metrics))
-    console.print(
-        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+    run.conclude(summary(metrics))
 
 
-def _compute(
-    config: FitConfig, settings: LearnSettings, dataset: Dataset, plan: Plan, checkpoint: Checkpoint, console: Console
-) -> tuple[dict[str, Any], NFTKModel]:
-    """Learn and judge: what metrics.json holds, and the model."""
-    from nftk_jax.assessment.assess import assess
-    from nftk_jax.learn import learn
+def _settings(config: FitConfig) -> tuple[MLP, LearnSettings]:
+    """The kernel and the settings, checked as far as they can be without data."""
+    from nftk_jax.kernels.mlp import MLP
+    from nftk_jax.mkl.search import check_search
 
-    outputs = "targets" if dataset.classes is None else "classes"
-    console.print(
-        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} {outputs}; depths 1 to {config.depth}; solver {plan.solve.solver}",
-        markup=False,
-        highlight=False,
-    )
-    with warnings.catch_warnings(record=True) as caught, command_line.make_progress(console) as progress:
-        warnings.simplefilter("always")
-        report = command_line.StageReport(progress)
-        learned = learn(
-            dataset.x_train,
-            dataset.y_train,
-            settings,
-            classes=dataset.classes,
-            images=dataset.image_shape is not None,
-            plan=plan.solve,
-            journal=checkpoint,
-            report=report,
-        )
-        checkpoint.flush()
-        assessment = assess(
-            dataset, learned, settings, resamples=config.resamples, baseline_rows=BASELINE_ROWS, report=report
-        )
-    for message in dict.fromkeys(str(item.message) for item in caught):
-        console.print(f"note: {message}", markup=False, highlight=False)
-    return {
-        "schema": "nftk_jax.fit/1",
-        "version": command_line.version(),
-        "command": shlex.join(["python", "-m", "nftk_jax.fit", *sys.argv[1:]]),
-        "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
-        "environment": command_line.environment(),
-        **assessment,
-        "peak_memory_bytes": command_line.peak_memory_bytes(),
-    }, learned.model
+    if config.resamples < 0 or config.resamples == 1:
+        raise CommandError(f"--resamples must be 0 or at least 2, since one has no spread; got {config.resamples}")
+    check_search(config.search)
+    return MLP(**flatten(config.mlp)), gather(LearnSettings, flatten(config))
 
 
-def _computed(config: FitConfig) -> dict[str, Any]:
-    """The flags that a result depends on."""
-    others = (
-        "data_dir",
-        "output",
-        "overwrite",
-        "dry_run",
-        "resume",
-        "resamples",
-        "coordinator",
-        "num_processes",
-        "process_id",
-    )
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
-
-
-def _join_processes(config: FitConfig) -> None:
+def _join_processes(flags: ProcessFlags) -> None:
     """Connect this process with the others of the run, before JAX looks for devices."""
-    flags = (config.coordinator, config.num_processes, config.process_id)
-    if all(flag is None for flag in flags):
+    given = (flags.coordinator, flags.num_processes, flags.process_id)
+    if all(flag is None for flag in given):
         return
-    if any(flag is None for flag in flags):
+    if any(flag is None for flag in given):
         raise CommandError("--coordinator, --num-processes and --process-id go together; got only some of them")
     import jax
 
     # programs that run side by side on the CPU may talk to the other processes in another order there
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     except RuntimeError as error:
-        raise CommandError(f"cannot join the processes at {config.coordinator}: {error}") from None
+        raise CommandError(f"cannot join the processes at {flags.coordinator}: {error}") from None
 
 
-def _default_name(config: FitConfig) -> str:
-    stem = pathlib.Path(config.dataset).name.removesuffix(".npz")
-    return f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _check_numbers(config: FitConfig) -> None:
-    """Refuse what no type can: ranges of the flags that no constructor checks."""
-    if config.resamples < 0:
-        raise CommandError(f"--resamples must be >= 0; got {config.resamples}")
-    if config.resamples == 1:
-        raise CommandError("--resamples must be 0 or at least 2, since one has no spread; got 1")
-    config.check_seed()
-
-
-def _settings(config: FitConfig) -> LearnSettings:
-    from nftk_jax.kernels.mlp import MLP
-    from nftk_jax.learn import LearnSettings
-    from nftk_jax.mkl.search import SearchSettings
-
-    search = SearchSettings(
-        config.objective,
-        config.constraint,
-        config.penalty,
-        config.penalty_norm,
-        config.weights,
-        method=config.method,
-        step_size=config.step_size,
-        learn_ridge=config.ridge == "learned",
-    )
-    return LearnSettings(
-        mlp=MLP(config.depth, config.activation, config.w_std, config.b_std, basis=config.basis),
-        search=search,
-        ridge="auto" if config.ridge == "learned" else config.ridge,
-        n_search=config.n_search,
-        precision=config.precision,
-        scaling=config.scaling,
-        unit_norm=config.unit_norm,
-        one_standard_error=config.one_standard_error,
-        seed=config.seed,
-        solver=config.solver,
-        solver_tolerance=config.solver_tolerance,
-        landmarks=config.landmarks,
-        inputs=config.inputs,
-    )
-
-
-def _load(config: FitConfig, report: command_line.StageReport) -> Dataset:
-    dataset = config.load(report)
-    check_rows("--n-search", config.n_search, dataset)
-    return dataset
-
-
-def _plan(dataset: Dataset, settings: LearnSettings) -> Plan:
+def _plan(dataset: Dataset, kernel: MLP, settings: LearnSettings) -> Plan:
     from nftk_jax.learn import make_plan
 
-    return make_plan((len(dataset.x_train), dataset.n_features), dataset.n_outputs, len(dataset.x_test), settings)
+    shape = len(dataset.x_train), dataset.n_features
+    return make_plan(shape, dataset.n_outputs, len(dataset.x_test), kernel, settings)
 
 
 def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
@@ -305,24 +150,43 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
     )
 
 
-def _write(directory: pathlib.Path, metrics: dict[str, Any], model) -> None:
-    """Write every file of the contract."""
+def _compute(
+    run: Run, resamples: int, dataset: Dataset, kernel: MLP, settings: LearnSettings, plan: Plan, checkpoint: Checkpoint
+) -> tuple[dict[str, Any], NFTKModel]:
+    """Learn and judge: the blocks of metrics.json, and the model."""
+    from nftk_jax.assessment.assess import assess
+    from nftk_jax.learn import TrainingRows, learn
+
+    images = dataset.image_shape is not None
+    rows = TrainingRows(dataset.x_train, dataset.y_train, classes=dataset.classes, images=images)
+    with (
+        run.progress() as report,
+        learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
+    ):
+        checkpoint.flush()
+        found = assess(dataset, learned, resamples=resamples, baseline_rows=BASELINE_ROWS, report=report)
+        identifiability = found["identifiability"]
+        identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
+        return found, learned.model
+
+
+def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel) -> None:
+    """Write what the contract has besides metrics.json."""
     from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report
 
     model.save(directory)
-    rows = [f"class,{metrics['basis'].removesuffix('s')},weight,kernel_weight"]
-    for name, weights, kernel_weights in zip(
-        metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True
-    ):
-        quoted = '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',"\n\r') else name
-        for depth, (weight, kernel_weight) in enumerate(zip(weights, kernel_weights, strict=True), 1):
-            rows.append(f"{quoted},{depth},{weight!r},{kernel_weight!r}")
-    (directory / "omega.csv").write_text("\n".join(rows) + "\n")
-    (directory / "figures").mkdir()
-    figures = save_figures(metrics, directory / "figures")
-    (directory / "report.html").write_text(render_report(metrics, figures), encoding="utf-8")
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    with (directory / "omega.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["class", "kernel", "group", "kind", "depth", "weight", "kernel_weight"])
+        omegas = zip(metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True)
+        for name, weights, kernel_weights in omegas:
+            for kernel, weight, kernel_weight in zip(metrics["kernels"], weights, kernel_weights, strict=True):
+                row = [kernel["label"], kernel["group"], kernel["kind"], kernel["depth"]]
+                table.writerow([name, *row, repr(weight), repr(kernel_weight)])
+    write_report(
+        directory, lambda folder: save_figures(metrics, folder), lambda figures: render_report(metrics, figures)
+    )
 
 
 def command() -> int:

@@ -19,11 +19,11 @@ from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.kernel import Kernel, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.mkl.calibration import calibrate, keep_uniform
+from nftk_jax.mkl.calibration import calibrate, prefer_uniform
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.objectives import OBJECTIVES
-from nftk_jax.mkl.problem import SearchProblem, pad_problem, take, uniform_omega
+from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
@@ -79,6 +79,26 @@ class TrainingRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search ends with.
+
+    Attributes:
+      omega: weights of every class, shape (C, L), after the rule of one standard error.
+      ridge: of every class, shape (C,).
+      start_ridge: the ridges that the search was given, shape (C,); the same unless it learned them.
+      descent: how it went, None for uniform weights.
+      kept_uniform: classes whose weights stayed uniform by the rule of one standard error, shape (C,); None where it
+        does not apply.
+    """
+
+    omega: np.ndarray
+    ridge: np.ndarray
+    start_ridge: np.ndarray
+    descent: DescentResult | None
+    kept_uniform: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Learned:
     """A model and how it was learned. A context manager: on exit the solver's memory is given back.
 
@@ -90,10 +110,7 @@ class Learned:
       targets: encoded targets of the training rows.
       problem: kernels and targets of the search rows.
       search_rows: their positions among the training rows.
-      start_ridge: the ridges that the search was given, shape (C,); the model's own unless the search learned them.
-      descent: the search's result, None for uniform weights.
-      kept_uniform: classes whose weights stayed uniform by the rule of one standard error, shape (C,); None where it
-        does not apply.
+      found: the search's result.
       solution: dual coefficients with jitter and condition estimate.
       plan: how it was solved.
       solver: solves for further Omegas, ridges and targets on all rows, with what the model's own solve has computed.
@@ -107,9 +124,7 @@ class Learned:
     targets: Targets
     problem: SearchProblem
     search_rows: np.ndarray
-    start_ridge: np.ndarray
-    descent: DescentResult | None
-    kept_uniform: np.ndarray | None
+    found: Found
     solution: RidgeSolution
     plan: SolvePlan
     solver: RidgeSolver
@@ -195,13 +210,12 @@ def _learn(
     found = _search(problem, labels, settings, journal, report)
     clock.lap("search")
     # solve
-    if plan is None:
-        plan = make_plan(data.x.shape, data.n_outputs, 0, kernel, settings).solve
+    plan = make_plan(data.x.shape, data.n_outputs, 0, kernel, settings).solve if plan is None else plan
+    near = (found.omega.mean(axis=0) + 1 / kernel.n_kernels) / 2  # half of it uniform, for the baselines that follow
     solver = prepare(
         among if plan.solver == "cholesky" and among.n == rows.n else rows,
         plan,
-        omega=(found.omega.mean(axis=0) + 1 / kernel.n_kernels)
-        / 2,  # half of it uniform, for the baselines that follow
+        omega=near,
         ridge=float(np.exp(np.log(found.ridge).mean())),
         weight=data.weight,
         report=report,
@@ -211,40 +225,27 @@ def _learn(
     # calibrate
     calibration = None
     if labels is not None:
-        padded = pad_problem(problem)
-        calibration = calibrate(padded, found.omega, found.ridge, labels, targets.mean, settings.decision)
-    kept = slice(None) if solution.landmarks is None else solution.landmarks
+        held_out = pad_problem(problem)
+        calibration = calibrate(held_out, found.omega, found.ridge, labels, targets.mean, settings.decision)
+    kept = np.arange(rows.n) if solution.landmarks is None else solution.landmarks
     model = NFTKModel(
-        kernel=kernel,
-        omega=found.omega,
-        scale=scale,
-        ridge=found.ridge,
-        x_train=data.x[kept],
-        dual_coef=solution.dual_coef,
-        target_mean=targets.mean,
-        target_scale=targets.scale,
-        input_scaling=scaling,
-        classes=data.classes,
-        calibration=calibration,
-        weight=None if data.weight is None else data.weight[kept],
-        inputs=settings.solve.inputs,
-        landmarks=solution.landmarks is not None,
+        kernel,
+        found.omega,
+        scale,
+        found.ridge,
+        data.x if solution.landmarks is None else data.x[kept],
+        solution.dual_coef,
+        targets.mean,
+        targets.scale,
+        scaling,
+        data.classes,
+        calibration,
+        take(data.weight, kept),
+        settings.solve.inputs,
+        solution.landmarks is not None,
     )
     return Learned(
-        model=model,
-        settings=settings,
-        rows=rows,
-        among=among,
-        targets=targets,
-        problem=problem,
-        search_rows=positions,
-        start_ridge=found.start,
-        descent=found.descent,
-        kept_uniform=found.kept_uniform,
-        solution=solution,
-        plan=plan,
-        solver=solver,
-        seconds=clock.seconds,
+        model, settings, rows, among, targets, problem, positions, found, solution, plan, solver, clock.seconds
     )
 
 
@@ -271,20 +272,9 @@ def draw_search(
     return positions, splits
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a search ends with: Omega and ridges, the ridges it began with, and how it went."""
-
-    omega: np.ndarray
-    ridge: np.ndarray
-    start: np.ndarray
-    descent: DescentResult | None
-    kept_uniform: np.ndarray | None
-
-
 def _search(
     problem: SearchProblem, labels: np.ndarray | None, settings: LearnSettings, journal: Journal, report: Report
-) -> _Found:
+) -> Found:
     """Choose the ridge, learn Omega, and keep uniform weights where the gain is within its standard error."""
     search = settings.search
     holds_out = OBJECTIVES[search.objective].holds_out_rows
@@ -299,13 +289,9 @@ def _search(
         journal["search"] = {"start_ridge": start, **flatten_weights(found)}
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    omega, ridge, kept = found.omega, found.ridge, None
-    if search.one_standard_error and holds_out and (search.constraint, search.weights) == ("simplex", "per-class"):
-        kept = keep_uniform(padded, omega, ridge, start)
-        omega = np.where(kept[:, None], uniform_omega(1, problem.depth), omega)
-        ridge = np.where(kept, start, ridge)
-    omega, ridge = agree({"omega": omega, "ridge": ridge}).values()
-    return _Found(omega, ridge, start, found.descent, kept)
+    found, kept = prefer_uniform(padded, found, start, search)
+    omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
+    return Found(omega, ridge, start, found.descent, kept)
 
 
 def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kernel, settings: LearnSettings) -> Plan:

@@ -202,7 +202,8 @@ class NFTKModel:
           Shape (m, C), float64, in units of the targets.
 
         Raises:
-          ValueError: the inputs' shape is wrong, `covariance` is neither of the two, or the model knows landmarks alone.
+          ValueError: the inputs' shape is wrong, `covariance` is neither of the two, or the model knows landmarks
+            alone.
         """
         check_choice("covariance", covariance, KindName)
         if self.landmarks:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import pathlib
-import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.progress import StageReport
+from nftk_jax.commands.run import OutputFlags, Run, write_report
+from nftk_jax.finite.settings import LossName
+from nftk_jax.path_kernels.settings import DescentSettings
+from nftk_jax.settings import DtypeName, MLPSettings, ScalingSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from nftk_jax.finite.networks import NetworkSettings
     from nftk_jax.path_kernels.path_kernel import PathTerms
     from nftk_jax.path_kernels.quadrature import Rule
-    from nftk_jax.path_kernels.trajectory import DescentSettings, Trajectory
+    from nftk_jax.path_kernels.trajectory import Trajectory
 
 #: Of the training and the test rows, where they are embedded texts.
 Texts = tuple[list[str], list[str]] | None
@@ -33,40 +35,39 @@ EXPLAINED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class PathsConfig(DataFlags):
+class PathsConfig:
     """Flags of `python -m nftk_jax.paths`; config{} of metrics.json."""
 
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+    files: OutputFlags = dataclasses.field(default_factory=OutputFlags)
     network: Literal["mlp", "nftk"] = "mlp"
     """mlp: one readout; nftk: a readout at every layer, weighted by Omega (the paper's eqs. 7-8)."""
-    loss: Literal["mse", "cross-entropy"] = "mse"
+    loss: LossName = "mse"
     """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
     depth: int = 2
     """Hidden layers."""
     width: int = 64
     """Units of every hidden layer."""
-    activation: str = "relu"
+    activation: str = MLPSettings.activation
     """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
     steps: int = 60
     """Steps of gradient descent."""
-    batch_size: int | None = None
-    """Samples a step; default all of them."""
+    batch_size: int | None = DescentSettings.batch_size
+    """Samples of a step; default all of them."""
     learning_rate: float | None = None
     """Of gradient descent; default 0.02 for mse, 0.1 for cross-entropy."""
-    weight_decay: float = 0.0
+    weight_decay: float = DescentSettings.weight_decay
     """Of all parameters."""
-    momentum: float = 0.0
+    momentum: float = DescentSettings.momentum
     """Share of its velocity that a step keeps, from 0 to below 1."""
     quadrature: int = 8
     """Gauss-Legendre nodes on every interval of a step."""
     tolerance: float | None = 1e-3
     """Bound on the quadrature's error as a share of the largest output, kept by bisecting the intervals of a step; None
     takes one interval a step as it is."""
-    precision: Literal["float32", "float64"] = "float32"
+    precision: DtypeName = "float32"
     """Of training and quadrature."""
-    output: pathlib.Path | None = None
-    """Output directory; default runs/paths-DATASET-TIME."""
-    overwrite: bool = False
-    """Replace an earlier result in the output directory."""
 
 
 def main(config: PathsConfig) -> None:
@@ -76,60 +77,35 @@ def main(config: PathsConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: training diverged; nothing is written.
     """
-    from rich.console import Console
-
-    started, console = time.perf_counter(), Console()
-    stem = pathlib.Path(config.dataset).name.removesuffix(".npz")
-    output = config.output or pathlib.Path("runs") / f"paths-{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    command_line.check_output(output, overwrite=config.overwrite)
+    run = Run("paths", config, prefix="paths-")
     settings, rule = _check_flags(config)
-    with command_line.make_progress(console) as progress:
-        dataset, texts = _load(config, command_line.StageReport(progress))
+    with run.progress() as report:
+        dataset, texts = _load(config, report)
     network = _network(config, dataset.n_features, dataset.n_outputs)
     _check_memory(dataset)
-    console.print(
-        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, {dataset.n_features} "
-        f"features, {dataset.n_outputs} outputs; depth {config.depth}, width {config.width}, {config.steps} steps",
-        markup=False,
-        highlight=False,
-    )
+    run.describe(dataset, f"depth {config.depth}, width {config.width}, {config.steps} steps")
     from nftk_jax.kernels.precision import enable_x64
+    from nftk_jax.path_kernels.path_kernel import path_terms
 
-    with enable_x64(config.precision == "float64"), command_line.make_progress(console) as progress:
-        report = command_line.StageReport(progress)
+    with enable_x64(config.precision == "float64"), run.progress() as report:
         clock = time.perf_counter()
         trajectory, x_test = _train(config, dataset, network, settings, report)
         train_s = time.perf_counter() - clock
         clock = time.perf_counter()
-        terms = _rebuild(config, trajectory, x_test, rule, report)
+        terms = path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
         path_s = time.perf_counter() - clock
-    metrics = {
-        "schema": "nftk_jax.paths/1",
-        "version": command_line.version(),
-        "command": shlex.join(["python", "-m", "nftk_jax.paths", *sys.argv[1:]]),
-        "config": {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in dataclasses.asdict(config).items()},
-        "environment": command_line.environment(),
-        **_measure(config, dataset, texts, trajectory, terms),
-        "timings": {"train_s": train_s, "path_s": path_s},
-        "peak_memory_bytes": command_line.peak_memory_bytes(),
-    }
-    metrics["timings"]["total_s"] = time.perf_counter() - started
-    with command_line.output_directory(output, overwrite=config.overwrite) as aside:
-        _write(aside, metrics, terms, dataset)
+    blocks = _measure(config, dataset, texts, trajectory, terms)
+    metrics = run.metrics({**blocks, "timings": {"train_s": train_s, "path_s": path_s}})
+    run.write(metrics, lambda directory, metrics: _write(directory, metrics, terms, dataset))
     from nftk_jax.reports.paths import summary
 
-    console.print(summary(metrics))
-    console.print(
-        f"results: {output}   report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+    run.conclude(summary(metrics))
 
 
 def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
     """Refuse what no type can, before any data are read; the settings and the rule."""
     from nftk_jax.path_kernels.quadrature import check_tolerance, gauss_legendre
-    from nftk_jax.path_kernels.trajectory import DescentSettings
 
-    config.check_seed()
     check_tolerance(config.tolerance)
     _network(config, 1, 1)
     rate = LEARNING_RATES[config.loss] if config.learning_rate is None else config.learning_rate
@@ -153,14 +129,14 @@ def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSetti
     )
 
 
-def _load(config: PathsConfig, report: command_line.StageReport) -> tuple[Dataset, Texts]:
+def _load(config: PathsConfig, report: StageReport) -> tuple[Dataset, Texts]:
     from nftk_jax.datasets import read_texts
 
-    dataset = config.load(report)
+    dataset = config.data.load(report)
     check_rows("--batch-size", config.batch_size, dataset)
     if dataset.classes is None and config.loss != "mse":
         raise CommandError(f"{dataset.name} has real targets; --loss cross-entropy needs classes, take mse")
-    return dataset, read_texts(dataset, config.data_dir, report=report)
+    return dataset, read_texts(dataset, config.data.data_dir, report=report)
 
 
 def _check_memory(dataset: Dataset) -> None:
@@ -178,7 +154,7 @@ def _check_memory(dataset: Dataset) -> None:
 
 
 def _train(
-    config: PathsConfig, dataset: Dataset, network: NetworkSettings, settings: DescentSettings, report
+    config: PathsConfig, dataset: Dataset, network: NetworkSettings, settings: DescentSettings, report: StageReport
 ) -> tuple[Trajectory, np.ndarray]:
     """The recorded training, and the scaled test rows."""
     import jax
@@ -186,19 +162,22 @@ def _train(
     import numpy as np
 
     from nftk_jax.finite.networks import Params, apply, initialise
-    from nftk_jax.path_kernels.trajectory import draw_batches, record_trajectory, sample_loss
+    from nftk_jax.path_kernels.trajectory import Problem, draw_batches, record_trajectory, sample_loss
     from nftk_jax.preprocessing.scaling import fit_input_scaling
 
     dtype = np.dtype(config.precision)
     inputs = fit_input_scaling(
-        dataset.x_train, config.scaling, images=dataset.image_shape is not None, unit_norm=config.unit_norm
+        dataset.x_train,
+        config.scaling.scaling,
+        images=dataset.image_shape is not None,
+        unit_norm=config.scaling.unit_norm,
     )
     x, x_test = (inputs.apply(rows, dtype) for rows in (dataset.x_train, dataset.x_test))
     if dataset.classes is None:
         y = ((dataset.y_train - dataset.y_train.mean(0)) / dataset.y_train.std(0)).astype(dtype)
     else:
         y = np.eye(dataset.n_outputs, dtype=dtype)[dataset.y_train]
-    theta, omega = initialise(network, jax.random.key(config.seed), dtype)
+    theta, omega = initialise(network, jax.random.key(config.data.seed), dtype)
     columns, tree = jax.tree.flatten(omega)  # Omega column by column, so that every layer has its own
     params = (theta, {f"omega_{1 + place}": column for table in columns for place, column in enumerate(table.T)})
 
@@ -207,22 +186,13 @@ def _train(
         return apply(network, Params(params[0], jax.tree.unflatten(tree, [table] if columns else [])), rows)
 
     trajectory = record_trajectory(
-        output,
+        Problem(output, x, y, sample_loss(config.loss)),
         params,
-        x,
-        y,
         settings,
-        loss=sample_loss(config.loss),
-        batches=draw_batches(len(x), settings, np.random.default_rng((config.seed, 2))),
+        batches=draw_batches(len(x), settings, np.random.default_rng((config.data.seed, 2))),
         report=report,
     )
     return trajectory, x_test
-
-
-def _rebuild(config: PathsConfig, trajectory: Trajectory, x_test: np.ndarray, rule: Rule, report) -> PathTerms:
-    from nftk_jax.path_kernels.path_kernel import path_terms
-
-    return path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
 
 
 def _measure(
@@ -241,16 +211,8 @@ def _measure(
     if dataset.classes is not None:
         between = influence.between_classes(terms, dataset.y_train, dataset.y_test, dataset.n_outputs)
         classes_block = _finite(between)
-    shared = {"n_classes": dataset.n_outputs, "class_names": dataset.class_names, "task": dataset.task}
     blocks: dict[str, Any] = {
-        "dataset": {
-            "name": dataset.name,
-            "n_train": len(dataset.x_train),
-            "n_test": len(dataset.x_test),
-            "n_features": dataset.n_features,
-            "sha256": dataset.sha256,
-            **shared,
-        },
+        "dataset": dataset.describe(),
         "training": {
             "learning_rate": trajectory.settings.learning_rate,
             "n_parameters": sum(leaf.size for leaf in trajectory.start),
@@ -313,7 +275,7 @@ def _finite(values: np.ndarray) -> list[Any]:
 
 
 def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, dataset: Dataset) -> None:
-    """Write every file of the contract."""
+    """Write what the contract has besides metrics.json."""
     import numpy as np
 
     from nftk_jax.reports.path_figures import save_figures
@@ -326,19 +288,19 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, d
         regulariser=terms.regulariser,
         output=terms.output,
     )
-    (directory / "figures").mkdir()
-    figures = save_figures(
-        metrics,
-        directory / "figures",
-        output=terms.output,
-        rebuilt=terms.reconstruction,
-        x_train=dataset.x_train,
-        x_test=dataset.x_test,
-        image_shape=dataset.image_shape,
-    )
 
-    (directory / "report.html").write_text(render_paths(metrics, figures), encoding="utf-8")
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    def draw(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+        return save_figures(
+            metrics,
+            folder,
+            output=terms.output,
+            rebuilt=terms.reconstruction,
+            x_train=dataset.x_train,
+            x_test=dataset.x_test,
+            image_shape=dataset.image_shape,
+        )
+
+    write_report(directory, draw, lambda figures: render_paths(metrics, figures))
 
 
 def command() -> int:

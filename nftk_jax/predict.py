@@ -10,6 +10,7 @@ import tempfile
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.progress import StageReport, make_progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ def main(config: PredictConfig) -> None:
     x = load_inputs(config.input)
     model = load_model(config.model)
     console = Console()
-    with command_line.make_progress(console) as progress:
-        report = command_line.StageReport(progress)
+    with make_progress(console) as progress:
+        report = StageReport(progress)
         scores = model.decision_function(x, report=lambda done, total: report("predict", done, total))
     labels = model.labels(scores)
     with tempfile.NamedTemporaryFile(dir=parent, prefix=f".{config.output.name}-", delete=False) as aside:

@@ -25,6 +25,7 @@ WeightsName = Literal["per-class", "shared", "uniform"]
 MethodName = Literal["quasi-newton", "projected-gradient"]
 DecisionName = Literal["scores", "logistic"]
 SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
+DtypeName = Literal["float32", "float64"]
 PrecisionName = Literal["auto", "float32", "float64"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
@@ -201,7 +202,7 @@ class SolveSettings:
         if self.landmarks is not None:
             check_count("landmarks", self.landmarks)
 
-    def dtype(self, n_train: int) -> Literal["float32", "float64"]:
+    def dtype(self, n_train: int) -> DtypeName:
         """The precision on so many training rows."""
         if self.precision == "auto":
             return "float64" if n_train <= FLOAT64_ROWS else "float32"

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -48,6 +54,8 @@ def test_every_file_and_number_of_the_contract(data, tmp_path, run):
     assert models["nftk_mlp"]["zeros_in_omega_n"] == pytest.approx((omega == 0).mean())
     assert models["nftk_mlp"]["test_accuracy"] == pytest.approx(np.mean(models["nftk_mlp"]["test_accuracy_by_seed"]))
     assert len(metrics["agreement"]["finite_and_infinite"]) == 2
+    gain = models["infinite"]["test_accuracy"] - models["mlp"]["test_accuracy"]
+    assert models["mlp"]["infinite_advantage"] == pytest.approx(gain)
 
 
 def test_an_interrupted_comparison_goes_on_to_the_same_result(data, tmp_path, monkeypatch, run):
@@ -70,14 +78,102 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(data, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part", "whole"]
 
 
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "nftk_jax.compare", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_training_with_its_status_and_a_checkpoint(sent, status, data, tmp_path):
+    kept = tmp_path / ".out-checkpoint"
+    with start("--dataset", data, *FLAGS, "--epochs", 10**6, "--output", tmp_path / "out") as process:
+        deadline = time.monotonic() + 120
+        while not (kept / "mlp.npz").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert error == (f"nftk_jax.compare: stopped; the same command with --resume goes on from {kept}\n")
+    assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_epoch_promises_nothing(sent, status, data, tmp_path):
+    with start("--dataset", data, *FLAGS, "--output", tmp_path / "out") as process:
+        assert process.stdout is not None
+        while "depth 2" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(sent)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (status, "nftk_jax.compare: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_resumed_is_said_in_one_line(data, tmp_path, monkeypatch, run):
+    arguments = ["--dataset", data, *FLAGS, "--output", tmp_path / "out"]
+    status, _, error = run(compare.command, *arguments, "--resume")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "nothing to resume" in error
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "_compare", interrupt)
+    assert run(compare.command, *arguments)[0] == 130
+    status, _, error = run(compare.command, *arguments, "--resume", "--width", 9)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "other settings (width was 8, is 9); leave out --resume" in error
+
+
+def test_an_interrupted_run_without_a_named_output_says_which_it_was(data, tmp_path, monkeypatch, run):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "_compare", interrupt)
+    _, _, error = run(compare.command, "--dataset", data, *FLAGS)
+    assert re.search(r"with --output runs/compare-insects-\d{8}-\d{6} --resume goes on", error)
+
+
+def test_the_nftk_mlp_is_trained_by_alternating_minimisation(data, tmp_path, run):
+    flags = [
+        "--training",
+        "alternating",
+        "--rounds",
+        3,
+        "--theta-steps",
+        20,
+        "--omega-steps",
+        2,
+        "--omega-start",
+        "half-normal",
+    ]
+    output = tmp_path / "out"
+    status, printed, error = run(compare.command, "--dataset", data, *FLAGS, *flags, "--output", output)
+    assert (status, error) == (0, "")
+    assert "train nftk_mlp, rounds" in printed
+    metrics = json.loads((output / "metrics.json").read_text())
+    models, config = metrics["models"], metrics["config"]
+    assert (config["training"], config["rounds"], config["theta_steps"]) == ("alternating", 3, 20)
+    assert np.shape(models["nftk_mlp"]["history"]["train_loss"]) == (3, 2)
+    losses = np.array(models["nftk_mlp"]["history"]["train_loss"])
+    assert (losses[-1] < losses[0]).all()
+    assert (np.array(models["nftk_mlp"]["omega_by_seed"]) >= 0).all()
+    assert "3 rounds of alternating minimisation" in (output / "report.html").read_text()
+
+
 BAD = {
-    "epochs": (["--epochs", "0"], "--epochs must be >= 1"),
-    "seeds": (["--seeds", "0"], "--seeds must be >= 1"),
-    "width": (["--width", "0"], "width must be a whole number"),
-    "rate": (["--learning-rate", "-1"], "learning_rate must be"),
+    "epochs": (["--epochs", "0"], "--epochs must be a whole number >= 1"),
+    "seeds": (["--seeds", "0"], "--seeds must be a whole number >= 1"),
+    "width": (["--width", "0"], "--width must be a whole number"),
+    "rate": (["--learning-rate", "-1"], "--learning-rate must be"),
     "resume": (["--resume"], "--resume needs the --output"),
     "choice": (["--omega-start", "zeros"], "omega-start"),
-    "n_train": (["--n-train", "9999"], "n_train must be"),
+    "n_train": (["--n-train", "9999"], "--n-train must be"),
+    "alternating": (["--training", "alternating", "--loss", "cross-entropy"], "use --loss mse"),
+    "anchor": (["--anchor", "-1"], "--anchor must be"),
 }
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import functools
+import inspect
 import pickle
 
 import numpy as np
@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, estimator, load_model
-from nftk_jax.mkl.search import SearchSettings
+from nftk_jax import KernelFamily, NFTKClassifier, NFTKRegressor, load_model
+from nftk_jax.settings import LearnSettings, MLPSettings, flatten
 
 
 @pytest.fixture
@@ -113,13 +113,29 @@ def test_a_bad_parameter_is_named(blobs, name, value):
         NFTKClassifier(**{name: value}).fit(*blobs)
 
 
+def test_every_default_is_that_of_the_settings_but_for_those_that_differ_on_purpose():
+    settings = flatten(MLPSettings()) | flatten(LearnSettings())
+    settings["random_state"] = settings.pop("seed")
+    own = {name: parameter.default for name, parameter in inspect.signature(NFTKClassifier).parameters.items()}
+    different = {name for name, value in settings.items() if own[name] != value}
+    assert different == {"b_std"}  # docs/library.md says why
+    assert set(own) - set(settings) == {"kernel", "family"}
+
+
+def test_an_unknown_parameter_is_answered_under_the_class_s_own_name():
+    with pytest.raises(
+        TypeError, match=r"^NFTKClassifier.__init__\(\) got an unexpected keyword argument 'class_weight'"
+    ):
+        NFTKClassifier(class_weight="balanced")  # type: ignore[call-arg]
+
+
 def test_numpys_numbers_are_parameters_like_others(blobs, tmp_path):
     """As a grid search over np.arange or np.linspace hands them out."""
     x, y = blobs
     own = NFTKClassifier(np.int64(2), w_std=np.float32(1.5), ridge=np.float32(0.5), n_search=np.int64(50)).fit(x, y)
     own.model_.save(str(tmp_path / "new" / "model"))
     again = load_model(tmp_path / "new" / "model")
-    assert again.mlp == NFTKClassifier(2, w_std=1.5).fit(x, y).model_.mlp
+    assert again.kernel == NFTKClassifier(2, w_std=1.5).fit(x, y).model_.kernel
     np.testing.assert_array_equal(again.predict(x), own.predict(x))
 
 
@@ -139,12 +155,9 @@ def test_a_constant_target_is_predicted_under_a_learned_ridge(objective, rng):
     np.testing.assert_array_equal(model.predict(x)[:, 0], 1)
 
 
-def test_a_search_that_did_not_converge_says_so(blobs, monkeypatch):
-    monkeypatch.setattr(
-        estimator, "SearchSettings", functools.partial(SearchSettings, max_iterations=1, tolerance=1e-12)
-    )
+def test_a_search_that_did_not_converge_says_so(blobs):
     with pytest.warns(ConvergenceWarning, match="not converged after 1 iterations"):
-        NFTKClassifier(depth=3).fit(*blobs)
+        NFTKClassifier(depth=3, max_iterations=1, tolerance=1e-12).fit(*blobs)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -187,7 +200,7 @@ def test_cv_decides_which_rows_are_held_out(blobs):
     groups = np.arange(60) // 10
     assert NFTKClassifier(depth=2, cv=GroupKFold(3)).fit(x, y, groups=groups).score(x, y) > 0.7
     assert NFTKClassifier(depth=2, cv=4).fit(x, y).score(x, y) > 0.7
-    with pytest.raises(ValueError, match="no split of cv"):
+    with pytest.raises(ValueError, match="no split of `cv`"):
         NFTKRegressor(depth=2, cv=[(np.arange(5), np.arange(0))]).fit(x, real)
 
 
@@ -263,47 +276,47 @@ def grams(blobs):
 def test_a_family_takes_the_place_of_the_mlp(blobs):
     x, y = blobs
     family = KernelFamily((lambda a, b: a @ b.T + 1, lambda a, b: (a @ b.T + 1) ** 2))
-    model = NFTKClassifier(family=family)
-    assert clone(model).family is family
+    model = NFTKClassifier(kernel=family)
+    assert clone(model).kernel is family
     assert "2 functions" in repr(model)
     model.fit(x, y)
     assert model.omega_.shape == (3, 2)
-    assert model.model_.mlp is family
+    assert model.model_.kernel is family
     assert model.score(x, y) > 0.8
-    with pytest.raises(ValueError, match="family must be a KernelFamily"):
-        NFTKClassifier(family="relu").fit(x, y)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kernel must be one Kernel"):
+        NFTKClassifier(kernel="relu").fit(x, y)  # type: ignore[arg-type]
 
 
 def test_precomputed_grams_are_cross_validated_by_row_numbers(blobs, grams):
     y = blobs[1]
     rows = np.arange(60)[:, None]
-    assert cross_val_score(NFTKClassifier(family=grams), rows, y, cv=3).mean() > 0.7
+    assert cross_val_score(NFTKClassifier(kernel=grams), rows, y, cv=3).mean() > 0.7
     alone = KernelFamily(grams.functions[:1], n_rows=60)
-    search = GridSearchCV(NFTKClassifier(), {"family": [alone, grams]}, cv=2).fit(rows, y)
-    assert search.best_params_["family"] in (alone, grams)
+    search = GridSearchCV(NFTKClassifier(), {"kernel": [alone, grams]}, cv=2).fit(rows, y)
+    assert search.best_params_["kernel"] in (alone, grams)
     again = pickle.loads(pickle.dumps(search.best_estimator_))
     np.testing.assert_array_equal(again.predict_proba(rows), search.predict_proba(rows))
     with pytest.raises(ValueError, match="row numbers from 0 to 59"):
         search.predict([[60]])
     with pytest.raises(ValueError, match="must not be scaled"):
-        NFTKClassifier(family=grams, scaling="standardise").fit(rows, y)
+        NFTKClassifier(kernel=grams, scaling="standardise").fit(rows, y)
 
 
 def test_a_family_has_posterior_deviations_under_its_own_kernel_alone(grams, rng):
     rows = np.arange(60)[:, None]
-    model = NFTKRegressor(family=grams, ridge=1e-3).fit(rows[:40], rng.normal(size=40))
+    model = NFTKRegressor(kernel=grams, ridge=1e-3).fit(rows[:40], rng.normal(size=40))
     k = sum(weight * function.args[0] for weight, function in zip(model.kernel_omega_[0], grams.functions, strict=True))
     explained = k[40:, :40] @ np.linalg.solve(k[:40, :40] + 1e-3 * np.eye(40), k[:40, 40:])
     deviation = model.predict(rows[40:], return_std=True)[1]
     np.testing.assert_allclose(
         deviation, np.sqrt(np.diag(k[40:, 40:] - explained)) * model.model_.target_scale, rtol=1e-6
     )
-    with pytest.raises(ValueError, match="NNGP kernel goes with an MLP"):
+    with pytest.raises(ValueError, match="has no NNGP kernel"):
         model.predict(rows[40:], return_std=True, covariance="nngp")
 
 
 def test_images_of_a_family_are_scaled_by_one_number(rng):
     x = rng.uniform(0, 16, size=(30, 4))
     family = KernelFamily((lambda a, b: (a[:, None] * b).sum(axis=(2, 3)) + 1,), input_shape=(2, 2))
-    model = NFTKRegressor(family=family).fit(x, x[:, 0])
+    model = NFTKRegressor(kernel=family).fit(x, x[:, 0])
     np.testing.assert_array_equal(model.model_.input_scaling.scale, np.full(4, x.max()))

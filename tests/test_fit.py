@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from nftk_jax import fit, load_model, predict
+from nftk_jax import MLP, fit, load_model, predict
 
 
 def draw(rng, n, labels=("ant", "bee", "cat")):
@@ -132,6 +132,7 @@ def test_predict_gives_the_accuracy_that_fit_reported(finished, data, tmp_path, 
         ("learned-ridge", lambda x: x[:, :2] ** 2, ["--objective", "loo", "--ridge", "learned"]),
         ("evidence", lambda x: x[:, 0] > 0, ["--objective", "evidence", "--constraint", "orthant"]),
         ("alignment", lambda x: x[:, 0] > 0, ["--objective", "alignment", "--resamples", "2"]),
+        ("decision", lambda x: x[:, 0] > 0, ["--decision", "logistic", "--cv", "3", "--readout-bias", "0.5"]),
         ("uniform", lambda x: (x[:, 0] > 0).astype(int), ["--weights", "uniform", "--precision", "float64"]),
         (
             "one-depth",
@@ -154,22 +155,26 @@ def test_other_targets_and_flags(name, y, flags, rng, tmp_path, run):
 
 
 BAD_FLAGS = {
-    "ridge": (["--ridge", "-1"], "ridge must be a finite number > 0"),
-    "depth": (["--depth", "0"], "depth must be a whole number"),
-    "w_std": (["--w-std", "nan"], "w_std must be"),
-    "b_std": (["--b-std", "-1"], "b_std must be"),
-    "activation": (["--activation", "softmax"], "activation must be one of"),
+    "ridge": (["--ridge", "-1"], "--ridge must be a finite number > 0"),
+    "depth": (["--depth", "0"], "--depth must be a whole number"),
+    "w_std": (["--w-std", "nan"], "--w-std must be"),
+    "b_std": (["--b-std", "-1"], "--b-std must be"),
+    "activation": (["--activation", "softmax"], "--activation must be one of"),
     "diverges": (["--objective", "train", "--constraint", "orthant"], "diverges on the orthant"),
     "scale": (["--objective", "alignment", "--constraint", "orthant"], "does not see the scale"),
     "learned ridge": (["--objective", "train", "--ridge", "learned"], "learned ridge diverges"),
-    "n_train": (["--n-train", "9999"], "n_train must be"),
+    "n_train": (["--n-train", "9999"], "--n-train must be"),
     "n_search": (["--n-search", "9999"], "--n-search must be at most"),
-    "penalty": (["--penalty", "-2"], "penalty must be"),
+    "penalty": (["--penalty", "-2"], "--penalty must be"),
     "resamples": (["--resamples", "-1"], "--resamples must be"),
     "seed": (["--seed", "-1"], "--seed must be"),
     "unknown": (["--colour", "red"], "--colour"),
     "choice": (["--objective", "magic"], "magic"),
     "number": (["--depth", "deep"], "deep"),
+    "folds": (["--cv", "1"], "--cv must be a whole number >= 2"),
+    "decision": (["--decision", "luck"], "luck"),
+    "readout": (["--readout-bias", "-1"], "--readout-bias must be"),
+    "tolerance": (["--solver-tolerance", "2"], "--solver-tolerance must be between 0 and 1"),
 }
 
 
@@ -242,6 +247,12 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_result(data, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
 
 
+def test_to_resume_is_to_name_the_output(data, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(fit.command, "--dataset", data, "--resume")
+    assert (status, error) == (2, "nftk_jax.fit: --resume needs the --output of the run to go on with\n")
+
+
 def test_a_numerical_failure_is_named_and_leaves_nothing(data, tmp_path, monkeypatch, run):
     def fail(*_, **__):
         raise ArithmeticError("the kernel is singular")
@@ -311,15 +322,17 @@ def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_pa
     assert (status, error) == (0, "")
     metrics = json.loads((output / "metrics.json").read_text())
     size, kernel = (3, "layer") if basis == "layers" else (2, "increment")
-    assert metrics["basis"] == metrics["config"]["basis"] == basis
+    assert (metrics["kernel_name"], metrics["config"]["basis"]) == (kernel, basis)
     assert np.shape(metrics["omega"]) == (3, size)
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert f"{kernel}s it uses" in out
     with (output / "omega.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row[kernel]) for row in rows] == [*range(1, size + 1)] * 3
+    assert [row["kernel"] for row in rows] == [f"{kernel} {number}" for number in range(1, size + 1)] * 3
+    assert [int(row["depth"]) for row in rows] == [*range(1, size + 1)] * 3
+    assert {(row["group"], row["kind"]) for row in rows} == {("", kernel)}
     model = load_model(output)
-    assert model.mlp.basis == basis
+    assert model.kernel == MLP(2, b_std=0.5, basis=basis)
     with np.load(data) as arrays:
         accuracy = (model.predict(arrays["x_test"]) == arrays["y_test"]).mean()
     assert accuracy == pytest.approx(metrics["test_accuracy"])

@@ -120,16 +120,16 @@ def test_regression_in_float64(tmp_path, run):
 
 
 BAD = {
-    "diverges": (["--learning-rate", "50"], 1, "training diverged"),
-    "tolerance": (["--tolerance", "0"], 2, "tolerance must be"),
-    "quadrature": (["--quadrature", "0"], 2, "quadrature nodes"),
+    "diverges": (["--learning-rate", "50"], 1, "lower --learning-rate, 50 now"),
+    "tolerance": (["--tolerance", "0"], 2, "--tolerance must be"),
+    "quadrature": (["--quadrature", "0"], 2, "--quadrature, the number of nodes, must be"),
     "batch": (["--batch-size", "99"], 2, "--batch-size must be at most"),
-    "momentum": (["--momentum", "1"], 2, "momentum must be"),
-    "steps": (["--steps", "0"], 2, "steps must be"),
+    "momentum": (["--momentum", "1"], 2, "--momentum must be"),
+    "steps": (["--steps", "0"], 2, "--steps must be"),
     "seed": (["--seed", "-1"], 2, "--seed must be"),
-    "activation": (["--activation", "softmax"], 2, "activation must be one of"),
+    "activation": (["--activation", "softmax"], 2, "--activation must be one of"),
     "loss": (["--loss", "hinge"], 2, "hinge"),
-    "width": (["--width", "0"], 2, "width must be"),
+    "width": (["--width", "0"], 2, "--width must be"),
 }
 
 

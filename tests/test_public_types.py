@@ -9,7 +9,17 @@ from typing import assert_type
 import jax
 import numpy as np
 
-from nftk_jax import MLP, KernelFamily, NFTKClassifier, NFTKModel, NFTKRegressor, combined_ntk, depth_ntks, load_model
+from nftk_jax import (
+    MLP,
+    Kernel,
+    KernelFamily,
+    NFTKClassifier,
+    NFTKModel,
+    NFTKRegressor,
+    combined_ntk,
+    depth_ntks,
+    load_model,
+)
 
 X = np.linspace(-1, 1, 24).reshape(12, 2)
 LABELS = np.arange(12) % 2
@@ -35,11 +45,11 @@ def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
 
     classifier.model_.save(tmp_path)
     model = assert_type(load_model(tmp_path), NFTKModel)
-    assert_type(model.mlp, MLP | KernelFamily)
+    assert_type(model.kernel, Kernel)
     assert_type(model.decision_function(X), np.ndarray)
     assert_type(model.predict(X), np.ndarray)
 
-    regressor = NFTKRegressor(family=KernelFamily((linear,))).fit(X, X[:, 0])
+    regressor = NFTKRegressor(kernel=KernelFamily((linear,))).fit(X, X[:, 0])
     assert_type(regressor, NFTKRegressor)
     assert_type(regressor.predict(X), np.ndarray)
     assert_type(regressor.predict(X, return_std=True, covariance="ntk"), tuple[np.ndarray, np.ndarray])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from nftk_jax import MLP, combined_ntk, fit, load_model
-from nftk_jax.assessment.assess import _Comparison
+from nftk_jax.assessment.comparison import Comparison
+from nftk_jax.commands.checkpoint import Checkpoint
 from nftk_jax.datasets import load_dataset
-from nftk_jax.journal import Checkpoint
-from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.search import SearchSettings
+from nftk_jax.learn import TrainingRows, learn
+from nftk_jax.settings import LearnSettings, gather
 from nftk_jax.solvers import conjugate_gradient
 from nftk_jax.solvers.plan import SolvePlan
 
@@ -36,17 +36,11 @@ def data(arrays, tmp_path_factory):
     return path
 
 
-def settings_of(solver, **settings):
-    search = SearchSettings(objective="train", penalty=0.1)
-    return LearnSettings(
-        MLP(3), search, ridge=0.1, n_search=60, precision="float64", solver=solver, solver_tolerance=1e-9, **settings
-    )
-
-
-def learned(arrays, solver, *, plan=None, journal=None, **settings):
+def learned(arrays, solver, *, plan=None, journal=None, **values):
     x, y = arrays
-    settings = settings_of(solver, **settings)
-    return learn(x[:150], y[:150], settings, classes=np.arange(3), plan=plan, journal=journal)
+    given = {"objective": "train", "penalty": 0.1, "ridge": 0.1, "n_search": 60, "precision": "float64"}
+    settings = gather(LearnSettings, {**given, "solver": solver, "solver_tolerance": 1e-9, **values})
+    return learn(TrainingRows(x[:150], y[:150], np.arange(3)), MLP(3), settings, plan=plan, journal=journal)
 
 
 def test_every_solver_learns_the_same_model(arrays):
@@ -65,13 +59,13 @@ def test_every_solver_learns_the_same_model(arrays):
 def test_baselines_solved_together_score_as_each_by_numpy(solver, arrays, data, rng, x64):
     ours, dataset = learned(arrays, solver), load_dataset(str(data), seed=0)
     model = ours.model
-    comparison = _Comparison(dataset, ours, settings_of(solver), 1000, np.zeros((50, 3)))
+    comparison = Comparison(dataset, ours, np.zeros((50, 3)), 1000)
     omega = np.concatenate([np.full((3, 3), 1 / 3), np.eye(3), np.eye(3)[[1, 1, 1]]])
     ridge = np.repeat([0.1, 0.2, 0.05], 3)
-    scores = comparison._ntk_scores(omega, ridge)
+    scores = comparison._solve(omega, ridge)
     z, z_test = model.scaled(dataset.x_train), model.scaled(dataset.x_test)
     for column, (row, noise) in enumerate(zip(omega / model.scale, ridge, strict=True)):
-        k, k_test = (np.asarray(combined_ntk(model.mlp, row[None], a, z))[0] for a in (z, z_test))
+        k, k_test = (np.asarray(combined_ntk(model.kernel, row[None], a, z))[0] for a in (z, z_test))
         y = ours.targets.y[:, column % 3]
         expected = k_test @ np.linalg.solve(k + noise * np.eye(150), y)
         expected = expected * model.target_scale[column % 3] + model.target_mean[column % 3]
@@ -128,7 +122,7 @@ def test_a_killed_solve_resumes_to_the_same_bits(arrays, tmp_path, monkeypatch):
     passes = first_pass(monkeypatch)
     resumed = learned(arrays, "cg", plan=plan, journal=Checkpoint(tmp_path / "out", {}, resume=True, seconds=0))
     assert passes[0] == 4
-    np.testing.assert_array_equal(resumed.start_ridge, whole.start_ridge)
+    np.testing.assert_array_equal(resumed.found.start_ridge, whole.found.start_ridge)
     np.testing.assert_array_equal(resumed.model.omega, whole.model.omega)
     np.testing.assert_array_equal(resumed.model.dual_coef, whole.model.dual_coef)
 

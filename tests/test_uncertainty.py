@@ -8,7 +8,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
 
 from nftk_jax import NFTKRegressor
-from nftk_jax.kernels.gram import combined_ntk
+from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.precision import enable_x64
 
 
@@ -41,7 +41,8 @@ def test_weights_and_both_covariances_follow_the_formula(data, rng, covariance):
     fitted = model.model_
     with enable_x64():
         both = np.vstack([fitted.scaled(x), fitted.scaled(x_new)])
-        k = np.asarray(combined_ntk(fitted.mlp, fitted.kernel_omega, both, kernel=covariance))[0]
+        kernel = fitted.kernel if covariance == "ntk" else fitted.kernel.nngp()
+        k = np.asarray(combined_kernel(kernel, fitted.kernel_omega, both))[0]
     a = k[:40, :40] + np.diag(fitted.ridge[0] / weight)
     variance = np.diag(k[40:, 40:] - k[40:, :40] @ np.linalg.solve(a, k[:40, 40:]))
     np.testing.assert_allclose(std, np.sqrt(variance) * fitted.target_scale[0], rtol=1e-8)
@@ -57,5 +58,5 @@ def test_the_deviation_is_small_at_the_data_and_large_far_from_it(data):
 
 def test_another_covariance_is_refused(data):
     x, y, x_new = data
-    with pytest.raises(ValueError, match="ntk or nngp"):
+    with pytest.raises(ValueError, match="covariance must be one of ntk, nngp"):
         NFTKRegressor(depth=1).fit(x, y).predict(x_new, return_std=True, covariance="rbf")

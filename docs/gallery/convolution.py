@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from nftk_jax import KernelFamily, NFTKClassifier, combined_ntk
+from nftk_jax import KernelFamily, NFTKClassifier, combined_kernel
 from nftk_jax.kernels.neural_tangents import stax
 
 DEPTHS = (1, 2, 3)
@@ -35,7 +35,7 @@ family = KernelFamily.from_neural_tangents([convolution(depth) for depth in DEPT
 # Three splits use the same entries, so the three Gram matrices are evaluated once. Inputs are then row numbers.
 
 # %%
-grams = combined_ntk(family, np.eye(len(DEPTHS)), x)
+grams = combined_kernel(family, np.eye(len(DEPTHS)), x)
 known = KernelFamily.precomputed(grams)
 rows = np.arange(len(x))[:, None]
 print("Gram matrices:", grams.shape, grams.dtype)
@@ -45,8 +45,8 @@ print("Gram matrices:", grams.shape, grams.dtype)
 
 # %%
 MODELS = {
-    "convolutions,\nlearned Omega": (NFTKClassifier(family=known), rows),
-    "convolutions,\nequal weights": (NFTKClassifier(family=known, weights="uniform"), rows),
+    "convolutions,\nlearned Omega": (NFTKClassifier(kernel=known), rows),
+    "convolutions,\nequal weights": (NFTKClassifier(kernel=known, weights="uniform"), rows),
     "MLP,\nlearned Omega": (NFTKClassifier(depth=len(DEPTHS), scaling="none"), x),
 }
 splits = list(StratifiedShuffleSplit(3, train_size=150, random_state=0).split(x, y))

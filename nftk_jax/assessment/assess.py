@@ -16,6 +16,7 @@ from nftk_jax.assessment.comparison import Comparison
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
+from nftk_jax.assessment.verdict import Evidence, verdict
 from nftk_jax.datasets import Dataset
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
@@ -30,9 +31,7 @@ from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.solver import Report
 
 
-def assess(
-    dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows: int, report: Report
-) -> dict[str, Any]:
+def assess(dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
     """Everything that metrics.json holds about the model, as plain Python values.
 
     Args:
@@ -46,10 +45,8 @@ def assess(
         return _assess(dataset, learned, resamples, baseline_rows, report)
 
 
-def _assess(
-    dataset: Dataset, learned: Learned, resamples: int, baseline_rows: int, report: Report
-) -> dict[str, Any]:
-    model, descent, search = learned.model, learned.descent, learned.settings.search
+def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
+    model, descent, search = learned.model, learned.found.descent, learned.settings.search
     rng = np.random.default_rng(learned.settings.seed + 1)
     seconds = dict(learned.seconds)
     with _timed(seconds, "predict"):
@@ -67,17 +64,7 @@ def _assess(
             intervals = _find_intervals(learned, report)
     omega_n = normalise_rows(model.omega)
     return {
-        "dataset": {
-            "name": dataset.name,
-            "n_train": len(dataset.x_train),
-            "n_search": len(learned.search_rows),
-            "n_test": len(dataset.x_test),
-            "n_features": dataset.n_features,
-            "n_classes": dataset.n_outputs,
-            "sha256": dataset.sha256,
-            "task": dataset.task,
-            "class_names": dataset.class_names,
-        },
+        "dataset": {**dataset.describe(), "n_search": len(learned.search_rows)},
         **_test_metrics(dataset, model, scores, rng),
         "kernel_name": model.kernel.word,
         "kernels": [
@@ -93,7 +80,7 @@ def _assess(
         "baselines": table,
         "baselines_rows": comparison.ours,
         "baselines_note": comparison.note,
-        "search": None if descent is None else _search_block(descent, learned.kept_uniform, search),
+        "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
         "identifiability": _identifiability(learned, comparison, table, intervals, omega_std),
         "certificate": dataclasses.asdict(
             certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
@@ -109,12 +96,49 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-@@IDENT@@
-
-
-def _test_metrics(
-    dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: np.random.Generator
+def _identifiability(
+    learned: Learned,
+    comparison: Comparison,
+    table: dict[str, dict[str, Any]],
+    intervals: OmegaIntervals | None,
+    omega_std: np.ndarray | None,
 ) -> dict[str, Any]:
+    """Whether Omega means anything: how alike the kernels are, how wide its weights, and the verdict in words."""
+    kernel, k = learned.model.kernel, learned.problem.k
+    alignment = centred_alignment(k)
+    eigenvalues, rank, condition = gram_spectrum(alignment, float(jnp.finfo(k.dtype).eps))
+    indefinite = indefinite_kernels(k) if kernel.may_be_indefinite else []
+    evidence = Evidence(
+        n_kernels=len(alignment),
+        rank=rank,
+        kernel=kernel.word,
+        indefinite=indefinite,
+        learned=learned.found.descent is not None,
+        differences={
+            name: table[name]["difference_interval"]
+            for name in ("uniform", "shuffled_labels", "shared", "best_single_depth")
+            if (name, learned.settings.search.weights) != ("shared", "shared")
+        },
+        metric="R2" if learned.model.classes is None else "accuracy",
+        best_single=table["best_single_depth"]["depth"],
+        kept_uniform=learned.found.kept_uniform,
+        omega_std=omega_std,
+        intervals=intervals,
+        shuffled_omega=comparison.shuffled_omega,
+    )
+    return {
+        "alignment": alignment.tolist(),
+        "gram_eigenvalues": eigenvalues.tolist(),
+        "gram_rank": rank,
+        "gram_condition": condition,
+        "omega_std": None if omega_std is None else omega_std.tolist(),
+        "indefinite_kernels": indefinite,
+        **_interval_block(intervals, comparison.shuffled_omega),
+        "verdict": verdict(evidence),
+    }
+
+
+def _test_metrics(dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     if model.classes is not None:
         accuracy, interval = accuracy_interval(model.logits(scores).argmax(axis=1) == dataset.y_test)
         return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval)}
@@ -123,9 +147,7 @@ def _test_metrics(
     return {"test_r2": value, "test_r2_interval": list(interval), "test_mse": mse}
 
 
-def _resample(
-    learned: Learned, resamples: int, rng: np.random.Generator, report: Report
-) -> np.ndarray:
+def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report: Report) -> np.ndarray:
     """Standard deviation of Omega over new random splits of the search rows, shape (C, L)."""
     problem, search = learned.problem, learned.settings.search
     labels = None if learned.model.classes is None else np.asarray(problem.y.argmax(axis=1))
@@ -137,7 +159,7 @@ def _resample(
             again = dataclasses.replace(problem, splits=splits)
         else:  # it holds nothing out: the split becomes a subset of its rows
             again = problem.rows(splits[0][0])
-        found.append(learn_weights(again, learned.start_ridge, search).omega)
+        found.append(learn_weights(again, learned.found.start_ridge, search).omega)
     report("resamples", resamples, resamples)
     return np.std(found, axis=0, ddof=1)
 

@@ -59,7 +59,7 @@ class Comparison:
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline with its test metric and the paired difference, ours minus theirs."""
         learned, search = self._learned, self._learned.settings.search
-        problem, ridge = learned.problem, learned.start_ridge
+        problem, ridge = learned.problem, learned.found.start_ridge
         candidates = learned.model.kernel.singles() * learned.model.scale
         report("baselines", 0, 5)
         single, number = baselines.best_single(problem, ridge, candidates / candidates.sum(axis=1, keepdims=True))

@@ -24,15 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from nftk_jax.mkl.constraints import ConstraintName
-from nftk_jax.mkl.objectives import row_ridge
-from nftk_jax.mkl.search import SearchProblem, held_out_objective, take, uniform_omega
+from nftk_jax.mkl.objectives import HeldOutObjective
+from nftk_jax.mkl.problem import SearchProblem, row_ridge, take, uniform_omega
+from nftk_jax.settings import ConstraintName
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
 _BISECTIONS = 12
 _TRIALS = 4  # of the true error along a line, beyond its farthest point
-_OPERATIONS, _MOST_CALLS = 3e11, 240  # spent on true errors; ends that are left are the model's, unchecked
-_OPERATIONS_AN_ENTRY = 20  # of every kernel in an iterated solve: about ten passes
+_OPERATIONS, _MOST_CALLS = 3e11, 240  # spent on true errors; the ends then left are the model's, unchecked
+_OPERATIONS_PER_ENTRY = 20  # of every kernel in an iterated solve: about ten passes
 _TOLERANCE = 1e-4  # of such a solve: its errors are compared with one standard error, a few percent of them
 _ORTHANT_RANGE = 10.0  # a weight on the orthant is followed up to so many times the sum of the learned ones
 
@@ -49,8 +49,8 @@ class OmegaIntervals:
       error, standard_error: held-out error of the learned Omega and its standard error, shape (C,). Where all classes
         share one Omega, of the mean over classes.
       uniform_as_good: whether uniform weights are within that standard error, shape (C,).
-      checked: share of the ends that were settled on true errors; the number of solves is bounded, and the others are
-        the model's.
+      checked: fraction of the ends of the ranges that were verified by a solve. The number of solves is bounded; the
+        other ends come from the linear model.
     """
 
     interval: np.ndarray
@@ -98,19 +98,10 @@ def find_intervals(
         level = float(mass @ squares)
         room = float(np.sqrt(mass**2 @ (squares - level) ** 2))
         error[group], spread[group] = level, room
-        allowed, start = level + room, omega[group[0]]
-        root = np.sqrt(mass / len(group))[:, None, None]
+        root, start = np.sqrt(mass / len(group))[:, None, None], omega[group[0]]
         design = (root * slopes[:, group]).reshape(-1, depth)
         target = design @ start - (root[..., 0] * residuals[:, group]).ravel()
-        model = _Model(design, target, start, allowed, constraint)
-        known: dict[bytes, bool] = {}  # the searches of one group meet in the corners
-        searches.append(
-            [
-                _EndSearch(place, side, start, model.end(place, side), model.bound(side), known)
-                for place in range(depth)
-                for side in (0, 1)
-            ]
-        )
+        searches.append(_begin(_Model(design, target, start, level + room, constraint), start))
     everyone = judge(np.repeat(uniform_omega(1, depth), n_classes, axis=0), np.ones(n_classes, bool))
     uniform = np.concatenate([np.full(len(g), everyone[g].mean()) for g in groups]) <= error + spread
     _settle(searches, groups, error + spread, judge, report)
@@ -122,12 +113,22 @@ def find_intervals(
     return OmegaIntervals(interval, error, spread, uniform, float(checked))
 
 
+def _begin(model: _Model, start: np.ndarray) -> list[_EndSearch]:
+    """The searches for both ends of every weight of one group."""
+    known: dict[bytes, bool] = {}  # the searches of one group meet in the corners
+    return [
+        _EndSearch(place, side, start, model.end(place, side), model.bound(side), known)
+        for place in range(len(start))
+        for side in (0, 1)
+    ]
+
+
 class _Judge:
     """The true held-out error of every class at an Omega of its own, all classes at once; so many calls at most."""
 
     def __init__(self, problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, *, shared: bool) -> None:
-        self._objective, self._omega, self._dtype = held_out_objective(problem, ridge), omega, problem.k.dtype
-        iterated = _OPERATIONS_AN_ENTRY * problem.depth
+        self._objective, self._omega, self._dtype = HeldOutObjective.of(problem, ridge), omega, problem.k.dtype
+        iterated = _OPERATIONS_PER_ENTRY * problem.depth
         one_factor = shared and np.ptp(ridge) == 0
         operations = sum(
             len(part.y_train) ** 2 * (len(part.y_train) / 3 if one_factor or part.inverse is None else iterated)

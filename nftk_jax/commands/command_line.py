@@ -1,25 +1,20 @@
-"""What commands share: parsing, one-line errors, exit statuses, progress, output directories that appear whole."""
+"""What commands share: parsing, errors of one line that speak of flags, exit statuses."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import dataclasses
 import io
 import os
 import pathlib
-import platform
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import rich.progress
 import tyro
-from rich.console import Console
 
 Config = TypeVar("Config")
 
@@ -27,6 +22,9 @@ EXIT_FAILURE = 1  # a numerical failure, or an output that cannot be written
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+QUOTES = "'" + '"'  # around the value of a parameter in a message
 
 
 class CommandError(Exception):
@@ -67,7 +65,8 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
         status = getattr(
             error, "status", EXIT_BAD_INPUT if isinstance(error, (ValueError, MemoryError)) else EXIT_FAILURE
         )
-        print(f"{prog}: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        message = speak_of_flags(_one_line(str(error)), config_type)
+        print(f"{prog}: {message or type(error).__name__}", file=sys.stderr)
         return status
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
@@ -83,22 +82,63 @@ def interrupt_status(stop: KeyboardInterrupt) -> int:
 
 
 def _parse(config_type: type[Config], prog: str, description: str) -> Config:
-    """tyro's parser, with its boxed errors folded into one line."""
+    """tyro's parser, with its boxed errors folded into one line; flags do not carry the names of nested settings."""
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_type, prog=prog, description=description)
+            return tyro.cli(config_type, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise CommandError(_one_line(captured.getvalue())) from None
+        message = _one_line(_without_box(captured.getvalue()))
+        message = re.sub(r" (Got errors|Argument helptext): .*", "", message)
+        found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
+        raise CommandError(found[1] if found else message) from None
+
+
+def speak_of_flags(message: str, config_type: type[Any]) -> str:
+    """Say in terms of a command's flags what a message of the library says in terms of parameters.
+
+    The library writes parameters in backticks, `name` or `name=value`, and begins a refusal with "name must". Where the
+    name is a field of the command's configuration, the flag takes its place; all else is left as it is.
+    """
+    names = field_names(config_type)
+
+    def translate(found: re.Match[str]) -> str:
+        name, value = found["start"] or found["name"], found["value"]
+        if name not in names:
+            return found[0]
+        flag = name.replace("_", "-")
+        if value in (None, "True", "False"):
+            return f"--no-{flag}" if value == "False" else f"--{flag}"
+        return f"--{flag} {value.strip(QUOTES)}"
+
+    return re.sub(r"^(?P<start>[a-z]\w*)(?= must\b)|`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`", translate, message)
+
+
+def field_names(config_type: type[Any]) -> set[str]:
+    """Names of the fields of a configuration and of the settings that it nests."""
+    names: set[str] = set()
+    for field in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(field.default_factory):
+            names |= field_names(field.default_factory)  # pyright: ignore[reportArgumentType]
+        else:
+            names.add(field.name)
+    return names
+
+
+def _without_box(text: str) -> str:
+    """A message of the parser without colours, the box around it (of ASCII on some terminals) and its title."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    plain = re.sub(r"[\u2500-\u257f]+", " ", plain)
+    lines = (re.sub(r"^\s*\||\|\s*$", "", line) for line in plain.splitlines())
+    title, *rest = [line for line in lines if not re.fullmatch(r"[\s+-]*", line)] or [""]
+    return "\n".join(rest or [title])
 
 
 def _one_line(text: str) -> str:
-    """Fold a message into one line: no colours, no box drawing, single spaces."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    plain = re.sub(r"[\u2500-\u257f]+", " ", plain)
-    return re.sub(r"\s+", " ", plain).strip()
+    """Fold a message into one line."""
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def use_compilation_cache() -> None:
@@ -114,109 +154,3 @@ def use_compilation_cache() -> None:
     if os.access(directory, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
-def make_progress(console: Console) -> rich.progress.Progress:
-    """A progress display: what is being done, how far it is, and the time left."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description:<28}", markup=False),
-        rich.progress.BarColumn(bar_width=24),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
-
-
-class StageReport:
-    """Callable (stage, done, total) that keeps one progress bar a stage."""
-
-    def __init__(self, progress: rich.progress.Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, rich.progress.TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
-
-
-def check_output(directory: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuse early what could not be written at the end.
-
-    Raises:
-      CommandError: the directory exists and may not be replaced, or its parent cannot be written.
-    """
-    if directory.exists() or directory.is_symlink():
-        if not overwrite:
-            raise CommandError(f"output {directory} exists already; add --overwrite to replace it, or name another")
-        if not directory.is_dir() or directory.is_symlink():
-            raise CommandError(
-                f"output {directory} is not a directory, so --overwrite does not replace it; name another"
-            )
-        if any(directory.iterdir()) and not (directory / "metrics.json").exists():
-            raise CommandError(f"output {directory} holds something other than a result; name another, or remove it")
-    parent = directory.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise CommandError(f"cannot write into {parent}; choose another --output")
-
-
-@contextlib.contextmanager
-def output_directory(directory: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
-    """Give a directory beside `directory` to write into, renamed to it when all went well and removed otherwise."""
-    directory = directory.absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        aside.chmod(0o755)
-        yield aside
-        check_output(directory, overwrite=overwrite)
-        if directory.exists():
-            old = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / "old"
-            directory.rename(old)
-            try:
-                aside.rename(directory)
-            except BaseException:
-                old.rename(directory)
-                raise
-            finally:
-                shutil.rmtree(old.parent)
-        else:
-            aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def version() -> str:
-    """Of the installed package."""
-    try:
-        return importlib.metadata.version("nftk_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def environment() -> dict[str, object]:
-    """The block `environment` of metrics.json."""
-    import jax
-
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "process_count": jax.process_count(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

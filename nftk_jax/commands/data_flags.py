@@ -1,13 +1,14 @@
-"""The flags that name a data set, choose its rows and scale its inputs, for every command that reads one."""
+"""The flags that name a data set and choose its rows, for every command that reads one."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from nftk_jax.commands.command_line import CommandError
+from nftk_jax.settings import check_count
 
 if TYPE_CHECKING:
     from nftk_jax.datasets import Dataset
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
-    """To be inherited by a command's configuration."""
+    """What is learned from.
+
+    Raises:
+      ValueError: the seed is no whole number >= 0.
+    """
 
     dataset: str = "mnist-small"
     """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
@@ -31,21 +36,16 @@ class DataFlags:
     """Use a stratified random subset of this many training rows."""
     n_test: int | None = None
     """Use a stratified random subset of this many test rows."""
-    scaling: Literal["auto", "none", "images", "standardise"] = "auto"
-    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
-    unit_norm: bool = False
-    """Give every row of the scaled inputs length one, so that a kernel sees angles alone."""
     seed: int = 0
     """Draws everything that is random, subsets first."""
 
-    def check_seed(self) -> None:
-        """Refuse a negative seed before anything is read.
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed, least=0)
 
-        Raises:
-          CommandError: it is negative.
-        """
-        if self.seed < 0:
-            raise CommandError(f"--seed must be >= 0; got {self.seed}")
+    @property
+    def stem(self) -> str:
+        """The data set's name without folder and ending, for names of output directories."""
+        return pathlib.Path(self.dataset).name.removesuffix(".npz")
 
     def load(self, report: Callable[[str, int, int], None] | None = None) -> Dataset:
         """Load the data set; `report` and errors are those of `load_dataset`."""
@@ -57,7 +57,7 @@ class DataFlags:
             n_train=self.n_train,
             n_test=self.n_test,
             seed=self.seed,
-            embeddings_model=self.embeddings,
+            embeddings=self.embeddings,
             tensor=self.tensor,
             report=report,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,6 +65,19 @@ class Dataset:
             return [f"y{output}" for output in range(self.n_outputs)]
         return list(self.titles) if self.titles is not None else [str(label) for label in self.classes.tolist()]
 
+    def describe(self) -> dict[str, Any]:
+        """The block `dataset` of metrics.json."""
+        return {
+            "name": self.name,
+            "n_train": len(self.x_train),
+            "n_test": len(self.x_test),
+            "n_features": self.n_features,
+            "n_classes": self.n_outputs,
+            "sha256": self.sha256,
+            "task": self.task,
+            "class_names": self.class_names,
+        }
+
 
 def make_dataset(
     name: str,
@@ -84,9 +97,6 @@ def make_dataset(
       n_test: the same for the test rows.
       seed: of the draw.
       titles: names of the classes.
-
-    Returns:
-      The data set.
 
     Raises:
       DataError: something in the arrays cannot be used, or more rows are asked for than there are.

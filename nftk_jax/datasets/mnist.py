@@ -226,7 +226,7 @@ def _fetch(image_set: ImageSet, folder: pathlib.Path, timeout: float, report: do
             names = ", ".join(remote.name for remote in image_set.remotes.values())
             raise DataError(
                 f"{image_set.name} is not in {folder.parent} and {error}; with a network run again, or without one put "
-                f"{image_set.name}.npz, or {names}, in {folder}, or name the directory that has them with --data-dir "
+                f"{image_set.name}.npz, or {names}, in {folder}, or name the directory that has them with `data_dir` "
                 "or $NFTK_DATA"
             ) from error
         mirrors.sort(key=lambda mirror: not served.startswith(mirror))  # the one that answered comes first

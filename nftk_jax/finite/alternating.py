@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ import numpy as np
 from jax import lax
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, project_omega
-from nftk_jax.finite.training import DivergenceError, mean_loss, seed_keys
-from nftk_jax.kernels.mlp import check_count, check_number
+from nftk_jax.finite.settings import AlternatingSettings
+from nftk_jax.finite.training import DivergenceError, Report, Training, count_zeros, empty_history, mean_loss, seed_keys
 
 
 def ridge_of_anchor(anchor: float, n_rows: int) -> float:
@@ -38,99 +39,79 @@ def ridge_of_anchor(anchor: float, n_rows: int) -> float:
     return n_rows * anchor / 2
 
 
-@dataclasses.dataclass(frozen=True)
-class AlternatingSettings:
-    """How the alternating minimisation runs.
+class AlternatingState(NamedTuple):
+    """What a round changes, and what it needs to know of the start; every array has a leading axis of seeds.
 
     Attributes:
-      rounds: how often theta and Omega take turns.
-      theta_steps: steps on theta a round, at most.
-      omega_steps: steps on Omega a round; 0 keeps Omega fixed.
-      learning_rate: eta_theta of eq. 13.
-      omega_learning_rate: eta_Omega of eq. 16.
-      anchor: lambda of eq. 13, >= 0, the pull of theta towards its start.
-      tolerance: theta has converged when the norm of its gradient, the anchor's included, is below this share of its
-        norm at the start.
-
-    Raises:
-      ValueError: a value is out of range.
-    """
-
-    rounds: int = 10
-    theta_steps: int = 1000
-    omega_steps: int = 1
-    learning_rate: float = 0.1
-    omega_learning_rate: float = 0.05
-    anchor: float = 1e-3
-    tolerance: float = 1e-4
-
-    def __post_init__(self) -> None:
-        check_count("rounds", self.rounds)
-        check_count("theta_steps", self.theta_steps)
-        for name in ("omega_steps", "anchor"):
-            check_number(name, getattr(self, name), zero=True)
-        for name in ("learning_rate", "omega_learning_rate", "tolerance"):
-            check_number(name, getattr(self, name))
-
-
-@dataclasses.dataclass(frozen=True)
-class Alternated:
-    """What the alternating minimisation found; every array has an axis of seeds.
-
-    Attributes:
-      params, start: parameters at the end and at the start.
-      objective: L + lambda/2 |theta - theta_0|^2 after the theta steps of every round, shape (rounds, S).
-      theta_steps: steps on theta that every round took, shape (rounds, S).
-      gradient: norm of the gradient of theta that was left, as a share of the first one, shape (rounds, S).
+      params: now.
+      start: at the start; the anchor pulls theta there.
+      slope: norm of the gradient of theta at the start of the first round, shape (S,); NaN before it.
     """
 
     params: Params
     start: Params
-    objective: np.ndarray
-    theta_steps: np.ndarray
-    gradient: np.ndarray
+    slope: jax.Array
+
+
+def start_alternating(
+    network: NetworkSettings, settings: AlternatingSettings, seeds: Sequence[int], dtype: Any
+) -> Training[AlternatingSettings, AlternatingState]:
+    """Draw the networks of several seeds; theta_0 and Omega are those of `start_training`."""
+    params: Params = jax.vmap(lambda key: initialise(network, jax.random.fold_in(key, 0), dtype))(seed_keys(seeds))
+    state = AlternatingState(params, params, jnp.asarray(np.full(len(seeds), np.nan), dtype))
+    history = empty_history(("train_loss", "zeros_in_omega", "theta_steps", "gradient"), len(seeds))
+    return Training(network, settings, tuple(seeds), state, history, count_zeros(params, len(seeds)))
 
 
 def alternate(
-    network: NetworkSettings,
-    settings: AlternatingSettings,
+    start: Training[AlternatingSettings, AlternatingState],
     x: np.ndarray,
     y: np.ndarray,
     *,
-    seeds: Sequence[int],
-    start: Params | None = None,
-    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> Alternated:
+    after_round: Callable[[Training[AlternatingSettings, AlternatingState]], None] = lambda training: None,
+    report: Report = lambda stage, done, total: None,
+) -> Training[AlternatingSettings, AlternatingState]:
     """Minimise the squared error over theta and Omega in turns, for several seeds at once.
 
     Args:
-      network: the shape of the networks.
-      settings: how it runs.
-      x: inputs, shape (n, p), float32 or float64, the dtype of everything.
+      start: from `start_alternating`, or one to go on from.
+      x: inputs, shape (n, p), dtype of the parameters.
       y: targets, shape (n, C).
-      seeds: draw theta_0 and Omega.
-      start: parameters to start from instead, with an axis of seeds.
+      after_round: called with the training after every round, to keep it.
       report: called with the stage "alternate", the rounds done and their number.
+
+    Returns:
+      The training after all rounds. Its history has one row for every round: train_loss, the objective
+      L + lambda/2 |theta - theta_0|^2 after the steps on theta; theta_steps, how many those were; and gradient, the
+      norm of the gradient of theta that was left, as a share of the first one.
 
     Raises:
       DivergenceError: the objective is not finite.
     """
-    begun: Params = (
-        jax.vmap(lambda key: initialise(network, key, x.dtype))(seed_keys(seeds)) if start is None else start
-    )
-    params, rows, first = begun, [], None
-    for number in range(settings.rounds):
-        report("alternate", number, settings.rounds)
-        params, objective, steps, norm, entry = _round(network, settings, params, begun, jnp.asarray(x), jnp.asarray(y))
+    training, network, settings = start, start.network, start.settings
+    one_round = dataclasses.replace(settings, rounds=1)  # compiled once, however many there are
+    device_x, device_y = jnp.asarray(x), jnp.asarray(y, x.dtype)
+    while training.epoch < settings.rounds:
+        report("alternate", training.epoch, settings.rounds)
+        clock, state = time.perf_counter(), training.state
+        params, objective, steps, norm, entry = _round(
+            network, one_round, state.params, state.start, device_x, device_y
+        )
+        objective = np.asarray(objective, np.float64)
         if not np.isfinite(objective).all():
             raise DivergenceError(
-                f"the alternating minimisation diverged in round {number + 1}: the objective is not finite; lower the "
-                f"learning rates (theta {settings.learning_rate:g}, Omega {settings.omega_learning_rate:g})"
+                f"the alternating minimisation diverged in round {training.epoch + 1}: the objective is not finite; "
+                f"lower `learning_rate` (now {settings.learning_rate:g}) or `omega_learning_rate` (now "
+                f"{settings.omega_learning_rate:g})"
             )
-        first = entry if first is None else first
-        rows.append([np.asarray(objective), np.asarray(steps), np.asarray(norm / first)])
+        state = AlternatingState(params, state.start, state.slope if training.epoch else entry)
+        seconds, gradient = time.perf_counter() - clock, np.asarray(norm / state.slope)
+        training = training.advance(
+            state, train_loss=objective, theta_steps=np.asarray(steps), gradient=gradient, seconds=seconds
+        )
+        after_round(training)
     report("alternate", settings.rounds, settings.rounds)
-    return Alternated(params, begun, *(np.stack(column) for column in zip(*rows, strict=True)))
+    return training
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -156,7 +137,7 @@ def _round(
 
         def go_on(state) -> jax.Array:
             _, gradient, step = state
-            return (step < settings.theta_steps) & (norm(gradient) > settings.tolerance * entry)
+            return (step < settings.theta_steps) & (norm(gradient) > settings.theta_tolerance * entry)
 
         def descend(state):
             theta, gradient, step = state

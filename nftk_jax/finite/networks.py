@@ -18,25 +18,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nftk_jax.kernels.mlp import MLP, check_count
+from nftk_jax.finite.settings import FiniteSettings, OmegaStartName, ParametrisationName, PositivityName, ReadoutsName
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import stax_layer
-
-ParametrisationName = Literal["standard", "ntk"]
-ReadoutsName = Literal["last", "all"]
-OmegaStartName = Literal["ones", "xavier", "half-normal"]
-PositivityName = Literal["project", "clip"]
-
-
-def check_momentum(value: float) -> None:
-    """Raise ValueError unless 0 <= `value` < 1."""
-    if not 0 <= value < 1:
-        raise ValueError(f"momentum must be from 0 to below 1; got {value!r}")
+from nftk_jax.settings import check_choice, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +53,17 @@ class NetworkSettings:
     mlp: MLP
     n_inputs: int
     n_outputs: int
-    width: int = 256
-    parametrisation: ParametrisationName = "standard"
+    width: int = FiniteSettings.width
+    parametrisation: ParametrisationName = FiniteSettings.parametrisation
     readouts: ReadoutsName = "last"
-    omega_start: OmegaStartName = "xavier"
-    omega_positivity: PositivityName = "project"
+    omega_start: OmegaStartName = FiniteSettings.omega_start
+    omega_positivity: PositivityName = FiniteSettings.omega_positivity
 
     def __post_init__(self) -> None:
-        for name in ("n_inputs", "n_outputs", "width"):
-            check_count(name, getattr(self, name))
-        for name, allowed in (
-            ("parametrisation", ParametrisationName),
-            ("readouts", ReadoutsName),
-            ("omega_start", OmegaStartName),
-            ("omega_positivity", PositivityName),
-        ):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {getattr(self, name)!r}")
+        check_count("n_inputs", self.n_inputs)
+        check_count("n_outputs", self.n_outputs)
+        check_choice("readouts", self.readouts, ReadoutsName)
+        FiniteSettings(self.width, self.parametrisation, self.omega_start, self.omega_positivity)  # its checks
 
 
 class Omega(nnx.Param[Any]):

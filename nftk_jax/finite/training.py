@@ -1,4 +1,4 @@
-r"""Mini-batch training of several seeds at once, one compiled scan an epoch (the paper's section 4.2).
+r"""Mini-batch training of several seeds at once, one compiled scan per epoch (the paper's section 4.2).
 
 Two SGD optimisers, one for theta and one for Omega, step together, and Omega is projected after every step (eq. 16):
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from nftk_jax.finite.networks import (
-    NetworkSettings,
-    Params,
-    apply,
-    check_momentum,
-    initialise,
-    omega_array,
-    project_omega,
-)
-from nftk_jax.kernels.mlp import check_count, check_number
+from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, omega_array, project_omega
+from nftk_jax.finite.settings import LossName, TrainSettings
 
-LossName = Literal["mse", "cross-entropy"]
 Report = Callable[[str, int, int], None]
 
 _PREDICT_ROWS = 2000
@@ -42,49 +33,13 @@ class DivergenceError(ArithmeticError):
     """The loss is no longer finite; the message says where and what to lower."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """How a network is trained. The defaults are the paper's for MNIST.
-
-    Attributes:
-      batch_size: rows a step; the last batch of an epoch may be smaller.
-      learning_rate: eta_theta.
-      omega_learning_rate: eta_Omega.
-      weight_decay: mu, of theta and Omega alike.
-      momentum: of both optimisers, 0 for none.
-      loss: "mse" is the batch mean of the squared error summed over outputs, "cross-entropy" that of the softmax.
-      patience: stop after this many epochs without a smaller held-out loss and take the parameters of the best epoch;
-        None trains all epochs.
-
-    Raises:
-      ValueError: a value is out of range.
-    """
-
-    batch_size: int = 50
-    learning_rate: float = 0.02
-    omega_learning_rate: float = 0.05
-    weight_decay: float = 2e-6
-    momentum: float = 0.0
-    loss: LossName = "mse"
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        check_count("batch_size", self.batch_size)
-        if self.patience is not None:
-            check_count("patience", self.patience)
-        for name in ("learning_rate", "omega_learning_rate"):
-            check_number(name, getattr(self, name))
-        check_number("weight_decay", self.weight_decay, zero=True)
-        check_momentum(self.momentum)
-        if self.loss not in get_args(LossName):
-            raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}; got {self.loss!r}")
-
-    def optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        """Those of theta and of Omega."""
-        return tuple(
-            optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum or None))
-            for rate in (self.learning_rate, self.omega_learning_rate)
-        )  # pyright: ignore[reportReturnType]
+def make_optimizers(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Those of theta and of Omega."""
+    rates, momentum = (settings.learning_rate, settings.omega_learning_rate), settings.momentum or None
+    theta, omega = (
+        optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.sgd(rate, momentum)) for rate in rates
+    )
+    return theta, omega
 
 
 class TrainState(NamedTuple):
@@ -95,36 +50,89 @@ class TrainState(NamedTuple):
     omega_opt: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """A training that can go on: its state after `epoch` epochs, the best so far, and what was measured on the way.
-
-    Attributes:
-      state: now.
-      best: parameters with the smallest held-out loss of each seed; those of `state` where nothing is held out.
-      epoch: epochs done.
-      history: by name, one row an epoch: train_loss (the mean over the epoch, as the parameters moved), held_out_loss
-        and zeros_in_omega, shape (epochs, S) each, and seconds, shape (epochs,).
-      initial_zeros: share of zeros in Omega at the start, shape (S,); NaN for the MLP.
-      finished: whether the held-out loss stopped it.
-    """
-
-    state: TrainState
-    best: Params
-    epoch: int
-    history: dict[str, np.ndarray]
-    initial_zeros: np.ndarray
-    finished: bool = False
+class HasParams(Protocol):
+    """A state of some training: a pytree, every array with a leading axis of seeds."""
 
     @property
     def params(self) -> Params:
-        """The parameters to use."""
-        return self.best
+        """The networks' parameters."""
+        ...
+
+
+Settings = TypeVar("Settings")
+State = TypeVar("State", bound=HasParams)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Generic[Settings, State]):
+    """The networks of several seeds and how far they are trained: all that is needed to go on.
+
+    Attributes:
+      network: their shape.
+      settings: how they are trained, to the end.
+      seeds: one network each; they draw its parameters and the order of its rows.
+      state: now.
+      history: by name, one row for every epoch (or round): train_loss and zeros_in_omega, shape (epochs, S) each, and
+        seconds, shape (epochs,).
+      initial_zeros: share of zeros in Omega at the start, shape (S,); NaN for the MLP.
+    """
+
+    network: NetworkSettings
+    settings: Settings
+    seeds: tuple[int, ...]
+    state: State
+    history: dict[str, np.ndarray]
+    initial_zeros: np.ndarray
+
+    @property
+    def params(self) -> Params:
+        """The parameters, with a leading axis of seeds."""
+        return self.state.params
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs (or rounds) are done."""
+        return len(self.history["seconds"])
 
     @property
     def seconds(self) -> float:
         """Time spent on all epochs, compilation included."""
         return float(self.history["seconds"].sum())
+
+    def advance(self, state: State, **row: Any) -> Training[Settings, State]:
+        """The training one epoch on: its state, and a row of the history, zeros in Omega included."""
+        row["zeros_in_omega"] = count_zeros(state.params, len(self.seeds))
+        history = {name: np.concatenate([rows, [row[name]]]) for name, rows in self.history.items()}
+        return dataclasses.replace(self, state=state, history=history)
+
+
+def flatten_training(training: Training[Any, Any]) -> dict[str, np.ndarray]:
+    """How far a training is, as arrays by name."""
+    arrays = {f"state.{number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(training.state))}
+    return arrays | {f"history.{name}": rows for name, rows in training.history.items()}
+
+
+def restore_training(start: Training[Settings, State], arrays: Mapping[str, np.ndarray]) -> Training[Settings, State]:
+    """The training that `flatten_training` made arrays of.
+
+    Args:
+      start: the same training before its first epoch.
+      arrays: by name.
+
+    Raises:
+      ValueError: the arrays are those of other networks.
+    """
+    leaves, tree = jax.tree.flatten(start.state)
+    found = [arrays.get(f"state.{number}") for number in range(len(leaves))]
+    history = {name: arrays.get(f"history.{name}") for name in start.history}
+    fits = all(
+        new is not None and (new.shape, new.dtype) == (old.shape, old.dtype)
+        for new, old in zip(found, leaves, strict=True)
+    )
+    if not fits or any(rows is None for rows in history.values()):
+        raise ValueError("the saved training is one of other networks; train from the start")
+    state = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in found])
+    return dataclasses.replace(start, state=state, history=history)
 
 
 def mean_loss(loss: LossName, outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
@@ -139,7 +147,9 @@ def mean_loss(loss: LossName, outputs: jax.Array, y: jax.Array, weight: jax.Arra
     return weight @ losses / weight.sum()
 
 
-def start_training(network: NetworkSettings, settings: TrainSettings, seeds: Sequence[int], dtype: Any) -> Training:
+def start_training(
+    network: NetworkSettings, settings: TrainSettings, seeds: Sequence[int], dtype: Any
+) -> Training[TrainSettings, TrainState]:
     """Draw the networks of several seeds.
 
     Args:
@@ -148,7 +158,7 @@ def start_training(network: NetworkSettings, settings: TrainSettings, seeds: Seq
       seeds: one network each, drawn from it alone, whatever the others are.
       dtype: of the parameters, and so of all arithmetic.
     """
-    theta_optimizer, omega_optimizer = settings.optimizers()
+    theta_optimizer, omega_optimizer = make_optimizers(settings)
 
     @jax.vmap
     def draw(key: jax.Array) -> TrainState:
@@ -156,61 +166,49 @@ def start_training(network: NetworkSettings, settings: TrainSettings, seeds: Seq
         return TrainState(params, theta_optimizer.init(params.theta), omega_optimizer.init(params.omega))
 
     state = draw(seed_keys(seeds))
-    empty = {name: np.empty((0, len(seeds))) for name in ("train_loss", "held_out_loss", "zeros_in_omega")}
-    return Training(state, state.params, 0, empty | {"seconds": np.empty(0)}, _zeros(state.params, len(seeds)))
+    history = empty_history(("train_loss", "zeros_in_omega"), len(seeds))
+    return Training(network, settings, tuple(seeds), state, history, count_zeros(state.params, len(seeds)))
 
 
 def train(
-    network: NetworkSettings,
-    settings: TrainSettings,
+    start: Training[TrainSettings, TrainState],
     x: np.ndarray,
     y: np.ndarray,
     *,
-    seeds: Sequence[int],
-    epochs: int,
-    held_out: tuple[np.ndarray, np.ndarray] | None = None,
-    start: Training | None = None,
-    after_epoch: Callable[[Training], None] = lambda training: None,
+    after_epoch: Callable[[Training[TrainSettings, TrainState]], None] = lambda training: None,
     report: Report = lambda stage, done, total: None,
-) -> Training:
-    """Train one network a seed, all in one vmapped computation.
+) -> Training[TrainSettings, TrainState]:
+    """Train one network for every seed, all in one vmapped computation.
 
     Args:
-      network: the shape of the networks.
-      settings: how they are trained.
-      x: inputs, already scaled, shape (n, p), float32 or float64, the dtype of everything.
+      start: from `start_training`, or a training to go on from: the result is the same as without the interruption.
+      x: inputs, already scaled, shape (n, p), dtype of the parameters.
       y: targets, shape (n, C); one-hot for classes.
-      seeds: draw the parameters and the order of the rows; the same seed gives the same network.
-      epochs: passes over the rows in all, those of `start` included.
-      held_out: inputs and targets that judge every epoch; needed by `settings.patience`.
-      start: a training to go on from, of the same networks, settings, seeds and rows: the result is that of a training
-        without the interruption.
       after_epoch: called with the training after every epoch, to keep it.
       report: called with the stage "train", the epochs done and their number.
 
     Returns:
-      The training; `params` has a leading axis of seeds.
+      The training after `settings.epochs` epochs; its train_loss is the mean over the epoch, as the parameters moved.
 
     Raises:
-      ValueError: the shapes do not match, or `patience` is set and nothing is held out.
+      ValueError: the shapes do not match.
       DivergenceError: a loss is not finite.
     """
+    training, network, settings, epochs = start, start.network, start.settings, start.settings.epochs
     if x.shape != (len(y), network.n_inputs) or y.shape != (len(x), network.n_outputs):
         raise ValueError(
             f"x and y must have shapes (n, {network.n_inputs}) and (n, {network.n_outputs}); got {x.shape}, {y.shape}"
         )
-    if settings.patience is not None and held_out is None:
-        raise ValueError("patience needs held-out rows")
-    training = start_training(network, settings, seeds, x.dtype) if start is None else start
-    device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), seed_keys(seeds)
-    while training.epoch < epochs and not training.finished:
+    one_epoch = dataclasses.replace(settings, epochs=1)  # compiled once, however many there are
+    device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), seed_keys(start.seeds)
+    while training.epoch < epochs:
         report("train", training.epoch, epochs)
         clock = time.perf_counter()
-        state, losses = _run_epoch(network, settings, training.state, device_x, device_y, keys, training.epoch)
+        state, losses = _run_epoch(network, one_epoch, training.state, device_x, device_y, keys, training.epoch)
         losses = np.asarray(losses, np.float64)
         seconds = time.perf_counter() - clock
-        _check_finite(losses, seeds, training.epoch, settings)
-        training = _record(network, settings, training, state, losses, seconds, held_out)
+        _check_finite(losses, training)
+        training = training.advance(state, train_loss=losses, seconds=seconds)
         after_epoch(training)
     report("train", epochs, epochs)
     return training
@@ -233,7 +231,7 @@ def _apply_seeds(network: NetworkSettings, params: Params, x: jax.Array) -> jax.
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """One key of jax.random a seed, shape (S,)."""
+    """One key of jax.random for every seed, shape (S,)."""
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
@@ -274,7 +272,7 @@ def sgd_step(
     """One step of both optimisers for one network, and the batch's loss before it. Pure; to be jitted by the caller."""
     params, theta_opt, omega_opt = state
     loss, gradient = jax.value_and_grad(lambda p: mean_loss(settings.loss, apply(network, p, x), y, weight))(params)
-    theta_optimizer, omega_optimizer = settings.optimizers()
+    theta_optimizer, omega_optimizer = make_optimizers(settings)
     update, theta_opt = theta_optimizer.update(gradient.theta, theta_opt, params.theta)
     theta = optax.apply_updates(params.theta, update)
     update, omega_opt = omega_optimizer.update(gradient.omega, omega_opt, params.omega)
@@ -284,49 +282,23 @@ def sgd_step(
     return TrainState(Params(theta, omega), theta_opt, omega_opt), loss
 
 
-def _check_finite(losses: np.ndarray, seeds: Sequence[int], epoch: int, settings: TrainSettings) -> None:
-    lost = [seed for seed, loss in zip(seeds, losses, strict=True) if not np.isfinite(loss)]
+def _check_finite(losses: np.ndarray, training: Training[TrainSettings, TrainState]) -> None:
+    lost = [seed for seed, loss in zip(training.seeds, losses, strict=True) if not np.isfinite(loss)]
     if lost:
+        settings = training.settings
         raise DivergenceError(
-            f"training diverged in epoch {epoch + 1} for seed{'s' if len(lost) > 1 else ''} "
-            f"{', '.join(map(str, lost))}: the loss is not finite; lower the learning rates (theta "
-            f"{settings.learning_rate:g}, Omega {settings.omega_learning_rate:g})"
+            f"training diverged in epoch {training.epoch + 1} for seed{'s' if len(lost) > 1 else ''} "
+            f"{', '.join(map(str, lost))}: the loss is not finite; lower `learning_rate` (now "
+            f"{settings.learning_rate:g}) or `omega_learning_rate` (now {settings.omega_learning_rate:g})"
         )
 
 
-def _zeros(params: Params, n_seeds: int) -> np.ndarray:
+def empty_history(names: Sequence[str], n_seeds: int) -> dict[str, np.ndarray]:
+    """A history without rows: arrays (0, S) by name, and seconds (0,)."""
+    return {name: np.empty((0, n_seeds)) for name in names} | {"seconds": np.empty(0)}
+
+
+def count_zeros(params: Params, n_seeds: int) -> np.ndarray:
+    """Share of zeros in the Omega of every seed, shape (S,); NaN for the MLP."""
     omega = omega_array(params)
     return np.full(n_seeds, np.nan) if omega is None else (np.asarray(omega) == 0).mean(axis=(1, 2))
-
-
-def _record(
-    network: NetworkSettings,
-    settings: TrainSettings,
-    training: Training,
-    state: TrainState,
-    losses: np.ndarray,
-    seconds: float,
-    held_out: tuple[np.ndarray, np.ndarray] | None,
-) -> Training:
-    """The training one epoch on: history, the best parameters so far, and whether to stop."""
-    params, n_seeds = state.params, len(losses)
-    judged = np.full(n_seeds, np.nan)
-    if held_out is not None:
-        outputs, y = predict(network, params, held_out[0]), held_out[1]
-        ones = jnp.ones(len(y), outputs.dtype)
-        judged = np.array([float(mean_loss(settings.loss, one, jnp.asarray(y), ones)) for one in outputs])
-    new = {"train_loss": losses, "held_out_loss": judged, "zeros_in_omega": _zeros(params, n_seeds), "seconds": seconds}
-    history = {name: np.concatenate([rows, [new[name]]]) for name, rows in training.history.items()}
-    best, finished = params, False
-    if settings.patience is not None:
-        past = history["held_out_loss"]
-        improved = (past[-1] < past[:-1].min(axis=0)) if len(past) > 1 else np.ones(n_seeds, bool)
-        best = jax.tree.map(
-            lambda now, before: jnp.where(improved.reshape(-1, *[1] * (now.ndim - 1)), now, before),
-            params,
-            training.best,
-        )
-        finished = bool((len(past) - 1 - past.argmin(axis=0) >= settings.patience).all())
-    return dataclasses.replace(
-        training, state=state, best=best, epoch=training.epoch + 1, history=history, finished=finished
-    )

@@ -275,7 +275,7 @@ class KernelSum(Kernel):
         return wanted.pop()
 
     def singles(self) -> np.ndarray:
-        return scipy.linalg.block_diag(*(kernel.singles() for kernel in self.kernels))
+        return np.asarray(scipy.linalg.block_diag(*(kernel.singles() for kernel in self.kernels)))
 
     def nngp(self) -> Kernel:
         return KernelSum(tuple(kernel.nngp() for kernel in self.kernels))

@@ -1,1 +1,1 @@
-"""Multiple-kernel learning: Omega by projected gradient descent through the solve, its baselines and its meaning."""
+"""Multiple-kernel learning: the problem, the ridge, the objectives, the descent of Omega, and its calibration."""

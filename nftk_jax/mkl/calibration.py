@@ -1,20 +1,21 @@
-"""What the held-out rows say about a learned model: its scores there, and the probabilities that they ask for."""
+"""What the held-out rows say of learned weights: scores, calibrated probabilities, and whether to keep the weights."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
 
-from nftk_jax.mkl.reference import mean_kernel
-from nftk_jax.mkl.search import SearchProblem, held_out_objective, uniform_omega
+from nftk_jax.mkl.objectives import OBJECTIVES, HeldOutObjective
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.search import Weights
 from nftk_jax.model import Calibration
-from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_rows, padded_size
-from nftk_jax.settings import DecisionName
+from nftk_jax.settings import DecisionName, SearchSettings
+from nftk_jax.solvers.preconditioner import mean_kernel
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
@@ -22,44 +23,6 @@ INVERSE_TEMPERATURES = (1e-2, 1e3)
 LOGISTIC_CLASSES = 20
 #: scikit-learn's C of that regression.
 LOGISTIC_STRENGTH = 10.0
-
-
-def pad_problem(problem: SearchProblem) -> SearchProblem:
-    """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the same errors. Above
-    `PADDED_ROWS` rows it stays as it is.
-
-    The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
-    solved on have weight 1, the one that is held out has weight 0.
-    """
-    n = len(problem.y)
-    if n > PADDED_ROWS:
-        return problem
-    sizes = [(padded_size(len(train)), padded_size(len(held))) for train, held in problem.splits]
-    if all(size == (len(train), len(held)) for size, (train, held) in zip(sizes, problem.splits, strict=True)):
-        return problem
-    longest = max(size - len(train) for (size, _), (train, _) in zip(sizes, problem.splits, strict=True))
-    total = padded_size(n + longest + 1)
-    weight = pad_rows(np.ones(n) if problem.weight is None else problem.weight, total, 1.0)
-    weight[n] = 0.0
-    splits = tuple(
-        (
-            np.concatenate([train, n + 1 + np.arange(size - len(train))]),
-            np.concatenate([held, np.full(held_size - len(held), n)]),
-        )
-        for (size, held_size), (train, held) in zip(sizes, problem.splits, strict=True)
-    )
-    y = jnp.asarray(pad_rows(np.asarray(problem.y), total))
-    return SearchProblem(pad_kernels(problem.k, total), y, splits, weight)
-
-
-def pad_kernels(k: jax.Array, size: int) -> jax.Array:
-    """Kernels of shape (L, size, size), zero outside of the n rows and columns given."""
-    n = k.shape[1]
-    if n == size:
-        return k
-    padded = np.zeros((len(k), size, size), k.dtype)
-    padded[:, :n, :n] = k
-    return jnp.asarray(padded)
 
 
 def held_out_scores(
@@ -79,7 +42,7 @@ def held_out_scores(
     everyone = jnp.ones(problem.n_classes, bool)
     scores = [
         np.asarray(part.residuals(jnp.asarray(omega, problem.k.dtype), everyone).T + part.y_held, np.float64)
-        for part in held_out_objective(problem, ridge).parts
+        for part in HeldOutObjective.of(problem, ridge).parts
     ]
     positions, found = np.concatenate([held for _, held in problem.splits]), np.concatenate(scores)
     weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
@@ -95,7 +58,7 @@ def calibrate(
     mean: np.ndarray,
     decision: DecisionName,
 ) -> Calibration:
-    """Fit what turns scores into probabilities on the held-out rows.
+    """Fit, on the held-out rows, the map from scores to probabilities.
 
     Args:
       problem, omega, ridge: as in `held_out_scores`.
@@ -162,6 +125,30 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
             rows = scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
             losses[number] = -(weight @ rows) / weight.sum()
     return losses
+
+
+def prefer_uniform(
+    problem: SearchProblem, found: Weights, start: np.ndarray, settings: SearchSettings
+) -> tuple[Weights, np.ndarray | None]:
+    """Give classes that gained too little their uniform weights back, where the settings ask for that.
+
+    The rule is one of the simplex, of weights per class, and of objectives that hold rows out.
+
+    Args:
+      problem: kernels, encoded targets, splits and weights of the search rows.
+      found: what the search learned.
+      start: the ridges that the search was given, shape (C,), which such classes get back too.
+      settings: of the search.
+
+    Returns:
+      The weights to go on with, and which classes `keep_uniform` chose, shape (C,); None where the rule does not apply.
+    """
+    of_class = (settings.constraint, settings.weights) == ("simplex", "per-class")
+    if not (settings.one_standard_error and of_class and OBJECTIVES[settings.objective].holds_out_rows):
+        return found, None
+    kept = keep_uniform(problem, found.omega, found.ridge, start)
+    omega = np.where(kept[:, None], uniform_omega(1, problem.depth), found.omega)
+    return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), kept
 
 
 def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, start: np.ndarray) -> np.ndarray:

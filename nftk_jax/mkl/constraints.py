@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-ConstraintName = Literal["simplex", "orthant"]
+from nftk_jax.settings import ConstraintName
 
 
 @jax.jit

@@ -16,8 +16,8 @@ DEFINITENESS_ROWS = 500
 
 #: What avoids a sum of increments that is not positive definite.
 INDEFINITE_REMEDY = (
-    "An increment of depth need not be positive semi-definite: a larger ridge, hidden biases, or one of the bases "
-    "depths and layers avoid that"
+    "An increment of depth need not be positive semi-definite: a larger `ridge`, hidden biases, `basis='depths'` or "
+    "`basis='layers'` avoid that"
 )
 
 
@@ -53,7 +53,12 @@ def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
 
 
 def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> str:
-    """Name the kernels that are none by themselves, and say what that means for their weights."""
+    """Describe the kernels that are not positive semi-definite, and say what that means for their weights.
+
+    Args:
+      indefinite: their numbers, from 1.
+      kernel: the noun for one of them.
+    """
     several = len(indefinite) > 1
     return (
         f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))} "

@@ -6,29 +6,28 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from nftk_jax.mkl.constraints import FeasibleSet
-from nftk_jax.mkl.objectives import Objective
-
-MethodName = Literal["quasi-newton", "projected-gradient"]
+from nftk_jax.mkl.objectives import Minimand
+from nftk_jax.settings import SearchSettings
 
 _SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 _CURVATURE_RANGE = (1e-6, 1e8)  # of H, in units of J: what leaves float64 the digits to solve with it
 _LEAST_CURVATURE = 0.02  # that a step may find, as a share of what was expected: keeps every H positive definite
 _MAX_BACKTRACKS = 30
-_FLAT = 100  # roundings that a whole step may promise where none is seen
-_SOLVE_ROUNDING = 1e-9  # of J in float64, where A has a condition of about a million
-_ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the square of the projected gradient, and the most
+_FLAT = 100  # largest predicted decrease, in units of rounding, that still counts as converged where none is seen
+_SOLVE_ROUNDING = 1e-9  # relative error of J in float64 where the condition number of A is about a million
+_ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the squared projected gradient, and the coarsest
 
 
 @dataclasses.dataclass(frozen=True)
 class DescentResult:
-    """Where the descent ended, by class, and how it got there.
+    """Where the descent ended in every class, and how it got there.
 
     Attributes:
       omega: the minimiser, shape (C, L).
@@ -43,7 +42,7 @@ class DescentResult:
         None where the caller's set has no formula for it.
       log_ridge: log of the learned ridge over the one that the search was given, shape (C,), or None.
       duality_gap: bound on J_c(omega) less the least J_c, for a convex objective on the simplex, shape (C,), or None.
-      seconds, value_history, projected_gradient_history: one entry an iteration, shapes (T,), (T, C), (T, C).
+      seconds, value_history, projected_gradient_history: one entry per iteration, shapes (T,), (T, C), (T, C).
     """
 
     omega: np.ndarray
@@ -72,7 +71,7 @@ class DescentResult:
 
 @dataclasses.dataclass
 class _State:
-    """What one iteration hands to the next, in float64 on the host: a few numbers a class, in units of its start."""
+    """What one iteration hands to the next, in float64 on the host: a few numbers per class, in units of its start."""
 
     omega: np.ndarray
     value: np.ndarray
@@ -84,15 +83,12 @@ class _State:
 
 
 def minimise(
-    objective: Objective,
+    objective: Minimand,
     omega: np.ndarray,
     *,
     within: FeasibleSet,
-    method: MethodName = "quasi-newton",
-    step_size: float = 1.0,
+    settings: SearchSettings,
     dtype: np.dtype | type = np.float32,
-    tolerance: float = 1e-3,
-    max_iterations: int = 100,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DescentResult:
     r"""Minimise sum_c J_c(omega_c) over a convex set, every class by itself.
@@ -113,11 +109,8 @@ def minimise(
       objective: what to minimise.
       omega: a feasible start, shape (C, L).
       within: the feasible set.
-      method: "quasi-newton" or "projected-gradient".
-      step_size: of the projected gradient, for objectives in units of their start.
+      settings: `method`, `step_size`, `tolerance` and `max_iterations` of the descent; the others are not looked at.
       dtype: of the arrays handed to the objective.
-      tolerance: on the projected gradient; 1e-3 says that moving one unit of weight gains less than 0.1 %.
-      max_iterations: bound on the iterations.
       report: called after every iteration with the classes that have converged and their number.
 
     Returns:
@@ -126,67 +119,88 @@ def minimise(
     Raises:
       ArithmeticError: the objective is not finite at the start, or fixed steps diverge.
     """
-    start = time.perf_counter()
-    omega = np.asarray(omega, np.float64)
-    evaluate = _relative(objective, omega, dtype)
-    rounding = max(20 * float(jnp.finfo(dtype).eps), _SOLVE_ROUNDING)
-
-    def moved(w: np.ndarray, update: Any) -> np.ndarray:
-        rows = optax.apply_updates(jnp.asarray(w, dtype), jnp.asarray(update, dtype))
-        return np.asarray(within.project(jnp.asarray(rows)), np.float64)
-
-    def projected_gradient(w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        return np.abs(moved(w, -gradient) - w).max(axis=1)
-
-    value, gradient = evaluate.start
-    measure = projected_gradient(omega, gradient)
-    hessian = _isotropic(measure, omega.shape[1])  # a first step of about one unit of weight
-    state = _State(omega, value, gradient, hessian, measure, np.zeros(len(omega), int), np.ones(len(omega), bool))
-    settled = np.zeros(len(omega), bool)
-    sgd = optax.sgd(step_size)
-    sgd_state = sgd.init(jnp.asarray(omega, dtype))
-    trace = [(time.perf_counter() - start, state.value.copy(), state.measure.copy())]
-    for _ in range(max_iterations):
-        state.active &= state.measure > tolerance
-        report(int((~state.active).sum()), len(omega))
+    begun = time.perf_counter()
+    evaluate = _InUnits(objective, np.asarray(omega, np.float64), dtype)
+    space = _Space(within, dtype)
+    state = _start(evaluate, space, np.asarray(omega, np.float64))
+    advance = _quasi_newton(evaluate, space) if settings.method == "quasi-newton" else _fixed(evaluate, space, settings)
+    settled = np.zeros(len(state.omega), bool)
+    trace = [(time.perf_counter() - begun, state.value.copy(), state.measure.copy())]
+    for _ in range(settings.max_iterations):
+        state.active &= state.measure > settings.tolerance
+        report(int((~state.active).sum()), len(state.omega))
         if not state.active.any():
             break
-        if method == "quasi-newton":
-            accepted, flat = _quasi_newton_step(evaluate, state, within, rounding)
-            settled |= flat
-        else:
-            update, sgd_state = sgd.update(jnp.asarray(state.gradient, dtype), sgd_state)
-            accepted = _fixed_step(evaluate, state, moved(state.omega, update), step_size)
+        accepted, flat = advance(state)
+        settled |= flat
         state.iterations += accepted
         state.active &= accepted  # a class without a step that decreases it stops, whether it has settled or is stuck
-        state.measure = np.where(accepted, projected_gradient(state.omega, state.gradient), state.measure)
-        trace.append((time.perf_counter() - start, state.value.copy(), state.measure.copy()))
+        state.measure = np.where(accepted, space.projected_gradient(state.omega, state.gradient), state.measure)
+        trace.append((time.perf_counter() - begun, state.value.copy(), state.measure.copy()))
+    return _result(state, evaluate.unit, settled | (state.measure <= settings.tolerance), trace)
+
+
+def _start(evaluate: _InUnits, space: _Space, omega: np.ndarray) -> _State:
+    """The state before the first step: H such that it goes about one unit of weight far."""
+    value, gradient = evaluate.start
+    measure = space.projected_gradient(omega, gradient)
+    hessian = _isotropic(measure, omega.shape[1])
+    return _State(omega, value, gradient, hessian, measure, np.zeros(len(omega), int), np.ones(len(omega), bool))
+
+
+def _result(
+    state: _State, unit: np.ndarray, converged: np.ndarray, trace: list[tuple[float, np.ndarray, np.ndarray]]
+) -> DescentResult:
+    """What a descent reports, in the objective's own units."""
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
     return DescentResult(
         omega=state.omega,
-        value=state.value * evaluate.unit,
+        value=state.value * unit,
         projected_gradient=state.measure,
-        unit=evaluate.unit,
-        converged=settled | (state.measure <= tolerance),
+        unit=unit,
+        converged=converged,
         iterations=state.iterations,
-        gradient=state.gradient * evaluate.unit[:, None],
+        gradient=state.gradient * unit[:, None],
         seconds=seconds,
-        value_history=values * evaluate.unit,
+        value_history=values * unit,
         projected_gradient_history=measures,
     )
 
 
-class _relative:
+@dataclasses.dataclass(frozen=True)
+class _Space:
+    """The feasible set in the dtype that the objective works in."""
+
+    within: FeasibleSet
+    dtype: np.dtype | type
+
+    @property
+    def rounding(self) -> float:
+        """Relative change of an objective that cannot be told from rounding."""
+        return max(20 * float(jnp.finfo(self.dtype).eps), _SOLVE_ROUNDING)
+
+    def move(self, omega: np.ndarray, update: Any) -> np.ndarray:
+        """The feasible point nearest to omega + update."""
+        rows = optax.apply_updates(jnp.asarray(omega, self.dtype), jnp.asarray(update, self.dtype))
+        return np.asarray(self.within.project(jnp.asarray(rows)), np.float64)
+
+    def projected_gradient(self, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """How far a step along minus the gradient leads, at most in any weight, shape (C,)."""
+        return np.abs(self.move(omega, -gradient) - omega).max(axis=1)
+
+
+class _InUnits:
     """The objective in its unit (errors: their value at the start); infinite where it or its gradient is not finite."""
 
-    def __init__(self, objective: Objective, omega: np.ndarray, dtype) -> None:
+    def __init__(self, objective: Minimand, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
         self.unit = np.ones(len(omega))
         value, gradient = self(omega, np.ones(len(omega), bool))
         if not np.isfinite(value).all():
             raise ArithmeticError(
                 f"the objective of class {int(np.argmin(np.isfinite(value)))} is not finite at the start: the ridge "
-                f"is too small for {np.dtype(dtype).name}, or the kernel not positive definite; raise it or use float64"
+                f"is too small for {np.dtype(dtype).name}, or the kernel not positive definite; "
+                "raise `ridge`, or use `precision='float64'`"
             )
         self.unit = np.where(value > 0, value, 1.0) if objective.relative else self.unit
         self.start = value / self.unit, gradient / self.unit[:, None]
@@ -202,21 +216,30 @@ class _relative:
         return np.where(finite, value, np.inf), gradient
 
 
-def _quasi_newton_step(
-    evaluate: _relative, state: _State, within: FeasibleSet, rounding: float
+#: Advances the active classes of a state in place; returns which moved, and which are where they want to be.
+Step = Callable[[_State], tuple[np.ndarray, np.ndarray]]
+
+
+def _quasi_newton(evaluate: _InUnits, space: _Space) -> Step:
+    """Steps towards the least point of every active class's quadratic model."""
+
+    def advance(state: _State) -> tuple[np.ndarray, np.ndarray]:
+        direction = space.within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
+        # a step decreases the objective by the order of the projected gradient's square
+        accuracy = np.minimum(_ACCURACY[0] * state.measure**2, _ACCURACY[1])
+        before = state.omega, state.gradient
+        judge = functools.partial(evaluate, accuracy=accuracy)
+        accepted, flat = _line_search(judge, state, direction, space.rounding)
+        _learn_curvature(state, *before, accepted, first=accepted & (state.iterations == 0))
+        return accepted, flat
+
+    return advance
+
+
+def _line_search(
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray]], state: _State, direction: np.ndarray, rounding: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Advance every active class towards the least point of its quadratic model; returns what `_line_search` does."""
-    direction = within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
-    # a step decreases the objective by the order of the projected gradient's square
-    accuracy = np.minimum(_ACCURACY[0] * state.measure**2, _ACCURACY[1])
-    before = state.omega, state.gradient
-    accepted, flat = _line_search(functools.partial(evaluate, accuracy=accuracy), state, direction, rounding)
-    _learn_curvature(state, *before, accepted, first=accepted & (state.iterations == 0))
-    return accepted, flat
-
-
-def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advance every active class along its direction to an Armijo point.
+    """Advance every active class along its direction to a point that satisfies Armijo's condition.
 
     Returns:
       Which classes moved, and which are where they want to be within rounding; the others found no decrease.
@@ -245,23 +268,30 @@ def _line_search(evaluate, state: _State, direction: np.ndarray, rounding: float
     return accepted, settled
 
 
-def _fixed_step(evaluate, state: _State, trial: np.ndarray, step_size: float) -> np.ndarray:
-    """Move every active class to `trial` (eq. 16 as it stands); returns which classes moved.
+def _fixed(evaluate: _InUnits, space: _Space, settings: SearchSettings) -> Step:
+    """Steps of one fixed size, eq. 16 as it stands; they raise ArithmeticError where a class diverges.
 
-    Raises:
-      ArithmeticError: a class left the start's level by more than one unit upwards, or is not finite any more.
+    Divergence is an objective more than one unit above its start, or not finite any more.
     """
-    value, gradient = evaluate(trial, state.active)
-    risen = state.active & ~(value <= evaluate.start[0] + 1)
-    if risen.any():
-        worst = int(np.flatnonzero(risen)[0])
-        raise ArithmeticError(
-            f"projected gradient diverged: the objective of class {worst} rose from {evaluate.start[0][worst]:.3g} to "
-            f"{value[worst]:.3g} at a step size of {step_size:g}; use a smaller --step-size, or --method quasi-newton"
-        )
-    moved = state.active.copy()
-    _accept(state, moved, trial, value, gradient)
-    return moved
+    sgd = optax.sgd(settings.step_size)
+
+    def advance(state: _State) -> tuple[np.ndarray, np.ndarray]:
+        gradient = jnp.asarray(state.gradient, space.dtype)
+        trial = space.move(state.omega, sgd.update(gradient, sgd.init(gradient))[0])
+        value, gradient = evaluate(trial, state.active)
+        risen = state.active & ~(value <= evaluate.start[0] + 1)
+        if risen.any():
+            worst = int(np.flatnonzero(risen)[0])
+            raise ArithmeticError(
+                f"projected gradient diverged: the objective of class {worst} rose from {evaluate.start[0][worst]:.3g} "
+                f"to {value[worst]:.3g} at a step size of {settings.step_size:g}; use a smaller `step_size`, or "
+                "`method='quasi-newton'`"
+            )
+        moved = state.active.copy()
+        _accept(state, moved, trial, value, gradient)
+        return moved, np.zeros_like(moved)
+
+    return advance
 
 
 def _accept(state: _State, good: np.ndarray, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:

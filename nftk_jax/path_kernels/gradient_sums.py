@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nftk_jax.path_kernels.gradients import Array, Factor, Network
+from nftk_jax.path_kernels.gradients import Array, Factor, Line, Network
 from nftk_jax.path_kernels.quadrature import Rule
 
 #: Aim for the temporary arrays of one chunk of intervals.
@@ -113,21 +113,13 @@ class Summation:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def add(
-        self,
-        sums: Sums,
-        start: Sequence[Array],
-        step: Sequence[Array],
-        x: Array,
-        samples: Sequence[Factor],
-        query: Array,
-        low: Array,
-        high: Array,
+        self, sums: Sums, line: Line, x: Array, samples: Sequence[Factor], query: Array, low: Array, high: Array
     ) -> Sums:
         """H plus the integrals of the gradient over parts of the step w -> w + D.
 
         Args:
           sums: H.
-          start, step: w and D, flattened.
+          line: of the step.
           x: the queries, shape (m, ...).
           samples: gradients at w, shapes (rows, ...), that the sums will be multiplied with.
           query, low, high: the intervals, shape (k,).
@@ -138,11 +130,11 @@ class Summation:
         along = jax.vmap(jax.vmap(self.network.line_gradients, (None, None, None, 0)), (None, None, 0, 0))
         kept, with_samples, with_start = dict(sums.kept), dict(sums.with_samples), dict(sums.with_start)
         with jax.default_matmul_precision("highest"):
-            for leaf, (h, delta) in enumerate(along(start, step, x[query], low[:, None] + width * nodes)):
+            for leaf, (h, delta) in enumerate(along(*line, x[query], low[:, None] + width * nodes)):
                 if leaf in self._by_point:
                     products = _by_point_products(weight, h, delta, samples[leaf])
                     with_samples[leaf] = with_samples[leaf].at[query].add(products)
-                    pushed = weight[..., None] * (h @ self._matrix(start, leaf))
+                    pushed = weight[..., None] * (h @ self._matrix(line.start, leaf))
                     with_start[leaf] = with_start[leaf].at[query].add(jnp.einsum("kje,kjce->kc", pushed, delta))
                 elif kept[leaf].ndim == 4:
                     kept[leaf] = kept[leaf].at[query].add(jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta))

@@ -41,6 +41,18 @@ class Factor(NamedTuple):
     right: Array
 
 
+class Line(NamedTuple):
+    """The line w + s D of one step, s from 0 to 1.
+
+    Attributes:
+      start: w, the parameters flattened from their tree.
+      step: D, likewise.
+    """
+
+    start: Sequence[Array]
+    step: Sequence[Array]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A function f(params, x) of a batch, taken apart into its parameters and the dense layers among them.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.path_kernels.gradient_sums import Summation
-from nftk_jax.path_kernels.gradients import Array, Factor, Network
+from nftk_jax.path_kernels.gradients import Array, Factor, Line, Network
 from nftk_jax.path_kernels.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
 from nftk_jax.path_kernels.trajectory import Loss, Report, Trajectory
 
@@ -107,14 +107,14 @@ def path_terms(
     Raises:
       ValueError: the tolerance is not positive.
     """
-    walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes, _loss_gradient(trajectory.loss))
+    walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes)
     settings, names = trajectory.settings, trajectory.network.names
     terms = np.zeros((*walk.output.shape, len(trajectory.x)))
     regulariser, by_parameter = np.zeros_like(walk.output), np.zeros((len(names), *walk.output.shape))
     intervals, errors = 0, np.zeros(len(walk.x))
     for tile, step in walk.steps(report):
         rate = settings.learning_rate / len(step.rows)
-        terms[tile, :, as_slice(step.rows, len(trajectory.x))] -= rate * step.products[..., 0]
+        terms[tile, :, as_slice(step.rows, len(trajectory.x))] -= rate * step.products
         by_parameter[:, tile] -= rate * step.split
         regulariser[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
         intervals += len(step.intervals)
@@ -130,55 +130,6 @@ def path_terms(
         bisections=intervals - settings.steps * len(walk.x),
         unresolved=None if tolerance is None else float(errors.max()),
     )
-
-
-class KernelMachine(NamedTuple):
-    """Theorem 1 for given queries: f_k(x) = b_k(x) + sum_i sum_k' a[x, i, k, k'] K[x, i, k, k'].
-
-    Attributes:
-      coefficients: a, minus the average loss derivative of output k' of sample i, weighted by the kernel; shape
-        (n_queries, n, n_outputs, n_outputs). It depends on the query (Remark 1).
-      kernel: K, the path kernel between output k of the query and output k' of the sample over the steps that used the
-        sample, same shape; not symmetric for steps of finite size.
-      bias: b, the outputs before training and what weight decay did, shape (n_queries, n_outputs).
-    """
-
-    coefficients: np.ndarray
-    kernel: np.ndarray
-    bias: np.ndarray
-
-
-def kernel_machine(
-    trajectory: Trajectory,
-    x: Array | np.ndarray,
-    *,
-    rule: Rule | None = None,
-    tolerance: float | None = None,
-    memory_bytes: int = 2**30,
-    report: Report = lambda stage, done, total: None,
-) -> KernelMachine:
-    """Write a trained network as the kernel machine of Theorem 1: kernel, coefficients and bias.
-
-    Takes n_outputs times the work and memory of `path_terms`, which sums over a sample's outputs at once.
-
-    Args and errors: see `path_terms`.
-    """
-    n_outputs = trajectory.network.n_outputs
-    walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes, _every_output)
-    derivative = jax.vmap(jax.grad(trajectory.loss))
-    settings = trajectory.settings
-    kernel = np.zeros((len(walk.x), n_outputs, len(trajectory.x), n_outputs))
-    weighted, bias = np.zeros_like(kernel), walk.start.copy()
-    for tile, step in walk.steps(report):
-        outputs = trajectory.network.output(step.params, trajectory.x[step.rows])
-        slopes = np.asarray(derivative(outputs, trajectory.y[step.rows]), np.float64)
-        share = settings.learning_rate / len(step.rows) * step.products
-        rows = as_slice(step.rows, len(trajectory.x))
-        kernel[tile, :, rows] += share
-        weighted[tile, :, rows] += share * slopes
-        bias[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
-    coefficients = -np.divide(weighted, kernel, out=np.zeros_like(kernel), where=kernel != 0)
-    return KernelMachine(np.moveaxis(coefficients, 1, 2), np.moveaxis(kernel, 1, 2), bias)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -211,8 +162,8 @@ def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Arr
 def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | None = None) -> np.ndarray:
     """The path kernel of Definition 2, by parameter: the integral of the tangent kernel over training time.
 
-    The path is the polygon through the parameters of all steps; a step takes the time of its learning rate. Unlike the
-    kernel of `kernel_machine` it is symmetric and positive semi-definite.
+    The path is the polygon through the parameters of all steps; a step takes the time of its learning rate. The kernel
+    is symmetric and positive semi-definite, unlike the one that finite steps have in `path_terms`.
 
     Args:
       trajectory: the training.
@@ -252,17 +203,13 @@ class _Step(NamedTuple):
     """What one step of training contributes to a tile of queries.
 
     Attributes:
-      number: t.
-      params: w_t, flattened.
       rows: the samples of the step.
-      products: <H_t(x), row of sample i>, shape (m, n_outputs, len(rows), rows of a sample), float64.
-      split: the same summed over samples and their rows, by parameter, shape (n_parameters, m, n_outputs).
+      products: <H_t(x), gradient of sample i's loss>, shape (m, n_outputs, len(rows)), float64.
+      split: the same summed over samples, by parameter, shape (n_parameters, m, n_outputs).
       with_params: <H_t(x), w_t>, shape (m, n_outputs).
       intervals: of the quadrature.
     """
 
-    number: int
-    params: list[Array]
     rows: np.ndarray
     products: np.ndarray
     split: np.ndarray
@@ -274,21 +221,9 @@ class _Walk:
     """A pass along a trajectory, from its last step to its first, for a tile of queries at a time."""
 
     def __init__(
-        self,
-        trajectory: Trajectory,
-        x: Array | np.ndarray,
-        rule: Rule,
-        tolerance: float | None,
-        memory_bytes: int,
-        cotangents: Callable[[Array, Array], Array],
+        self, trajectory: Trajectory, x: Array | np.ndarray, rule: Rule, tolerance: float | None, memory_bytes: int
     ) -> None:
-        """Prepare.
-
-        Args:
-          trajectory, x, rule, tolerance, memory_bytes: see `path_terms`.
-          cotangents: from a sample's outputs and target to the combinations of outputs whose gradients are multiplied
-            with H, (rows, n_outputs).
-        """
+        """Prepare; the arguments are those of `path_terms`."""
         check_tolerance(tolerance)
         network, settings = trajectory.network, trajectory.settings
         size, dtype = trajectory.batches.shape[1], trajectory.start[0].dtype
@@ -298,12 +233,9 @@ class _Walk:
         largest = float(np.abs(self.output).max())
         self._allowed = None if tolerance is None else tolerance * largest / settings.steps
         self._rounding = largest * float(jnp.finfo(dtype).eps)
-        one = jax.ShapeDtypeStruct((network.n_outputs,), dtype)
-        self._sample_rows = jax.eval_shape(cotangents, one, one).shape[0]
-        self._sums = Summation(network, rule, size * self._sample_rows, settings.momentum > 0, str(dtype))
+        self._sums = Summation(network, rule, size, settings.momentum > 0, str(dtype))
         self._queries = max(1, min(len(x), memory_bytes // self._sums.query_bytes()))
         self._chunk = self._sums.chunk(self._queries)
-        self._cotangents = cotangents
 
     def steps(self, report: Report) -> Iterator[tuple[slice, _Step]]:
         """Every step for every tile: which queries, and what it contributes to them."""
@@ -318,57 +250,41 @@ class _Walk:
         report("path", total, total)
 
     def _tile(self, x: Array) -> Iterator[_Step]:
-        sums, shape = self._sums, (len(x), self.trajectory.network.n_outputs, -1, self._sample_rows)
+        sums, trajectory = self._sums, self.trajectory
         state = sums.zeros(len(x))
-        for number, start, step in self.trajectory.points():
-            rows = self.trajectory.batches[number]
-            data = self.trajectory.x[rows], self.trajectory.y[rows]
-            samples = _sample_gradients(self.trajectory.network, self._cotangents, start, *data)
-            intervals = self._intervals(start, step, x)
-            state = sums.decay(state, self.trajectory.settings.momentum)
+        for number, start, step in trajectory.points():
+            rows, line = trajectory.batches[number], Line(start, step)
+            data = trajectory.x[rows], trajectory.y[rows]
+            samples = _sample_gradients(trajectory.network, trajectory.loss, start, *data)
+            intervals = self._intervals(line, x)
+            state = sums.decay(state, trajectory.settings.momentum)
             for part in intervals.chunks(self._chunk):
                 low, high = part.low.astype(sums.dtype), part.high.astype(sums.dtype)
-                state = sums.add(state, start, step, x, samples, part.query, low, high)
+                state = sums.add(state, line, x, samples, part.query, low, high)
             products, split, with_params = (np.asarray(a, np.float64) for a in sums.products(state, start, x, samples))
-            yield _Step(number, start, rows, products.reshape(shape), split, with_params, intervals)
+            yield _Step(rows, products, split, with_params, intervals)
 
-    def _intervals(self, start: list[Array], step: list[Array], x: Array) -> Intervals:
+    def _intervals(self, line: Line, x: Array) -> Intervals:
         if self._allowed is None:
             return Intervals.whole(len(x))
         network, rule = self.trajectory.network, self._sums.rule
         return refine(
-            lambda parts: measure_errors(network, rule, start, step, x, parts, chunk=self._chunk),
+            lambda parts: measure_errors(network, rule, line, x, parts, chunk=self._chunk),
             len(x),
             allowed=self._allowed,
             scale=self._rounding,
         )
 
 
-Cotangents = Callable[[Array, Array], Array]
-
-
-@functools.cache
-def _loss_gradient(loss: Loss) -> Cotangents:
-    """The derivative of a sample's loss in its outputs, as one row."""
-    return lambda output, target: jax.grad(loss)(output, target)[None]
-
-
-def _every_output(output: Array, target: Array) -> Array:
-    """One row an output."""
-    return jnp.eye(len(output), dtype=output.dtype)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample_gradients(network: Network, cotangents: Cotangents, params, x: Array, y: Array) -> list[Factor]:
-    """Gradients of samples, those of one sample side by side: shapes (len(x) * rows of a sample, ...)."""
+def _sample_gradients(network: Network, loss: Loss, params, x: Array, y: Array) -> list[Factor]:
+    """Gradients of every sample's loss: shapes (len(x), ...)."""
 
     def one(x, y):
-        return network.sample_gradients(params, x, lambda f: cotangents(f, y))
+        return network.sample_gradients(params, x, lambda f: jax.grad(loss)(f, y)[None])
 
-    def flatten(factor: Factor) -> Factor:
-        n, rows, size = factor.right.shape
-        left = None if factor.left is None else jnp.repeat(factor.left, rows, axis=0)
-        return Factor(left, factor.right.reshape(n * rows, size))
+    def drop_rows(factor: Factor) -> Factor:
+        return Factor(factor.left, factor.right[:, 0])
 
     with jax.default_matmul_precision("highest"):
-        return [flatten(factor) for factor in jax.vmap(one)(x, y)]
+        return [drop_rows(factor) for factor in jax.vmap(one)(x, y)]

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.mlp import check_number
-from nftk_jax.path_kernels.gradients import Array, Network
+from nftk_jax.path_kernels.gradients import Array, Line, Network
+from nftk_jax.settings import check_number
 
 #: Errors below this many units in the last place of max|f| are rounding, which bisection does not reduce.
 _ROUNDING = 16
@@ -43,7 +43,7 @@ def gauss_legendre(n: int) -> Rule:
       ValueError: `n` is not a whole number from 1 to 64.
     """
     if isinstance(n, bool) or not hasattr(n, "__index__") or not 1 <= n <= 64:
-        raise ValueError(f"the number of quadrature nodes must be a whole number from 1 to 64; got {n!r}")
+        raise ValueError(f"`quadrature`, the number of nodes, must be a whole number from 1 to 64; got {n!r}")
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return Rule(tuple(((nodes + 1) / 2).tolist()), tuple((weights / 2).tolist()))
 
@@ -112,21 +112,14 @@ def join(parts: Sequence[Intervals]) -> Intervals:
 
 
 def measure_errors(
-    network: Network,
-    rule: Rule,
-    start: Sequence[Array],
-    step: Sequence[Array],
-    x: Array,
-    intervals: Intervals,
-    *,
-    chunk: int,
+    network: Network, rule: Rule, line: Line, x: Array, intervals: Intervals, *, chunk: int
 ) -> np.ndarray:
     """The rule's error over intervals: |f(high) - f(low) - sum_q weight_q <grad f(s_q), D>|.
 
     Args:
       network: gives f.
       rule: on every interval.
-      start, step: w and D, flattened.
+      line: of the step.
       x: queries, shape (n_queries, ...).
       intervals: where.
       chunk: intervals computed at once.
@@ -134,21 +127,21 @@ def measure_errors(
     Returns:
       The largest error over outputs, shape (len(intervals),), float64.
     """
-    dtype = start[0].dtype
+    dtype = line.start[0].dtype
     found = [
-        _errors(network, rule, start, step, x, part.query, part.low.astype(dtype), part.high.astype(dtype))
+        _errors(network, rule, line, x, part.query, part.low.astype(dtype), part.high.astype(dtype))
         for part in intervals.chunks(chunk)
     ]
     return np.concatenate([np.asarray(part, np.float64) for part in found])[: len(intervals)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _errors(network: Network, rule: Rule, start, step, x: Array, query: Array, low: Array, high: Array) -> Array:
+def _errors(network: Network, rule: Rule, line: Line, x: Array, query: Array, low: Array, high: Array) -> Array:
     nodes, weights = (jnp.asarray(values, low.dtype) for values in rule)
 
     def one(row, a, b):
         def at(s):
-            return network.line_value(start, step, x[row], s)
+            return network.line_value(*line, x[row], s)
 
         slopes = jax.vmap(lambda s: jax.jvp(at, (s,), (jnp.ones_like(s),))[1])(a + (b - a) * nodes)
         first, last = jax.vmap(at)(jnp.stack([a, b]))

@@ -20,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.finite.networks import check_momentum
-from nftk_jax.finite.training import DivergenceError, LossName, mean_loss
-from nftk_jax.kernels.mlp import check_count, check_number
+from nftk_jax.finite.settings import LossName
+from nftk_jax.finite.training import DivergenceError, mean_loss
 from nftk_jax.path_kernels.gradients import Apply, Array, Network, trace_network
+from nftk_jax.path_kernels.settings import DescentSettings
 
 Loss = Callable[[Array, Array], Array]
 Report = Callable[[str, int, int], None]
+#: Parameters w and velocity v, each flattened from their tree.
+State = tuple[list[Array], list[Array]]
 
 #: A loss this many times its value at the start counts as divergence, even where it comes down again.
 DIVERGED = 100.0
@@ -36,36 +38,6 @@ DIVERGED = 100.0
 def sample_loss(name: LossName) -> Loss:
     """The loss of one sample by name, as (output, target) of shapes (n_outputs,): see `mean_loss`."""
     return lambda output, target: mean_loss(name, output[None], target[None], jnp.ones(1, output.dtype))
-
-
-@dataclasses.dataclass(frozen=True)
-class DescentSettings:
-    """Gradient descent.
-
-    Attributes:
-      steps: number of steps T.
-      learning_rate: epsilon.
-      batch_size: samples a step, all of them where None.
-      momentum: mu, from 0 to below 1.
-      weight_decay: lambda >= 0.
-
-    Raises:
-      ValueError: a value is out of range.
-    """
-
-    steps: int
-    learning_rate: float
-    batch_size: int | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        if self.batch_size is not None:
-            check_count("batch_size", self.batch_size)
-        check_number("learning_rate", self.learning_rate)
-        check_momentum(self.momentum)
-        check_number("weight_decay", self.weight_decay, zero=True)
 
 
 def draw_batches(n: int, settings: DescentSettings, rng: np.random.Generator) -> np.ndarray:
@@ -117,7 +89,7 @@ class Trajectory:
     start: list[Array]
     end: list[Array]
     _stride: int
-    _marks: list[tuple[list[Array], list[Array]]]
+    _marks: list[State]
     _kept: list[Array] | None
 
     def points(self) -> Iterator[tuple[int, list[Array], list[Array]]]:
@@ -127,7 +99,9 @@ class Trajectory:
             stack = self._kept
             if stack is None:
                 batches = self.batches[begin : begin + self._stride]
-                stack = _advance(self.network, self.loss, self.settings, self.x, self.y, *self._marks[mark], batches)[2]
+                _, stack, _ = _advance(
+                    self.network, self.loss, self.settings, (self.x, self.y), self._marks[mark], batches
+                )
             after = self.end if mark + 1 == len(self._marks) else self._marks[mark + 1][0]
             for offset in reversed(range(len(stack[0]))):
                 at, step = _step_at(stack, after, offset)
@@ -142,14 +116,28 @@ def _step_at(stack: list[Array], after: list[Array], offset: int) -> tuple[list[
     return at, [b - a for a, b in zip(at, after, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What gradient descent minimises: the mean over samples of a loss of a network's outputs.
+
+    Attributes:
+      apply: f(params, x), see `trace_network`.
+      x: training inputs, shape (n, ...).
+      y: targets, shape (n, n_outputs); one-hot for classes.
+      loss: of one sample, (output, target) -> scalar; `sample_loss` has two.
+    """
+
+    apply: Apply
+    x: Array | np.ndarray
+    y: Array | np.ndarray
+    loss: Loss
+
+
 def record_trajectory(
-    apply: Apply,
+    problem: Problem,
     params: Any,
-    x: Array | np.ndarray,
-    y: Array | np.ndarray,
     settings: DescentSettings,
     *,
-    loss: Loss,
     batches: np.ndarray | None = None,
     memory_bytes: int = 2**30,
     report: Report = lambda stage, done, total: None,
@@ -157,45 +145,31 @@ def record_trajectory(
     """Train a network and keep its path.
 
     Args:
-      apply: f(params, x), see `trace_network`.
+      problem: what is minimised.
       params: where to start, a tree of float arrays of one dtype, which is the dtype of all arithmetic.
-      x: training inputs, shape (n, ...).
-      y: targets, shape (n, n_outputs); one-hot for classes.
       settings: of the descent.
-      loss: of one sample, (output, target) -> scalar; `sample_loss` has two.
       batches: rows of every step, shape (steps, batch_size), from `draw_batches`; all rows where None.
       memory_bytes: what the kept parameters may take; below it every step is kept.
       report: called with the stage "train", the steps done and their number.
-
-    Returns:
-      The trajectory.
 
     Raises:
       ValueError: the shapes do not match.
       DivergenceError: the loss is no longer finite, or a hundred times what it was at the start.
     """
-    network = trace_network(apply, params, x)
-    if y.shape != (len(x), network.n_outputs):
-        raise ValueError(f"y must have shape ({len(x)}, {network.n_outputs}); got {y.shape}")
-    if batches is None:
-        batches = np.broadcast_to(np.arange(len(x), dtype=np.int32), (settings.steps, len(x)))
-    if batches.ndim != 2 or len(batches) != settings.steps or batches.min() < 0 or batches.max() >= len(x):
-        raise ValueError(f"batches must hold rows below {len(x)} in shape ({settings.steps}, batch_size)")
-    if (np.diff(np.sort(batches, axis=1)) == 0).any():
-        raise ValueError("a batch must not hold a sample twice")
-    start = jax.tree_util.tree_leaves(params)
-    x, y = jnp.asarray(x), jnp.asarray(y, start[0].dtype)
+    network, start = trace_network(problem.apply, params, problem.x), jax.tree_util.tree_leaves(params)
+    batches = _check_shapes(problem, network.n_outputs, settings, batches)
+    x, y = jnp.asarray(problem.x), jnp.asarray(problem.y, start[0].dtype)
     size = sum(leaf.nbytes for leaf in start)
     stride = settings.steps if size * settings.steps <= memory_bytes else math.ceil(math.sqrt(2 * settings.steps))
-    now, velocity = start, [jnp.asarray(np.zeros(leaf.shape), leaf.dtype) for leaf in start]
+    state = start, [jnp.asarray(np.zeros(leaf.shape), leaf.dtype) for leaf in start]
     marks, losses, stack = [], [], None
     for begin in range(0, settings.steps, stride):
         report("train", begin, settings.steps)
-        marks.append((now, velocity))
+        marks.append(state)
         part = batches[begin : begin + stride]
-        now, velocity, stack, found = _advance(network, loss, settings, x, y, now, velocity, part)
+        state, stack, found = _advance(network, problem.loss, settings, (x, y), state, part)
         losses.append(np.asarray(found, np.float64))
-        _check(np.concatenate(losses), now, settings)
+        _check(np.concatenate(losses), state[0], settings)
     report("train", settings.steps, settings.steps)
     return Trajectory(
         network=network,
@@ -203,37 +177,52 @@ def record_trajectory(
         x=x,
         y=y,
         batches=batches,
-        loss=loss,
+        loss=problem.loss,
         losses=np.concatenate(losses),
         start=start,
-        end=now,
+        end=state[0],
         _stride=stride,
         _marks=marks,
         _kept=stack if len(marks) == 1 else None,
     )
 
 
+def _check_shapes(
+    problem: Problem, n_outputs: int, settings: DescentSettings, batches: np.ndarray | None
+) -> np.ndarray:
+    """Raise ValueError for targets or batches that do not match; the batches, all rows where they are None."""
+    n = len(problem.x)
+    if problem.y.shape != (n, n_outputs):
+        raise ValueError(f"y must have shape ({n}, {n_outputs}); got {problem.y.shape}")
+    if batches is None:
+        return np.broadcast_to(np.arange(n, dtype=np.int32), (settings.steps, n))
+    if batches.ndim != 2 or len(batches) != settings.steps or batches.min() < 0 or batches.max() >= n:
+        raise ValueError(f"batches must hold rows below {n} in shape ({settings.steps}, batch_size)")
+    if (np.diff(np.sort(batches, axis=1)) == 0).any():
+        raise ValueError("a batch must not hold a sample twice")
+    return batches
+
+
 def _advance(
     network: Network,
     loss: Loss,
     settings: DescentSettings,
-    x: Array,
-    y: Array,
-    params: list[Array],
-    velocity: list[Array],
+    data: tuple[Array, Array],
+    state: State,
     batches: np.ndarray,
-) -> tuple[list[Array], list[Array], list[Array], Array]:
+) -> tuple[State, list[Array], Array]:
     """w and v after some steps, w before each of them, and the losses."""
     numbers = (settings.learning_rate, settings.momentum, settings.weight_decay)
-    return _scan_steps(network, loss, numbers, x, y, params, velocity, jnp.asarray(batches))
+    return _scan_steps(network, loss, numbers, data, state, jnp.asarray(batches))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scan_steps(network: Network, loss: Loss, numbers, x, y, params, velocity, batches):
-    rate, momentum, decay = (jnp.asarray(number, params[0].dtype) for number in numbers)
+def _scan_steps(network: Network, loss: Loss, numbers, data, state: State, batches):
+    (x, y), dtype = data, state[0][0].dtype
+    rate, momentum, decay = (jnp.asarray(number, dtype) for number in numbers)
 
-    def step(carry, rows):
-        now, velocity = carry
+    def step(state, rows):
+        now, velocity = state
         value, gradient = jax.value_and_grad(lambda at: jnp.mean(jax.vmap(loss)(network.output(at, x[rows]), y[rows])))(
             now
         )
@@ -241,8 +230,8 @@ def _scan_steps(network: Network, loss: Loss, numbers, x, y, params, velocity, b
         return ([w - rate * v for w, v in zip(now, velocity, strict=True)], velocity), (now, value)
 
     with jax.default_matmul_precision("highest"):
-        (params, velocity), (stack, losses) = jax.lax.scan(step, (params, velocity), batches)
-    return params, velocity, stack, losses
+        state, (stack, losses) = jax.lax.scan(step, state, batches)
+    return state, stack, losses
 
 
 def _check(losses: np.ndarray, params: list[Array], settings: DescentSettings) -> None:
@@ -254,5 +243,5 @@ def _check(losses: np.ndarray, params: list[Array], settings: DescentSettings) -
         step = int(np.argmax(bad))
         raise DivergenceError(
             f"training diverged: the loss was {losses[0]:.3g} at the start and {losses[step]:.3g} at step {step + 1} "
-            f"of {settings.steps}; lower the learning rate, {settings.learning_rate:g} now"
+            f"of {settings.steps}; lower `learning_rate`, {settings.learning_rate:g} now"
         )

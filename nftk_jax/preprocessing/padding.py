@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 #: Above this many rows nothing is padded: arithmetic takes longer than compilation.
@@ -26,3 +28,13 @@ def pad_rows(a: np.ndarray, size: int, value: float = 0.0) -> np.ndarray:
         return a
     below = np.full((size - len(a), *a.shape[1:]), value, a.dtype)
     return np.concatenate([a, below])
+
+
+def pad_kernels(k: Any, size: int) -> Any:
+    """Kernels of shape (L, size, size), zero outside of the n rows and columns given; `k` itself if n is `size`."""
+    n = k.shape[1]
+    if n == size:
+        return k
+    padded = np.zeros((len(k), size, size), k.dtype)
+    padded[:, :n, :n] = k
+    return padded

@@ -16,8 +16,8 @@ from nftk_jax.reports.reading import Metrics
 
 _CAPTIONS = {
     "accuracies": "Test accuracy. The axis does not start at zero.",
-    "omegas": "Which depths each class uses: above, the finite network's Omega, squared and scaled to weights of "
-    "kernels of unit mean diagonal (first seed); below, the infinite network's. White cells are exactly zero.",
+    "omegas": "Which depths each class uses: above, the finite network's Omega (first seed), squared and scaled to "
+    "weights of kernels of unit mean diagonal; below, the infinite network's. White cells are exactly zero.",
     "training": "How training went: the loss of every seed, and how many entries of Omega were zero after each epoch.",
 }
 
@@ -48,19 +48,19 @@ def _spread(block: Metrics) -> str:
 def agreement_words(metrics: Metrics) -> str:
     """Whether finite and infinite Omega agree, in words, with the numbers that say so."""
     block = metrics["agreement"]
-    ours, chance = block["finite_and_infinite"][0], block["finite_and_shuffled_labels"][0]
-    value, interval = ours["rank_correlation"], ours["interval"]
+    found, chance = block["finite_and_infinite"][0], block["finite_and_shuffled_labels"][0]
+    value, interval = found["rank_correlation"], found["interval"]
     if value is None:
         return "The two Omegas cannot be compared: one of them is the same everywhere."
+    low, high = found["permuted_classes"]
     text = (
         f"Rank correlation of the finite and the infinite Omega {fixed(value, 2)} (95 %: {fixed(interval[0], 2)} to "
         f"{fixed(interval[1], 2)}); with an Omega learned on shuffled labels {fixed(chance['rank_correlation'], 2)}; "
-        f"with its classes permuted {fixed(ours['permuted_classes'][0], 2)} to {fixed(ours['permuted_classes'][1], 2)}"
+        f"with its classes permuted {fixed(low, 2)} to {fixed(high, 2)}"
     )
     if block["between_seeds"]:
         known = [v for v in block["between_seeds"] if v is not None]
         text += f"; between finite networks of two seeds {fixed(sum(known) / max(len(known), 1), 2)}"
-    low, high = ours["permuted_classes"]
     if interval[0] <= 0 <= interval[1]:
         return f"{text}. The two Omegas do not agree beyond chance."
     if low <= value <= high:
@@ -95,7 +95,7 @@ def _head(metrics: Metrics) -> str:
     data, config, models = metrics["dataset"], metrics["config"], metrics["models"]
     text = (
         f"The paper's MLP and NFT-K MLP, {count(config['depth'])} hidden layers of {count(config['width'])} units, "
-        f"trained for {count(config['epochs'])} epochs, beside the infinite-width NFT-K. "
+        f"{_training_text(config)}, beside the infinite-width NFT-K. "
         f"{count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
         f"{count(data['n_features'])} features, {count(data['n_classes'])} classes."
     )
@@ -108,6 +108,15 @@ def _head(metrics: Metrics) -> str:
     return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}"
 
 
+def _training_text(config: Metrics) -> str:
+    """How long the finite networks were trained, and how."""
+    epochs = f"trained for {count(config['epochs'])} epochs"
+    if config.get("training", "joint") == "joint":
+        return epochs
+    rounds = f"{count(config['rounds'])} rounds of alternating minimisation"
+    return f"the MLP {epochs}, the NFT-K MLP for {rounds} (the paper's eqs. 9, 13 and 16)"
+
+
 def _interval(block: Metrics) -> str:
     low, high = block["test_accuracy_interval"]
     return f"95 %: {fixed(100 * low, 2)} to {fixed(100 * high, 2)}"
@@ -117,7 +126,8 @@ def _accuracy_text(metrics: Metrics) -> str:
     seeds = len(metrics["models"]["mlp"]["test_accuracy_by_seed"])
     return (
         f"All models are judged on the same test rows. Finite networks: mean over {seeds} seed{'s' * (seeds > 1)}; the "
-        "differences are paired over test rows (95 % interval of the first seed's)."
+        "advantage of the infinite network is its accuracy minus theirs, paired over test rows (95 % interval of the "
+        "first seed's)."
     )
 
 
@@ -126,7 +136,7 @@ def _model_table(metrics: Metrics) -> str:
     for name, title in MODELS.items():
         block = metrics["models"][name]
         accuracy = block["test_accuracy"]
-        gain, intervals = block.get("infinite_minus_it"), block.get("infinite_minus_it_intervals")
+        gain, intervals = block.get("infinite_advantage"), block.get("infinite_advantage_intervals")
         paired = "" if gain is None else page.small(" to ".join(fixed(100 * v, 2, sign=True) for v in intervals[0]))
         shown = "" if gain is None else fixed(100 * gain, 2, sign=True) + paired
         rows.append(
@@ -145,7 +155,7 @@ def _model_table(metrics: Metrics) -> str:
         "model",
         ">test accuracy",
         ">spread over seeds",
-        ">infinite minus it, points",
+        ">advantage of the infinite network, points",
         ">zeros in Ω<sub>n</sub>",
         ">training time",
     ]
@@ -161,13 +171,13 @@ def _zeros(block: Metrics) -> str:
 
 def _omega_text(metrics: Metrics) -> list[str]:
     why = (
-        "The tangent kernel of a network that sums its readouts with weights ω is the sum of the depths' kernels with "
-        "weights ω²; so the finite network's Omega is squared, and scaled by the mean diagonal of each depth's tangent "
-        "kernel at the start, before it is set beside the infinite network's."
+        "The finite network sums its readouts with weights ω. Its tangent kernel is the sum of the depths' kernels "
+        "with weights ω². The finite network's Omega is therefore squared, and multiplied by the mean diagonal of each "
+        "depth's tangent kernel at the start, before it is compared with the infinite network's."
     )
     zeros = (
-        "Zeros of the finite network's Omega depend on its start and on how it is kept positive: compare the zeros at "
-        "the start with those at the end."
+        "How many entries of the finite network's Omega are zero depends on how it was initialised and on how it is "
+        "kept positive. Compare the share of zeros at the start with the share at the end."
     )
     return [
         page.paragraph(why),

@@ -37,9 +37,8 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
             (axes[1], unit @ unit.T, names, names, r"$\Omega_n\Omega_n^\top$"),
             (axes[2], unit, names, depths, r"$\Omega_n$"),
         ):
-            image = figures.heatmap(
-                ax, data, vertical, horizontal, vmax=float(max(data.max(), 1e-9)), colours=colours, aspect="auto"
-            )
+            limits = 0.0, float(max(data.max(), 1e-9))
+            image = figures.heatmap(ax, data, vertical, horizontal, limits=limits, colours=colours, aspect="auto")
             note = f"zeros {percent((unit == 0).mean(), 0)}" if ax is axes[2] else ""
             figures.set_title(ax, f"{name}: {title}", note)
             figures.name_axes(
@@ -95,10 +94,12 @@ def draw_training(metrics: Metrics) -> figures.Figure:
     left.legend(frameon=False, fontsize=9)
     left.set_yscale("log")
     right.set_ylim(bottom=0)
-    figures.set_title(left, "training loss, mean over the epoch", "")
+    alternating = metrics["config"].get("training") == "alternating"
+    of = "epoch (NFT-K MLP: after each round, with the anchor)" if alternating else "epoch"
+    figures.set_title(left, f"training loss, mean over the {of}", "")
     figures.set_title(right, "zeros in Omega (%), from the start on", "")
     for ax, label in ((left, "loss"), (right, "zeros")):
-        figures.name_axes(ax, label, "epoch", "")
+        figures.name_axes(ax, label, "epoch or round" if alternating else "epoch", "")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["right", "top"]].set_visible(False)
         ax.grid(color="#d9d9d9", linewidth=0.7)

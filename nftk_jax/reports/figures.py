@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from nftk_jax.reports.colours import ink_on
-from nftk_jax.reports.formats import DASH
+from nftk_jax.reports.formats import DASH, shorten
 from nftk_jax.reports.reading import every
 
 DPI = 150
@@ -42,12 +42,46 @@ def colour_map(name: str) -> Colormap:
     return matplotlib.colormaps[name].with_extremes(bad="white")
 
 
-def printable(names: Sequence[str], longest: int = 18) -> list[str]:
-    """Names as the figure can print them: shortened, and numbered where the font lacks a character."""
+def printable(names: Sequence[str], longest: int = 18, *, tail: int = 0) -> list[str]:
+    """Names as the figure can print them: shortened, and numbered where the font lacks a character.
+
+    See `formats.shorten`.
+    """
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     printable = [all(font.get_char_index(ord(c)) for c in name) for name in names]
-    short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+    short = [shorten(name, longest, tail=tail) for name in names]
     return [name if ok else f"no. {i + 1}" for i, (name, ok) in enumerate(zip(short, printable, strict=True))]
+
+
+def column_names(names: Sequence[str]) -> list[str]:
+    """The kernels' names as the figure can print them."""
+    return printable(names, 32, tail=16)
+
+
+def in_two_lines(texts: Sequence[str], longest: int) -> list[str]:
+    """Texts, those that are too long for one line broken before their bracket."""
+    return [text.replace(" (", "\n(", 1) if len(text) > longest else text for text in texts]
+
+
+def room_for(names: Sequence[str], side: float) -> float:
+    """Inches that names take beside a side of a heatmap, `side` inches long, beyond those of a number."""
+    longest = max(map(len, names))
+    return _type_size(72 * side / len(names)) / 120 * longest if longest > 3 else 0.0
+
+
+def room_below(names: Sequence[str], side: float) -> float:
+    """Inches that they take below it: none unless they are turned, see `fit_text`."""
+    return room_for(names, side) if _are_turned(names, 72 * side / len(names)) else 0.0
+
+
+def _type_size(room: float) -> float:
+    """Of names that stand `room` points apart."""
+    return float(np.clip(0.85 * room, 6, 9))
+
+
+def _are_turned(names: Sequence[str], room: float) -> bool:
+    """Whether names are wider than the columns below which they stand, in points."""
+    return max(map(len, names)) * 5.5 > room
 
 
 def set_title(ax: Axes, text: str, note: str) -> None:
@@ -71,12 +105,15 @@ def heatmap(
     *,
     colours: Colormap,
     aspect: Literal["equal", "auto"],
-    vmax: float,
-    vmin: float = 0.0,
+    limits: tuple[float, float],
 ) -> AxesImage:
-    """An image of `data` with its zeros masked, thin lines between the cells and a name at every row and column."""
+    """An image of `data` with its zeros masked, thin lines between the cells and a name at every row and column.
+
+    `limits` are the values at both ends of the colours.
+    """
+    low, high = limits
     masked = np.ma.masked_where((data == 0) | np.isnan(data), data)
-    image = ax.imshow(masked, cmap=colours, vmin=vmin, vmax=max(vmax, vmin + 1e-9), aspect=aspect)
+    image = ax.imshow(masked, cmap=colours, vmin=low, vmax=max(high, low + 1e-9), aspect=aspect)
     ax.set_xticks(range(len(columns)), labels=columns, parse_math=False)
     ax.set_yticks(range(len(rows)), labels=rows, parse_math=False)
     if max(len(rows), len(columns)) <= 60:
@@ -109,12 +146,15 @@ def fit_text(figure: Figure, write: Callable[[float], str]) -> None:
     figure.draw_without_rendering()
     for ax in heatmaps:
         wide, high = _cell_size(ax)
-        longest = max(len(label.get_text()) for label in ax.get_xticklabels())
-        turned = longest * 5.5 > wide
-        _thin(ax.xaxis, wide, turned=turned)
+        names = [label.get_text() for label in ax.get_xticklabels()]
+        ax.tick_params(axis="y", labelsize=_type_size(high))
+        if _are_turned(names, wide) and max(map(len, names)) > 1:
+            ax.tick_params(axis="x", labelsize=_type_size(wide), labelrotation=90)
+    figure.draw_without_rendering()  # the cells have the room now that the names leave
+    for ax in heatmaps:
+        wide, high = _cell_size(ax)
+        _thin(ax.xaxis, wide, turned=_are_turned([label.get_text() for label in ax.get_xticklabels()], wide))
         _thin(ax.yaxis, high, turned=True)
-        if turned and longest > 1:
-            ax.tick_params(axis="x", labelrotation=90)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it stays as it is laid out now
     for ax in heatmaps:
@@ -134,7 +174,7 @@ def _cell_size(ax: Axes) -> tuple[float, float]:
 
 def _thin(axis: Axis, room: float, *, turned: bool) -> None:
     """Shrink an axis's tick labels to `room` points each, and below six points label every second, third, ..."""
-    size = float(np.clip(0.85 * room, 6, 9)) if turned else 9.0
+    size = _type_size(room) if turned else 9.0
     labels = [label.get_text() for label in axis.get_ticklabels()]
     kept = every(range(len(labels)), len(labels) * room / (1.1 * size)) if turned else range(len(labels))
     axis.set_ticks(list(kept), labels=[labels[i] for i in kept], parse_math=False, fontsize=size)

@@ -20,6 +20,7 @@ from nftk_jax.reports.reading import (
     every,
     floats,
     indistinguishable_of,
+    kernel_names,
     kernel_noun,
     noun,
     nouns,
@@ -38,44 +39,54 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     cell that cannot be told from equal weights or from those of shuffled labels is hatched.
     """
     unit = normalise_rows(omega_of(metrics))
-    n_classes, depth = unit.shape
     kernel = kernel_noun(metrics)
-    names, depths = figures.printable(class_names(metrics)), [str(i + 1) for i in range(depth)]
-    row = 0.26 if n_classes <= 20 else 0.17
-    high = float(np.clip(row * n_classes, 0.5, 14.0))
-    sides = np.clip([0.3 * depth, 0.3 * n_classes], 1.7, [4.0, 6.0])
-    sides *= min(1.0, (7.9 - 0.08 * max(map(len, names))) / float(sides.sum()))
-    low = float(sides.max()) + (0.08 * max(map(len, names)) if n_classes > 5 else 0.0)
-    figure = figures.new_figure(high + low + 1.8)
-    grid = figure.add_gridspec(2, 1, height_ratios=[high + 0.8, low + 1.0])
+    names, columns = figures.printable(class_names(metrics)), figures.column_names(kernel_names(metrics))
+    high, low, sides = _omega_sizes(names, columns)
+    figure = figures.new_figure(high + low)
+    grid = figure.add_gridspec(2, 1, height_ratios=[high, low])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     sequential = figures.colour_map("viridis_r")
-    same = rows_are_equal(unit) and n_classes > 1
-    where = f"(the same in all {nouns(metrics)})" if same else f"in every {noun(metrics)}"
+    same = rows_are_equal(unit) and len(names) > 1
+    where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
-    image = figures.heatmap(ax, unit, names, depths, vmax=1.0, colours=sequential, aspect="auto")
-    greyed = indistinguishable_of(metrics)
-    if greyed is not None:
-        figures.hatch(ax, greyed)
+    image = figures.heatmap(ax, unit, names, columns, limits=(0.0, 1.0), colours=sequential, aspect="auto")
+    hatched = indistinguishable_of(metrics)
+    if hatched is not None:
+        figures.hatch(ax, hatched)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     figures.set_title(
         ax,
         rf"$\Omega_n$: weight of every {kernel} {where}",
-        f"white = exactly 0: {zeros}" + ("" if greyed is None else "; hatched = could as well be equal or chance"),
+        f"white: exactly 0 ({zeros})"
+        + ("" if hatched is None else "; hatched: not distinguishable from equal or chance"),
     )
     figures.name_axes(ax, "omega_n", kernel, noun(metrics))
     figures.colour_bar(top, image, ax, 0.012)
-    left, right = bottom.subplots(1, 2, width_ratios=[float(s) for s in sides])
+    left, right = bottom.subplots(1, 2, width_ratios=sides)
     for ax, data, labels, label, title, axis in (
-        (left, unit.T @ unit, depths, "layers", rf"$\Omega_n^\top\Omega_n$: {kernel}s", kernel),
+        (left, unit.T @ unit, columns, "layers", rf"$\Omega_n^\top\Omega_n$: {kernel}s", kernel),
         (right, unit @ unit.T, names, "classes", rf"$\Omega_n\Omega_n^\top$: {nouns(metrics)}", noun(metrics)),
     ):
-        image = figures.heatmap(ax, data, labels, labels, vmax=float(data.max()), colours=sequential, aspect="equal")
+        image = figures.heatmap(
+            ax, data, labels, labels, limits=(0.0, float(data.max())), colours=sequential, aspect="equal"
+        )
         figures.set_title(ax, title, "")
         figures.name_axes(ax, label, axis, axis)
         figures.colour_bar(bottom, image, ax)
     figures.fit_text(figure, lambda v: weight(v, 2))
     return figure
+
+
+def _omega_sizes(names: list[str], columns: list[str]) -> tuple[float, float, list[float]]:
+    """Inches: heights of the upper and the lower half of Fig. 2, and widths of the lower half's two matrices."""
+    n_classes, n_kernels = len(names), len(columns)
+    high = float(np.clip((0.26 if n_classes <= 20 else 0.17) * n_classes, 0.5, 14.0))
+    sides = np.clip([0.3 * n_kernels, 0.3 * n_classes], 1.7, [4.0, 6.0])
+    beside = 0.08 * max(map(len, names)) + figures.room_for(columns, float(sides[0]))
+    sides *= min(1.0, (7.9 - beside) / float(sides.sum()))
+    below = figures.room_below(columns, 7.5), figures.room_below(columns, float(sides[0]))
+    low = float(sides.max()) + max(0.08 * max(map(len, names)) if n_classes > 5 else 0.0, below[1])
+    return high + below[0] + 0.8, low + 1.0, [float(side) for side in sides]
 
 
 def draw_baselines(metrics: Metrics) -> figures.Figure:
@@ -91,7 +102,8 @@ def draw_baselines(metrics: Metrics) -> figures.Figure:
         figures.draw_dot(left, y, row.score, row.interval, score.factor, ours=ours, text=score.value(row.score))
         if not ours:
             figures.draw_dot(right, y, row.difference, row.difference_interval, score.factor, ours=False, text="")
-    left.set_yticks(range(len(rows)), labels=figures.printable([row.label for row in rows], 26), parse_math=False)
+    labels = figures.in_two_lines(figures.printable([row.label for row in rows], 52, tail=16), 26)
+    left.set_yticks(range(len(rows)), labels=labels, parse_math=False)
     left.set_ylim(len(rows) - 0.4, -0.6)
     for tick, row in zip(left.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row.key == "ours" else "normal")
@@ -167,23 +179,24 @@ def draw_search(metrics: Metrics) -> figures.Figure | None:
 
 
 def draw_identifiability(metrics: Metrics) -> figures.Figure:
-    """Draw how alike the depths' kernels are: their alignment, and the eigenvalues of their Gram matrix.
+    """Draw how alike the kernels are: their alignment, and the eigenvalues of their Gram matrix.
 
     Eigenvalues are divided by the largest; those below 1e-3 do not count towards the rank. The axes are labelled
     "alignment" and "eigenvalues".
     """
     block = metrics["identifiability"]
     alignment = floats(block["alignment"])
-    depth = len(alignment)
-    figure = figures.new_figure(float(np.clip(0.36 * depth, 2.2, 5.0)) + 1.2)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1])
-    depths = [str(i + 1) for i in range(depth)]
+    depth, columns = len(alignment), figures.column_names(kernel_names(metrics))
+    side = float(np.clip(0.36 * depth, 2.2, 5.0))
+    beside, below = figures.room_for(columns, side), figures.room_below(columns, side)
+    figure = figures.new_figure(side + below + 1.2)
+    left, right = figure.subplots(1, 2, width_ratios=[1 + 0.2 * beside, 1])
     low = min(float(np.nanmin(alignment)), 1 - 1e-3)
     image = figures.heatmap(
-        left, alignment, depths, depths, vmin=low, vmax=1.0, colours=figures.colour_map("viridis_r"), aspect="equal"
+        left, alignment, columns, columns, limits=(low, 1.0), colours=figures.colour_map("viridis_r"), aspect="equal"
     )
     kernel = kernel_noun(metrics)
-    figures.set_title(left, f"alignment of two {kernel}s' kernels (1 = the same)", "")
+    figures.set_title(left, "alignment of two kernels (1: the same)", "")
     figures.name_axes(left, "alignment", kernel, kernel)
     figures.colour_bar(figure, image, left)
     values = floats(block["gram_eigenvalues"])

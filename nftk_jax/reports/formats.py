@@ -92,6 +92,11 @@ def memory(value: Any) -> str:
     return f"{number:.0f} bytes"
 
 
+def shorten(text: str, longest: int, *, tail: int = 0) -> str:
+    """At most `longest` letters of a text; `tail` of them are its last ones, by which kernels of one group differ."""
+    return text if len(text) <= longest else f"{text[: longest - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def clean(text: Any) -> str:
     """One printable line: white space becomes a space, control and direction characters a replacement mark.
 

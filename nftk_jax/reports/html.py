@@ -11,16 +11,20 @@ from pathlib import Path
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import page
 from nftk_jax.reports.colours import cell_style
-from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, significant, weight
+from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, shorten, significant, weight
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
+    dropped_kernels,
     family_words,
     headline,
     indistinguishable_of,
+    kernel_labels,
+    kernel_names,
     kernel_noun,
     kernel_omega_of,
+    method_words,
     noun,
     nouns,
     omega_of,
@@ -32,10 +36,11 @@ from nftk_jax.reports.reading import (
 )
 
 _MOST_CELLS = 4000
+_WIDEST_HEAD = 8  # letters; the heads of narrow columns stand upright if one has more
 
 _FIGURES = {
-    "omega": "Weights by {noun} and {kernel}, and what they share: {kernel}s that the same {nouns} use, {nouns} that "
-    "use the same {kernel}s. White cells are exactly zero.",
+    "omega": "Above, the weight of every {kernel} for every {noun}. Below, which {kernel}s are used by the same "
+    "{nouns}, and which {nouns} use the same {kernel}s. White cells are exactly zero.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
     "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
@@ -95,14 +100,14 @@ def _head(metrics: Metrics) -> str:
     depth, kernel, search = omega_of(metrics).shape[1], kernel_noun(metrics), metrics.get("search")
     rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
     learned = (
-        f"learned on {count(data.get('n_search'))} rows by projected gradient descent "
+        f"learned on {count(data.get('n_search'))} rows by {method_words(metrics)} "
         f"({page.as_text(search['objective'])} objective, {page.as_text(search['constraint'])})"
         if search
         else f"the same for every {kernel} (nothing was learned)"
     )
     text = (
-        f"Kernel ridge regression with the tangent kernels of {family_words(metrics)}, "
-        f"one weighted sum of {kernel}s per {noun(metrics)}. "
+        f"Kernel ridge regression with {page.as_text(family_words(metrics))}: "
+        f"one weighted sum of them per {noun(metrics)}. "
         f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
         f"{count(data['n_features'])} features, {rows}."
     )
@@ -135,14 +140,15 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
     )
     if rows_are_equal(omega_of(metrics)) and len(metrics["omega"]) > 1:
         intro += f" All {many} have the same weights in this run."
-    dropped = metrics.get("dropped_depths") or []
+    dropped = dropped_kernels(metrics)
     if dropped:
-        intro += f" No {one} uses {kernel}{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}."
+        intro += f" No {one} uses {page.as_text(dropped)}."
     verdict = page.paragraph(page.as_text(metrics["identifiability"].get("verdict") or DASH))
     if indistinguishable_of(metrics) is not None:
         verdict += page.paragraph(
-            "Hatched cells say nothing: within one standard error of the held-out error their weight could as well be "
-            "that of equal weights, or of weights learned on shuffled labels. Hover over a cell for its whole range."
+            "Hatched cells say nothing: within one standard error of the held-out error, their weight cannot be "
+            "distinguished from an equal weight or from one learned on shuffled labels. Hover over a cell to see its "
+            "range."
         )
     why = page.paragraph(f'<a href="#alike">Why: how alike the {kernel}s are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
@@ -162,9 +168,9 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
 
 def _heat_table(metrics: Metrics) -> str:
     omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
-    names, depth, column = class_names(metrics), omega.shape[1], kernel_noun(metrics)
+    names, labels, depth = class_names(metrics), kernel_labels(metrics), omega.shape[1]
     spread = metrics["identifiability"].get("omega_std")
-    greyed, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
+    hatched, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))
     lines = []
     for i, name in enumerate(names[:shown]):
@@ -174,23 +180,27 @@ def _heat_table(metrics: Metrics) -> str:
             if ranges is not None:
                 deviation += f" (at no cost: {weight(ranges[i][j][0])} to {weight(ranges[i][j][1])})"
             hover = (
-                f"{noun(metrics)} {name}, {column} {j + 1}: weight {significant(omega[i, j], 4)}{deviation}, "
+                f"{noun(metrics)} {name}, {labels[j]}: weight {significant(omega[i, j], 4)}{deviation}, "
                 f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
             )
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
             look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
             data = "".join(f' data-{key}="{page.as_text(v)}"' for key, v in zip("nwk", values, strict=True))
-            data += ' data-unsure="1"' if greyed is not None and greyed[i, j] else ""
+            data += ' data-unsure="1"' if hatched is not None and hatched[i, j] else ""
             cells.append(f'<td {look} title="{page.as_text(hover)}"{data}>{page.as_text(values[0])}</td>')
         lines.append(f'<tr><th scope="row" title="{page.as_text(name)}">{page.as_text(name)}</th>{"".join(cells)}</tr>')
     if shown < len(names):
         lines.append(
             f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
         )
-    head = "".join(f'<th scope="col">{j + 1}</th>' for j in range(depth))
+    columns = [shorten(name, 32, tail=16) for name in kernel_names(metrics)]
+    turned = max(map(len, columns)) > _WIDEST_HEAD
+    head = "".join(
+        page.column_head(column, label, turned=turned) for column, label in zip(columns, labels, strict=True)
+    )
     scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
     return (
-        f'<table class="heat"><thead><tr><th scope="col">{column}</th>{head}</tr></thead>\n<tbody>\n'
+        f'<table class="heat"><thead><tr><th scope="col">{kernel_noun(metrics)}</th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
     )
@@ -226,10 +236,15 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
 
 def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
     block, kernel = metrics["identifiability"], kernel_noun(metrics)
+    alike = (
+        "Where two kernels are nearly the same,"
+        if kernel == "kernel"
+        else f"Tangent kernels of neighbouring {kernel}s are nearly the same kernel, so"
+    )
     text = (
-        f"Tangent kernels of neighbouring {kernel}s are nearly the same kernel, so quite different weights can give "
-        "nearly the same model. A pattern in the weights means something only where the kernels differ, the weights "
-        "stay put when the training rows are resampled, and they beat weights learned on shuffled labels."
+        f"{alike} quite different weights can give nearly the same model. A pattern in the weights means something "
+        "only where the kernels differ, the weights stay put when the training rows are resampled, and they beat "
+        "weights learned on shuffled labels."
     )
     numbers = (
         f"{rank_words(metrics)} at a resolution of 0.1 %; condition number of their Gram matrix "
@@ -267,8 +282,8 @@ def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
             )
         )
     text = (
-        f"Projected gradient descent on the {page.as_text(search['objective'])} objective "
-        f"({page.as_text(search['constraint'])})."
+        f"{method_words(metrics)[0].upper()}{method_words(metrics)[1:]} on the {page.as_text(search['objective'])} "
+        f"objective ({page.as_text(search['constraint'])})."
     )
     if search.get("message"):
         text += f" {page.as_text(str(search['message']).rstrip('.'))}."

@@ -84,6 +84,13 @@ def table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wi
     return f'<div class="scroll">{whole}</div>'
 
 
+def column_head(text: str, title: str, *, turned: bool) -> str:
+    """The head of a narrow column, both arguments plain text; turned, it stands upright and may be long."""
+    if turned:
+        return f'<th scope="col" class="turned" title="{as_text(title)}"><span>{as_text(text)}</span></th>'
+    return f'<th scope="col" title="{as_text(title)}">{as_text(text)}</th>'
+
+
 def row(cells: Iterable[str], style: str = "") -> str:
     return f'<tr class="{style}">{"".join(cells)}</tr>' if style else f"<tr>{''.join(cells)}</tr>"
 

@@ -164,9 +164,8 @@ def _diverging(
 ) -> Any:
     """A heatmap of signed numbers, white at zero."""
     largest = float(np.nanmax(np.abs(data), initial=1e-9))
-    image = figures.heatmap(
-        ax, data, rows, columns, vmin=-largest, vmax=largest, colours=figures.colour_map("RdBu"), aspect="auto"
-    )
+    colours = figures.colour_map("RdBu")
+    image = figures.heatmap(ax, data, rows, columns, limits=(-largest, largest), colours=colours, aspect="auto")
     figures.set_title(ax, title, "")
     figures.name_axes(ax, title, "", "")
     figures.colour_bar(figure, image, ax, 0.012)

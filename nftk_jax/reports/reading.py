@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from nftk_jax.assessment.metrics import wilson_interval
-from nftk_jax.reports.formats import DASH, clean, finite, fixed, percent, significant
+from nftk_jax.reports.formats import DASH, clean, count, finite, fixed, percent, significant
 
 Metrics = Mapping[str, Any]
 Interval = tuple[float, float]
@@ -72,7 +72,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the comparison: a model, its score, and ours minus it with the paired interval."""
+    """One line of the comparison: a model, its score, and this run's model minus it with the paired interval."""
 
     key: str
     label: str
@@ -110,23 +110,22 @@ def headline(metrics: Metrics) -> Comparison:
 
 
 def comparisons(metrics: Metrics) -> list[Comparison]:
-    """This model and every baseline, ours first.
+    """This model, then every baseline.
 
-    On large data the baselines are compared on the search subset, ours alike; then that model of ours, which the
-    differences belong to, is a second line of its own.
+    On large training sets the baselines are solved on fewer rows. This model, solved on the same rows, is then a second
+    line, and the differences are between it and the baselines.
     """
     key = score_of(metrics).key
     baselines = [
         _baseline(name, entry, key, metrics) for name, entry in (metrics.get("baselines") or {}).items() if entry
     ]
-    first = headline(metrics)
-    compared = [b.score + b.difference for b in baselines if b.score is not None and b.difference is not None]
-    ours = [first]
-    if compared and first.score is not None and abs(float(np.median(compared)) - first.score) > 1e-6:
-        score = float(np.median(compared))
-        text = "solved on the rows the baselines were given: the differences refer to this one"
-        ours.append(Comparison("ours_compared", "this model, same rows", text, score, _wilson(score, metrics)))
-    return ours + baselines
+    models = [headline(metrics)]
+    rows = metrics.get("baselines_rows") or {}
+    n, score = finite(rows.get("n_train")), finite(rows.get(key))
+    if n is not None and score is not None and n != metrics["dataset"]["n_train"]:
+        text = f"solved on {count(n)} rows, as the baselines are: the differences refer to this one"
+        models.append(Comparison("ours_compared", "this model, same rows", text, score, _wilson(score, metrics)))
+    return models + baselines
 
 
 def _baseline(name: str, entry: Metrics, key: str, metrics: Metrics) -> Comparison:
@@ -134,7 +133,7 @@ def _baseline(name: str, entry: Metrics, key: str, metrics: Metrics) -> Comparis
     words = {"nouns": nouns(metrics), "kernel": kernel_noun(metrics), "single": single_noun(metrics)}
     label, description = label.format(**words), description.format(**words)
     if entry.get("depth") is not None:
-        label = f"{label} ({entry['depth']})"
+        label = f"{label} ({_single_name(entry['depth'], metrics)})"
     settings = [f"{s} {range_words(entry[s])}" for s in ("width", "ridge") if entry.get(s) is not None]
     if settings:
         description = f"{description} ({', '.join(settings)})"
@@ -169,22 +168,75 @@ def nouns(metrics: Metrics) -> str:
 
 
 def kernel_noun(metrics: Metrics) -> str:
-    """What a column of Omega stands for: a depth, an increment of depth, or a layer."""
-    return {"increments": "increment", "layers": "layer"}.get(str(metrics.get("basis")), "depth")
+    """The word for a column of Omega: "depth", "increment", "layer" or "kernel"."""
+    return clean(metrics["kernel_name"])
+
+
+def kernel_labels(metrics: Metrics) -> list[str]:
+    """What a person reads for every column of Omega: "depth 3", "pixels: rbf width 2.5"."""
+    return [clean(kernel["label"]) for kernel in metrics["kernels"]]
+
+
+def kernel_names(metrics: Metrics) -> list[str]:
+    """The labels where the word for a column stands beside them: "3" of "depth 3", if all labels begin so."""
+    labels, word = kernel_labels(metrics), f"{kernel_noun(metrics)} "
+    alike = all(label.startswith(word) and len(label) > len(word) for label in labels)
+    return [label.removeprefix(word) for label in labels] if alike else labels
+
+
+def dropped_kernels(metrics: Metrics) -> str:
+    """The kernels that no class uses, in words: "depth 3", "depths 3 and 4"; empty where each is used."""
+    names, used = kernel_names(metrics), np.count_nonzero(omega_of(metrics), axis=0)
+    dropped = [name for name, is_used in zip(names, used, strict=True) if not is_used]
+    return f"{kernel_noun(metrics)}{'s' * (len(dropped) > 1)} {in_words(dropped)}" if dropped else ""
+
+
+def in_words(names: Sequence[str], letters: int = 120) -> str:
+    """Names as a sentence lists them, as many as fit: "1, 2 and 3"; "pixels: depth 1", "rows: depth 1" and 12 more."""
+    if any(" " in name for name in names):
+        names = [f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}" for name in names]
+    shown = max(1, sum(total <= letters for total in np.cumsum([len(name) + 2 for name in names])))
+    parts = [*names[:shown], f"{len(names) - shown} more"] if shown < len(names) else list(names)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def single_noun(metrics: Metrics) -> str:
-    """What the baseline with a single kernel chooses: a layer, or else a depth."""
-    return "layer" if kernel_noun(metrics) == "layer" else "depth"
+    """What the baseline with a single kernel chooses; among increments it chooses a depth."""
+    kernel = kernel_noun(metrics)
+    return "depth" if kernel == "increment" else kernel
+
+
+def _single_name(number: int, metrics: Metrics) -> str:
+    """The choice of that baseline, a number from 1, by the name of its column of Omega."""
+    names = kernel_names(metrics)
+    return names[number - 1] if 1 <= number <= len(names) else str(number)
 
 
 def family_words(metrics: Metrics) -> str:
-    """The kernels that are combined: "infinitely wide networks of depths 1 to 10"."""
-    size, kernel = omega_of(metrics).shape[1], kernel_noun(metrics)
-    if kernel == "layer":
-        return f"an infinitely wide network of depth {size - 1}, taken apart into its {size} layers"
-    networks = "infinitely wide networks of " + ("depth 1" if size == 1 else f"depths 1 to {size}")
-    return networks + (", each less the one before" if kernel == "increment" else "")
+    """The kernels that are combined: "the tangent kernels of infinitely wide networks of depths 1 to 10"."""
+    kernels, word = metrics["kernels"], kernel_noun(metrics)
+    size, names = len(kernels), kernel_names(metrics)
+    kind = "NNGP" if all(kernel.get("kind") == "nngp" for kernel in kernels) else "tangent"
+    if word == "layer":
+        return (
+            f"the {kind} kernel of an infinitely wide network of depth {size - 1}, taken apart into its {size} layers"
+        )
+    if word not in ("depth", "increment"):
+        return f"the kernel {in_words(names)}" if size == 1 else f"{size} kernels ({in_words(names)})"
+    consecutive = size > 2 and names == [str(i + 1) for i in range(size)]
+    depths = f"1 to {size}" if consecutive else in_words(names)
+    kernels_of = f"the {kind} kernel{'s' * (size > 1)} of "
+    networks = (
+        f"an infinitely wide network of depth {depths}" if size == 1 else f"infinitely wide networks of depths {depths}"
+    )
+    return kernels_of + networks + (", each less the one before" if word == "increment" and size > 1 else "")
+
+
+def method_words(metrics: Metrics) -> str:
+    """How the search descended: "quasi-Newton steps"."""
+    if metrics["search"].get("method") == "projected-gradient":
+        return "projected gradient descent with a fixed step"
+    return "quasi-Newton steps"
 
 
 def class_names(metrics: Metrics) -> list[str]:
@@ -224,11 +276,11 @@ def rows_are_equal(omega: np.ndarray) -> bool:
     return bool(np.all(omega == omega[:1]))
 
 
-def favourite_depths(row: np.ndarray, limit: int) -> tuple[list[tuple[int, float]], int]:
-    """The `limit` heaviest depths of a class as (depth, share of the row's sum), and how many more are not zero."""
+def favourite_kernels(row: np.ndarray, limit: int) -> tuple[list[tuple[int, float]], int]:
+    """The `limit` heaviest kernels of a class as (column, share of the row's sum), and how many more are not zero."""
     used = int(np.count_nonzero(row))
     order = np.argsort(-row, kind="stable")[: min(limit, used)]
-    return [(int(i) + 1, float(row[i] / row.sum())) for i in order], used - len(order)
+    return [(int(i), float(row[i] / row.sum())) for i in order], used - len(order)
 
 
 def range_words(values: Any) -> str:
@@ -271,7 +323,7 @@ def every(items: Sequence[int] | np.ndarray, most: float) -> list[int]:
 
 
 def difference_text(row: Comparison, metrics: Metrics) -> str:
-    """The paired difference of a comparison with its interval; nothing for our own model."""
+    """The paired difference of a comparison with its interval; nothing for this run's own model."""
     score = score_of(metrics)
     if row.difference is None:
         return ""

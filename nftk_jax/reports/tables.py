@@ -14,9 +14,11 @@ from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
+    dropped_kernels,
     family_words,
-    favourite_depths,
+    favourite_kernels,
     headline,
+    kernel_names,
     kernel_noun,
     noun,
     nouns,
@@ -40,14 +42,14 @@ def summary(metrics: Metrics) -> RenderableType:
       metrics: the content of metrics.json.
 
     Returns:
-      A rich renderable: the score, the baselines, the depths each class uses, whether Omega can be read, how far
+      A rich renderable: the score, the baselines, the kernels each class uses, whether Omega can be read, how far
       the numbers can be trusted, and the time taken.
     """
     parts: list[RenderableType] = [_headline(metrics), _baselines(metrics)]
     note = metrics.get("baselines_note")
     if note:
         parts.append(_wrapped(clean(note), style="dim"))
-    parts += [Text(), _depths(metrics), Text(), _identifiability(metrics), Text(), _trust(metrics)]
+    parts += [Text(), _kernels(metrics), Text(), _identifiability(metrics), Text(), _trust(metrics)]
     return Group(*parts)
 
 
@@ -85,9 +87,9 @@ def _headline(metrics: Metrics) -> Padding:
 def _baselines(metrics: Metrics) -> Table:
     score = score_of(metrics)
     table = _table()
-    table.add_column(f"Test {score.name}", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column(f"Test {score.name}", ratio=1, overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("ours minus it" + (", points" if score.unit else ""), justify="right", no_wrap=True)
+    table.add_column("gain over it" + (", points" if score.unit else ""), justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     for row in comparisons(metrics):
         ours = row.key.startswith("ours")
@@ -98,25 +100,27 @@ def _baselines(metrics: Metrics) -> Table:
     return table
 
 
-def _depths(metrics: Metrics) -> RenderableType:
-    """The depths each class uses, with their share of its weight."""
+def _kernels(metrics: Metrics) -> RenderableType:
+    """The kernels each class uses, with their share of its weight."""
     omega, names, kernel = omega_of(metrics), class_names(metrics), kernel_noun(metrics)
+    columns = kernel_names(metrics)
     table = _table()
     table.add_column(noun(metrics).capitalize(), max_width=24, overflow="ellipsis", no_wrap=True)
     table.add_column(f"{kernel}s it uses (share of its weight)", ratio=1)
     if len(names) > 1 and rows_are_equal(omega):
         names, omega = [f"all {len(names)}"], omega[:1]
     for name, row in list(zip(names, omega, strict=True))[:_MOST_CLASSES]:
-        used, more = favourite_depths(row, 4)
-        text = ",  ".join(f"{depth} ({share_words(share)})" for depth, share in used) or "none"
+        used, more = favourite_kernels(row, 4)
+        text = ",  ".join(f"{columns[place]} ({share_words(share)})" for place, share in used) or "none"
         text += f"  and {more} more" if more else ""
-        table.add_row(Text(name), f"every {kernel}, equally" if len(row) > 1 and np.all(row == row[0]) else text)
+        equal = len(row) > 1 and np.all(row == row[0])
+        table.add_row(Text(name), Text(f"every {kernel}, equally" if equal else text))
     if len(names) > _MOST_CLASSES:
         table.add_row("…", f"{len(names) - _MOST_CLASSES} more in omega.csv and report.html", style="dim")
-    dropped = metrics.get("dropped_depths") or []
+    dropped = dropped_kernels(metrics)
     text = f"{percent(metrics.get('zeros_in_omega_n'), 0)} of the weights are exactly zero"
     if dropped:
-        text += f"; no {noun(metrics)} uses {kernel}{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))}"
+        text += f"; no {noun(metrics)} uses {dropped}"
     return Group(table, _wrapped(text + ".", style="dim"))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.preprocessing.padding import pad_kernels, pad_rows, padded_size
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 
@@ -132,7 +132,7 @@ class CholeskySolver(RidgeSolver):
         jitter, conditions, done = 0.0, [], 0
         for number, row in enumerate(distinct):
             members = np.flatnonzero(group.ravel() == number)
-            k = pad_kernels(self._rows.gram(row[None, :-1]), size)[0]
+            k = jnp.asarray(pad_kernels(self._rows.gram(row[None, :-1]), size))[0]
             factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
             dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
             jitter = max(jitter, factor.jitter)
@@ -141,16 +141,6 @@ class CholeskySolver(RidgeSolver):
             done += len(members)
             report("solve", done, len(omega))
         return RidgeSolution(dual_coef[:n], jitter, max(conditions, default=None))
-
-
-def pad_kernels(k: jax.Array, size: int) -> jax.Array:
-    """Kernels of shape (L, size, size), zero outside of the n rows and columns given."""
-    n = k.shape[1]
-    if n == size:
-        return k
-    padded = np.zeros((len(k), size, size), k.dtype)
-    padded[:, :n, :n] = k
-    return jnp.asarray(padded)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")

@@ -1,101 +1,14 @@
-"""What the verdict says in words, and which kernels it finds not to be any."""
+"""Omega as the paper reads it."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from sklearn.datasets import load_breast_cancer
-from sklearn.preprocessing import scale as standardise
 
-from nftk_jax.assessment.identifiability import verdict
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
-from nftk_jax.kernels.mlp import MLP
-from nftk_jax.learn import LearnSettings, learn
-from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues
-
-DEFAULTS = {
-    "depth": 3,
-    "rank": 2,
-    "learned": True,
-    "difference_to_uniform": (0.01, 0.02),
-    "difference_to_shuffled": (0.01, 0.02),
-    "omega_std": None,
-    "difference_to_shared": (0.001, 0.02),
-    "difference_to_single": (0.001, 0.02),
-    "single": 2,
-    "greyed": np.zeros((2, 3), bool),
-    "uniform_as_good": np.zeros(2, bool),
-}
+from nftk_jax.assessment.identifiability import normalise_rows
 
 
-@pytest.mark.parametrize(
-    ("change", "said", "not_said"),
-    [
-        ({}, "better than uniform weights", "does not matter"),
-        ({"difference_to_uniform": (-0.01, 0.02)}, "depth does not matter here", "better than uniform"),
-        ({"difference_to_uniform": (-0.02, -0.01)}, "worse than uniform weights", "better than uniform"),
-        ({"difference_to_single": (-0.01, 0.01)}, "One depth for all, 2, does as well.", "One row of weights"),
-        ({"difference_to_shared": (-0.01, 0.01)}, "One row of weights for all does as well.", "One depth for all"),
-        ({"greyed": np.ones((2, 3), bool)}, "All 6 weights cannot be told from equal weights", "None of"),
-        ({"uniform_as_good": np.array([True, False])}, "within it for 1 of 2 rows", "all 2"),
-        ({"learned": False}, "nothing was learned", "One depth"),
-        ({"depth": 1}, "nothing to weigh", "uniform"),
-        (
-            {"kernel": "increment", "indefinite": [2, 3]},
-            "Increments 2, 3 have negative eigenvalues: no such increment is a kernel by itself",
-            "Increment 2",
-        ),
-        ({"kernel": "increment", "indefinite": [3]}, "Increment 3 has negative eigenvalues", "Increments"),
-        ({"kernel": "increment"}, "The 3 increments' kernels span 2 dimensions", "layer"),
-        (
-            {"kernel": "layer", "difference_to_uniform": (-0.01, 0.02), "difference_to_single": (-0.01, 0.01)},
-            "which layers are used does not matter here.",
-            "depth",
-        ),
-    ],
-)
-def test_the_verdict_says_what_the_intervals_hold(change, said, not_said):
-    text = verdict(**{**DEFAULTS, **change})
-    assert said in text
-    assert not_said not in text
-
-
-def scaled_increments(x, depth, b_std):
-    mlp = MLP(depth, b_std=b_std, basis="increments")
-    return np.asarray(combined_ntk(mlp, np.diag(1 / unit_diagonal_scale(mlp, x)), x))
-
-
-def test_increments_without_biases_are_found_indefinite_and_those_with_biases_are_not(x64):
-    x = np.asarray(standardise(load_breast_cancer(return_X_y=True)[0]))
-    k = scaled_increments(x, 5, 0.0)
-    assert indefinite_kernels(k) == [4, 5]
-    assert indefinite_kernels(k.astype(np.float32)) == [4, 5]
-    on_all_rows = np.linalg.eigvalsh(k)[:, 0]
-    assert (on_all_rows <= least_eigenvalues(k) + 1e-12).all()  # interlacing
-    np.testing.assert_allclose(on_all_rows[3:], [-0.20, -0.46], atol=0.006)
-    assert indefinite_kernels(scaled_increments(x, 5, 0.5)) == []
-
-
-def test_rounding_is_not_mistaken_for_a_negative_eigenvalue(rng):
-    line = rng.normal(size=(400, 2)).astype(np.float32)
-    singular = (line @ line.T)[None]
-    assert least_eigenvalues(singular / np.trace(singular[0]) * 400)[0] < 0
-    assert indefinite_kernels(singular / np.trace(singular[0]) * 400) == []
-
-
-def test_a_fit_warns_of_indefinite_increments_and_explains_a_failed_solve(monkeypatch):
-    x, y = load_breast_cancer(return_X_y=True)
-    y = y[:, None].astype(float)
-    settings = LearnSettings(MLP(4, basis="increments"), ridge=1.0, precision="float64")
-    with pytest.warns(IndefiniteKernelWarning, match="Increment 4 has negative eigenvalues"):
-        learn(x, y, settings)
-
-    def fail(*_):
-        raise ArithmeticError("no kernel matrix")
-
-    monkeypatch.setattr("nftk_jax.learn.solve_problem", fail)
-    with (
-        pytest.warns(IndefiniteKernelWarning),
-        pytest.raises(ArithmeticError, match=r"no kernel matrix\. An increment of depth need not be positive"),
-    ):
-        learn(x, y, settings)
+def test_rows_have_unit_length_and_zero_rows_stay_zero(rng):
+    omega = np.vstack([rng.random((3, 4)), np.zeros(4)])
+    found = normalise_rows(omega)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), [1, 1, 1, 0])
+    np.testing.assert_allclose(found * np.linalg.norm(omega, axis=1, keepdims=True), omega)

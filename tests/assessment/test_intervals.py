@@ -10,8 +10,11 @@ import pytest
 
 from nftk_jax.assessment import intervals
 from nftk_jax.assessment.intervals import _linearise, find_intervals
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_omega, make_objective
+from nftk_jax.mkl.objectives import make_objective
+from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.search import learn_omega
 from nftk_jax.preprocessing.sampling import draw_splits
+from nftk_jax.settings import SearchSettings
 
 RIDGE = np.array([0.05, 0.05])
 

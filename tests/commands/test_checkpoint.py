@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.journal import Checkpoint, CheckpointError, flatten_weights, restore_weights
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_weights
+from nftk_jax.commands.checkpoint import Checkpoint, CheckpointError
 
 SETTINGS = {"depth": 3, "ridge": "auto"}
 
 
 def started(tmp_path, **arrays):
     checkpoint = Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=0)
-    checkpoint.save("state", arrays)
+    checkpoint["state"] = arrays
     return checkpoint
 
 
@@ -21,46 +20,56 @@ def test_arrays_are_read_back_bit_for_bit(tmp_path, rng):
     a = rng.normal(size=(3, 2))
     checkpoint = started(tmp_path, a=a, count=np.asarray(3))
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
-    again = Checkpoint(tmp_path / "out", SETTINGS, resume=True).load("state")
+    again = Checkpoint(tmp_path / "out", SETTINGS, resume=True).get("state")
     assert again is not None
     np.testing.assert_array_equal(again["a"], a)
     assert again["count"] == 3
-    assert Checkpoint(tmp_path / "out", SETTINGS, resume=True).load("other") is None
+    assert Checkpoint(tmp_path / "out", SETTINGS, resume=True).get("other") is None
     checkpoint.remove()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_search_result_is_read_back(rng, x64):
-    k = np.stack([np.eye(12) * 2, np.ones((12, 12))])
-    splits = ((np.arange(8), np.arange(8, 12)),)
-    found = learn_weights(SearchProblem(k, rng.normal(size=(12, 1)), splits), np.ones(1), SearchSettings())
-    again = restore_weights(flatten_weights(found))
-    assert again is not None
-    np.testing.assert_array_equal(again.omega, found.omega)
-    np.testing.assert_array_equal(again.descent.value_history, found.descent.value_history)
-    assert str(again.descent.message) == str(found.descent.message)
-
-
 def test_a_new_run_replaces_the_checkpoint_of_the_one_before(tmp_path):
     started(tmp_path, a=np.ones(1))
-    Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=0).save("other", {"b": np.ones(1)})
+    Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=0)["other"] = {"b": np.ones(1)}
     resumed = Checkpoint(tmp_path / "out", SETTINGS, resume=True)
-    assert resumed.load("state") is None
-    assert resumed.load("other") is not None
+    assert resumed.get("state") is None
+    assert resumed.get("other") is not None
 
 
 def test_writing_waits_until_flushed_and_only_the_first_process_writes(tmp_path):
     reader = Checkpoint(tmp_path / "out", SETTINGS, resume=False, writes=False, seconds=0)
-    reader.save("state", {"a": np.ones(1)})
+    reader["state"] = {"a": np.ones(1)}
     reader.flush()
     assert not list(tmp_path.iterdir())
     slow = Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=1e9)
-    slow.save("state", {"a": np.zeros(1)})
-    slow.save("state", {"a": np.ones(1)})
+    slow["state"] = {"a": np.zeros(1)}
+    slow["state"] = {"a": np.ones(1)}
     stored = Checkpoint(tmp_path / "out", SETTINGS, resume=True)
-    assert stored.load("state")["a"] == 0
+    assert stored.get("state")["a"] == 0
     slow.flush()
-    assert stored.load("state")["a"] == 1
+    assert stored.get("state")["a"] == 1
+
+
+def test_it_is_a_mapping_of_what_this_run_and_the_interrupted_one_saved(tmp_path):
+    fresh = Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=0)
+    assert (dict(fresh), fresh.exists, fresh.get("state")) == ({}, False, None)
+    fresh["state"] = {"a": np.ones(2)}
+    assert (list(fresh), fresh.exists, fresh["state"]["a"].sum()) == (["state"], True, 2)
+    anew = Checkpoint(tmp_path / "out", SETTINGS, resume=False, seconds=1e9)
+    assert list(anew) == []
+    resumed = Checkpoint(tmp_path / "out", SETTINGS, resume=True, seconds=1e9)
+    resumed["more"] = {"b": np.zeros(1)}
+    resumed["more"] = {"b": np.ones(1)}  # not written yet
+    assert list(resumed) == ["more", "state"]
+    assert resumed["more"]["b"] == 1
+    del resumed["state"]
+    assert list(resumed) == ["more"]
+    for absent in ("state", "none"):
+        with pytest.raises(KeyError, match=absent):
+            resumed[absent]
+        with pytest.raises(KeyError, match=absent):
+            del resumed[absent]
 
 
 def cut(directory):
@@ -88,6 +97,6 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(case, tmp_path):
     started(tmp_path, a=np.ones(5))
     settings = change(tmp_path / ".out-checkpoint")
     with pytest.raises(CheckpointError, match=message) as caught:
-        Checkpoint(tmp_path / "out", settings, resume=True).load("state")
+        Checkpoint(tmp_path / "out", settings, resume=True).get("state")
     assert "\n" not in str(caught.value)
-    assert "--resume" in str(caught.value)
+    assert "`resume`" in str(caught.value)

@@ -13,11 +13,13 @@ import time
 import pytest
 
 from nftk_jax.commands import command_line
-from nftk_jax.commands.command_line import CommandError, output_directory
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.output import check_output, output_directory
+from nftk_jax.settings import ScalingSettings, SearchSettings
 
 COMMAND = """
 import dataclasses, pathlib, sys, time
-from nftk_jax.commands import command_line
+from nftk_jax.commands import command_line, output
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -25,7 +27,7 @@ class Config:
     size: int = 0
 
 def main(config):
-    with command_line.output_directory(config.output, overwrite=False) as aside:
+    with output.output_directory(config.output, overwrite=False) as aside:
         (aside / "metrics.json").write_bytes(b"x" * config.size)
         print("writing", flush=True)
         time.sleep(0 if config.size else 60)
@@ -106,7 +108,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 def test_a_read_only_directory_is_refused_early(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(CommandError, match="cannot write into"):
-        command_line.check_output(tmp_path / "out", overwrite=False)
+        check_output(tmp_path / "out", overwrite=False)
 
 
 def test_of_two_runs_into_one_directory_the_first_to_end_is_kept(tmp_path):
@@ -137,3 +139,57 @@ def test_a_failure_while_replacing_puts_the_earlier_result_back(tmp_path, monkey
         (aside / "metrics.json").write_text("later")
     assert (tmp_path / "out" / "metrics.json").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
+    n_train: int = 5
+    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+
+
+MESSAGES = {
+    "raise `ridge` or use `penalty_norm='l2'`": "raise --ridge or use --penalty-norm l2",
+    "give `one_standard_error=False`, or `unit_norm=True`": "give --no-one-standard-error, or --unit-norm",
+    "a `penalty` > 0; `precision='float64'` is not of this command": (
+        "a --penalty > 0; `precision='float64'` is not of this command"
+    ),
+    "penalty_norm must be one of l1, l2; got 'l3'": "--penalty-norm must be one of l1, l2; got 'l3'",
+    "n_train must be 3, n_train must not": "--n-train must be 3, n_train must not",
+    "colour must be red": "colour must be red",
+    "the ridge must be positive": "the ridge must be positive",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_parameters_of_the_library_become_flags(message):
+    assert command_line.speak_of_flags(message, Config) == MESSAGES[message]
+
+
+def test_settings_that_refuse_a_flag_end_in_one_line_about_the_flag(monkeypatch, run):
+    def refuse(*arguments):
+        status, _, error = run(lambda: command_line.run(print, Config, prog="p", description=""), *arguments)
+        assert status == 2
+        return error
+
+    assert refuse("--penalty", "-1") == "p: --penalty must be a finite number >= 0; got -1.0\n"
+    assert refuse("--cv", "1") == "p: --cv must be a whole number >= 2; got 1\n"
+    assert refuse("--search.penalty", "1").count("\n") == 1
+    assert "--scaling" in refuse("--scaling", "standardize")
+    assert refuse("--ridge", "none") == (
+        "p: Error parsing --ridge: no type matching FLOAT|{auto,learned} could be instantiated from ['none'].\n"
+    )
+
+
+def test_help_does_not_wait_for_numpy_or_jax():
+    code = (
+        "import sys\nsys.argv = ['x', '--help']\n"
+        "from nftk_jax import {0}\n"
+        "try:\n    {0}.command()\nexcept SystemExit: pass\n"
+        "print([name for name in ('jax', 'numpy', 'matplotlib') if name in sys.modules])"
+    )
+    for name in ("fit", "compare", "paths", "predict"):
+        done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("[]\n")
+        assert "--output" in done.stdout
+        assert "search." not in done.stdout

@@ -215,5 +215,5 @@ def test_a_hub_name_is_fetched_once_and_then_needs_no_network(
             server.shutdown()
             thread.join()
     np.testing.assert_array_equal(embeddings.load_table("gpt2").vectors, rows)
-    with pytest.raises(DataError, match=r"bert cannot be fetched from the hub .*--embeddings"):
+    with pytest.raises(DataError, match=r"bert cannot be fetched from the hub .*`embeddings`"):
         embeddings.load_table("bert")

@@ -38,7 +38,7 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def _check(data_dir: pathlib.Path, model: pathlib.Path) -> None:
-    data = load_dataset("imdb", data_dir=data_dir, embeddings_model=model)
+    data = load_dataset("imdb", data_dir=data_dir, embeddings=model)
     table = embeddings.load_table(model)
     for part in ("train", "test"):
         texts = [
@@ -52,7 +52,7 @@ def _check(data_dir: pathlib.Path, model: pathlib.Path) -> None:
 
 def test_texts_are_those_of_the_rows(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     write_folder(tmp_path / "data")
-    data = load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model, n_train=7, n_test=4, seed=3)
+    data = load_dataset("imdb", data_dir=tmp_path / "data", embeddings=model, n_train=7, n_test=4, seed=3)
     texts = read_texts(data, tmp_path / "data")
     assert texts is not None
     table = embeddings.load_table(model)
@@ -114,15 +114,15 @@ def test_embeddings_are_computed_once_for_each_pair_of_contents(
     (cached,) = (tmp_path / "home" / ".cache" / "nftk_jax" / "embeddings").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(imdb, "embed_texts", lambda *_, **__: pytest.fail("embedded again"))
-        first = load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model)
+        first = load_dataset("imdb", data_dir=tmp_path / "data", embeddings=model)
     cached.write_bytes(cached.read_bytes()[:-20])  # a damaged file is made again
-    assert load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model).sha256 == first.sha256
+    assert load_dataset("imdb", data_dir=tmp_path / "data", embeddings=model).sha256 == first.sha256
     review = tmp_path / "data" / "train" / "pos" / "0_9.txt"
     review.write_text("not so bright")
-    changed = load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model)
+    changed = load_dataset("imdb", data_dir=tmp_path / "data", embeddings=model)
     assert changed.sha256 != first.sha256
     make_model(model, dtype="float16")
-    assert load_dataset("imdb", data_dir=tmp_path / "data", embeddings_model=model).sha256 != changed.sha256
+    assert load_dataset("imdb", data_dir=tmp_path / "data", embeddings=model).sha256 != changed.sha256
     assert len(list(cached.parent.iterdir())) == 3
 
 
@@ -266,13 +266,13 @@ def test_folders_with_something_else_are_refused(tmp_path: pathlib.Path) -> None
 
 
 def test_absent_data_say_where_to_get_them(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match=r"imdb is not in .*aclImdb_v1\.tar\.gz from https.*--data-dir"):
+    with pytest.raises(DataError, match=r"imdb is not in .*aclImdb_v1\.tar\.gz from https.*`data_dir`"):
         load_dataset("imdb", data_dir=tmp_path)
 
 
 def test_embeddings_are_for_imdb_alone() -> None:
     with pytest.raises(DataError, match="are for the data set imdb; got the data set 'mnist-small'"):
-        load_dataset("mnist-small", embeddings_model="gpt2")
+        load_dataset("mnist-small", embeddings="gpt2")
 
 
 _DATA = pathlib.Path(os.environ.get("NFTK_DATA") or os.devnull)

@@ -181,7 +181,7 @@ def test_without_files_or_network_one_line_says_what_to_put_where(tmp_path: path
         load_dataset("mnist", data_dir=tmp_path / "data")
     message = str(caught.value)
     assert "\n" not in message
-    for part in (*FILES.values(), "mnist.npz", str(tmp_path / "data" / "mnist"), "--data-dir", "$NFTK_DATA", "refused"):
+    for part in (*FILES.values(), "mnist.npz", str(tmp_path / "data" / "mnist"), "`data_dir`", "$NFTK_DATA", "refused"):
         assert part in message
     assert list(tmp_path.iterdir()) == []
 

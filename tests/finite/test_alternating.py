@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.finite.alternating import Alternated, AlternatingSettings, alternate, ridge_of_anchor
+from nftk_jax.finite.alternating import alternate, ridge_of_anchor, start_alternating
 from nftk_jax.finite.networks import NetworkSettings
-from nftk_jax.finite.training import DivergenceError, predict
+from nftk_jax.finite.settings import AlternatingSettings
+from nftk_jax.finite.training import DivergenceError, Training, flatten_training, predict, restore_training
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks
 
@@ -25,7 +26,7 @@ def draw(rng):
 
 
 @functools.lru_cache
-def trained(width: int, seeds: int, depth: int = 2) -> tuple[Alternated, np.ndarray, np.ndarray]:
+def trained(width: int, seeds: int, depth: int = 2) -> tuple[Training, np.ndarray, np.ndarray]:
     """An NFT-K MLP trained at fixed Omega to convergence, and its outputs on new rows before and after.
 
     Its activation is smooth: descent on ReLU networks this small ends by jumping to and fro across a kink.
@@ -34,14 +35,15 @@ def trained(width: int, seeds: int, depth: int = 2) -> tuple[Alternated, np.ndar
     network = NetworkSettings(
         MLP(depth, "erf"), 5, 2, width=width, parametrisation="ntk", readouts="all", omega_start="ones"
     )
-    settings = AlternatingSettings(1, 3000, 0, learning_rate=0.05, anchor=0.2, tolerance=1e-3)
-    start = alternate(network, dataclasses.replace(settings, theta_steps=1), x, y, seeds=range(seeds)).start
-    start = start._replace(
-        omega=jax.tree.map(lambda old: jnp.broadcast_to(OMEGA, old.shape).astype(old.dtype), start.omega)
+    settings = AlternatingSettings(1, 3000, 0, learning_rate=0.05, anchor=0.2, theta_tolerance=1e-3)
+    start = start_alternating(network, settings, range(seeds), x.dtype)
+    params = start.params._replace(
+        omega=jax.tree.map(lambda old: jnp.broadcast_to(OMEGA, old.shape).astype(old.dtype), start.params.omega)
     )
-    done = alternate(network, settings, x, y, seeds=range(seeds), start=start)
+    state = start.state._replace(params=params, start=params)
+    done = alternate(dataclasses.replace(start, state=state), x, y)
     both = np.concatenate([x_new, x])
-    return done, predict(network, done.start, both), predict(network, done.params, both)
+    return done, predict(network, params, both), predict(network, done.params, both)
 
 
 def limit(f0: np.ndarray, *, ridge: float, omega_kernel: np.ndarray, keep_start: bool = True) -> np.ndarray:
@@ -59,7 +61,7 @@ def limit(f0: np.ndarray, *, ridge: float, omega_kernel: np.ndarray, keep_start:
 def error(width: int, seeds: int, **changes) -> float:
     """Root mean square of the trained network against the limit, relative to the targets' size."""
     done, before, after = trained(width, seeds)
-    assert done.gradient[-1].max() <= 1e-3  # it has converged
+    assert done.history["gradient"][-1].max() <= 1e-3  # it has converged
     arguments = {"ridge": ridge_of_anchor(0.2, N_TRAIN), "omega_kernel": OMEGA**2, **changes}
     return float(np.sqrt(((after[:, :-N_TRAIN] - limit(before, **arguments)) ** 2).mean()))
 
@@ -92,9 +94,9 @@ def test_a_round_is_eq_13_until_convergence_and_then_eq_16(rng):
     network = NetworkSettings(
         MLP(1, "identity"), 3, 2, width=4, readouts="all", parametrisation="ntk", omega_start="ones"
     )
-    settings = AlternatingSettings(2, 3, 2, 0.05, 0.3, anchor=0.2, tolerance=1e-12)
-    done = alternate(network, settings, x, y, seeds=[0])
-    w0, v0 = (np.asarray(done.start.theta[name]["weight"][...])[0] for name in ("hidden_1", "readout_1"))
+    settings = AlternatingSettings(2, 3, 2, 0.05, 0.3, anchor=0.2, theta_tolerance=1e-12)
+    done = alternate(start_alternating(network, settings, [0], x.dtype), x, y)
+    w0, v0 = (np.asarray(done.state.start.theta[name]["weight"][...])[0] for name in ("hidden_1", "readout_1"))
     w, v, omega = w0, v0, np.ones(2)
     a, b = np.sqrt(2 / 3), np.sqrt(2 / 4)
 
@@ -111,23 +113,37 @@ def test_a_round_is_eq_13_until_convergence_and_then_eq_16(rng):
     np.testing.assert_allclose(np.asarray(done.params.theta["hidden_1"]["weight"][...])[0], w, rtol=1e-10)
     np.testing.assert_allclose(np.asarray(done.params.theta["readout_1"]["weight"][...])[0], v, rtol=1e-10)
     np.testing.assert_allclose(np.asarray(done.params.omega["omega"][...])[0, :, 0], omega, rtol=1e-10)
-    np.testing.assert_array_equal(done.theta_steps, 3)
+    np.testing.assert_array_equal(done.history["theta_steps"], 3)
 
 
 def test_the_alternation_lowers_its_objective_every_round(rng):
     x, y, _ = draw(rng)
     network = NetworkSettings(MLP(2), 5, 2, width=32, parametrisation="ntk", readouts="all", omega_start="half-normal")
     settings = AlternatingSettings(5, 200, 3, learning_rate=0.1, omega_learning_rate=0.02, anchor=0.05)
-    done = alternate(network, settings, x, y, seeds=[0, 1])
-    assert (np.diff(done.objective, axis=0) < 0).all()
+    done = alternate(start_alternating(network, settings, [0, 1], x.dtype), x, y)
+    assert (np.diff(done.history["train_loss"], axis=0) < 0).all()
     assert (np.asarray(done.params.omega["omega"][...]) >= 0).all()
+
+
+def test_an_alternation_that_goes_on_is_the_one_without_interruption(rng):
+    x, y, _ = draw(rng)
+    network = NetworkSettings(MLP(2), 5, 2, width=8, parametrisation="ntk", readouts="all")
+    start = start_alternating(network, AlternatingSettings(3, 20, anchor=0.05), [0, 1], x.dtype)
+    kept = []
+    whole = alternate(start, x, y, after_round=lambda training: kept.append(flatten_training(training)))
+    again = alternate(restore_training(start, kept[0]), x, y)
+    for one, other in zip(jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name in ("train_loss", "gradient", "theta_steps", "zeros_in_omega"):
+        np.testing.assert_array_equal(again.history[name], whole.history[name])
 
 
 def test_divergence_and_misuse_are_named(rng):
     x, y, _ = draw(rng)
     network = NetworkSettings(MLP(2), 5, 2, width=8, parametrisation="ntk", readouts="all")
-    with pytest.raises(DivergenceError, match=r"round 1: .*lower the learning rates"):
-        alternate(network, AlternatingSettings(learning_rate=100.0), x, y, seeds=[0])
-    for change in ({"rounds": 0}, {"theta_steps": 0}, {"omega_steps": -1}, {"anchor": -1.0}, {"tolerance": 0.0}):
+    start = start_alternating(network, AlternatingSettings(learning_rate=100.0), [0], x.dtype)
+    with pytest.raises(DivergenceError, match=r"round 1: .*lower `learning_rate`"):
+        alternate(start, x, y)
+    for change in ({"rounds": 0}, {"theta_steps": 0}, {"omega_steps": -1}, {"anchor": -1.0}, {"theta_tolerance": 0.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             AlternatingSettings(**change)

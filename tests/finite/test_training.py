@@ -1,4 +1,4 @@
-"""Training: single steps against differences, the epoch's bookkeeping, seeds, resumption, early stop, divergence."""
+"""Training: single steps against differences, the epoch's bookkeeping, seeds, resumption, divergence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import scipy.special
 
-from nftk_jax.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise
+from nftk_jax.finite.settings import TrainSettings
 from nftk_jax.finite.training import (
     DivergenceError,
-    TrainSettings,
+    Training,
     TrainState,
+    flatten_training,
+    make_optimizers,
     mean_loss,
     predict,
+    restore_training,
     sgd_step,
     start_training,
     train,
@@ -34,6 +37,11 @@ def data(rng):
     labels = rng.integers(0, 3, 44)
     x = rng.normal(size=(44, 4)) + 2 * np.eye(3, 4)[labels]
     return x, np.eye(3)[labels]
+
+
+def trained(network, settings, x, y, *, seeds, epochs, **more) -> Training:
+    start = start_training(network, dataclasses.replace(settings, epochs=epochs), seeds, x.dtype)
+    return train(start, x, y, **more)
 
 
 def flat(params: Params) -> np.ndarray:
@@ -57,7 +65,7 @@ def test_a_step_is_the_papers_with_gradients_by_central_differences(loss, networ
     network = dataclasses.replace(network, omega_start="ones")
     settings = TrainSettings(learning_rate=0.03, omega_learning_rate=0.2, weight_decay=0.1, loss=loss)
     params, ones = initialise(network, jax.random.key(0), jnp.float64), jnp.ones(len(x))
-    theta_optimizer, omega_optimizer = settings.optimizers()
+    theta_optimizer, omega_optimizer = make_optimizers(settings)
     state = TrainState(params, theta_optimizer.init(params.theta), omega_optimizer.init(params.omega))
     (after, *_), value = jax.jit(sgd_step, static_argnums=(0, 1))(network, settings, state, x, y, ones)
     loss_at = jax.jit(lambda p: mean_loss(loss, apply(network, p, x), y, ones))
@@ -84,7 +92,7 @@ def test_omega_is_projected_after_every_step_and_not_when_it_is_clipped(data):
     assert (start < 0).any()
     for positivity in ("project", "clip"):
         network = dataclasses.replace(NFTK, omega_positivity=positivity)
-        after = train(network, settings, x, y, seeds=[0], epochs=1)
+        after = trained(network, settings, x, y, seeds=[0], epochs=1)
         expected = np.maximum(start, 0) if positivity == "project" else start
         np.testing.assert_allclose(after.state.params.omega["omega"][...], expected, atol=1e-7)
         assert after.history["zeros_in_omega"][0, 0] == after.initial_zeros[0] == (start < 0).mean()
@@ -96,7 +104,7 @@ def test_an_epoch_visits_every_row_once(batch_size, data):
     x, y = data
     settings = TrainSettings(batch_size=batch_size, learning_rate=1e-13, omega_learning_rate=1e-13, weight_decay=0.0)
     network = NetworkSettings(MLP(2), 4, 3, width=8)
-    done = train(network, settings, x, y, seeds=[0, 1], epochs=1)
+    done = trained(network, settings, x, y, seeds=[0, 1], epochs=1)
     for seed, outputs in enumerate(predict(network, done.params, x)):
         expected = ((outputs - y) ** 2).sum(axis=1).mean()
         assert done.history["train_loss"][0, seed] == pytest.approx(expected, rel=1e-10)
@@ -109,88 +117,65 @@ def test_one_pass_in_one_batch_is_gradient_descent(data):
     one = jax.tree.map(lambda leaf: leaf[0], begun.state)
     for _ in range(3):
         one, _ = jax.jit(sgd_step, static_argnums=(0, 1))(NFTK, settings, one, x, y, np.ones(44))
-    done = train(NFTK, settings, x, y, seeds=[5], epochs=3)
+    done = trained(NFTK, settings, x, y, seeds=[5], epochs=3)
     np.testing.assert_allclose(flat(done.params), flat(one.params), rtol=1e-10, atol=1e-12)
 
 
 def test_a_seed_gives_one_network_alone_or_among_others(data):
     x, y = data
     settings = TrainSettings(batch_size=10, learning_rate=0.1)
-    alone = train(NFTK, settings, x, y, seeds=[2], epochs=2)
-    again = train(NFTK, settings, x, y, seeds=[2], epochs=2)
-    among = train(NFTK, settings, x, y, seeds=[1, 2], epochs=2)
+    alone = trained(NFTK, settings, x, y, seeds=[2], epochs=2)
+    again = trained(NFTK, settings, x, y, seeds=[2], epochs=2)
+    among = trained(NFTK, settings, x, y, seeds=[1, 2], epochs=2)
     np.testing.assert_array_equal(flat(alone.params), flat(again.params))
     first, second = (flat(jax.tree.map(lambda leaf, k=k: leaf[k], among.params)) for k in (0, 1))
     np.testing.assert_allclose(second, flat(alone.params), rtol=1e-9, atol=1e-12)
     assert np.abs(first - second).max() > 0.1
 
 
-def test_a_training_resumed_from_disk_is_the_one_without_interruption(data, tmp_path):
+def test_a_training_that_goes_on_is_the_one_without_interruption(data):
     x, y = data
-    settings = TrainSettings(batch_size=10, momentum=0.9, patience=50)
-    held_out = (x[:9], y[:9])
-    whole = train(NFTK, settings, x, y, seeds=[0, 1], epochs=4, held_out=held_out)
-    part = train(NFTK, settings, x, y, seeds=[0, 1], epochs=2, held_out=held_out)
-    save_checkpoint(tmp_path / "a" / "part.safetensors", part, {"epochs": 2})
-    template = start_training(NFTK, settings, [0, 1], x.dtype)
-    read = load_checkpoint(tmp_path / "a" / "part.safetensors", template, {"epochs": 2})
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["part.safetensors"]
-    resumed = train(NFTK, settings, x, y, seeds=[0, 1], epochs=4, held_out=held_out, start=read)
+    start = start_training(NFTK, TrainSettings(batch_size=10, momentum=0.9, epochs=4), [0, 1], x.dtype)
+    kept = []
+    whole = train(start, x, y, after_epoch=lambda training: kept.append(flatten_training(training)))
+    part = restore_training(start, kept[1])
+    assert part.epoch == 2
+    resumed = train(part, x, y)
     np.testing.assert_array_equal(flat(resumed.state), flat(whole.state))
-    np.testing.assert_array_equal(flat(resumed.params), flat(whole.params))
-    for name in ("train_loss", "held_out_loss", "zeros_in_omega"):
+    for name in ("train_loss", "zeros_in_omega"):
         np.testing.assert_array_equal(resumed.history[name], whole.history[name])
+    np.testing.assert_array_equal(resumed.history["seconds"][:2], whole.history["seconds"][:2])
     assert resumed.epoch == whole.epoch == 4
 
 
-def test_a_checkpoint_that_cannot_be_used_says_why(data, tmp_path):
-    x, y = data
-    settings = TrainSettings()
-    training = train(NFTK, settings, x, y, seeds=[0], epochs=1)
-    save_checkpoint(tmp_path / "good", training, {"seed": 0})
-    template = start_training(NFTK, settings, [0], x.dtype)
-    with pytest.raises(CheckpointError, match="seed differ"):
-        load_checkpoint(tmp_path / "good", template, {"seed": 1})
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        load_checkpoint(tmp_path / "none", template, {"seed": 0})
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_checkpoint(tmp_path / "good", start_training(NFTK, settings, [0, 1], x.dtype), {"seed": 0})
-    contents = (tmp_path / "good").read_bytes()
-    for name, damaged in (("cut", contents[: len(contents) // 2]), ("empty", b""), ("text", b"not a checkpoint")):
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged"):
-            load_checkpoint(tmp_path / name, template, {"seed": 0})
-
-
-def test_the_held_out_loss_stops_training_and_the_best_epoch_is_kept(data):
-    x, y = data
-    noise = y[np.random.default_rng(1).permutation(len(y))]  # nothing to learn: the held-out loss soon rises
-    settings = TrainSettings(batch_size=4, learning_rate=0.1, omega_learning_rate=0.1, patience=3)
-    held_out = (x[30:], noise[30:])
-    done = train(NFTK, settings, x[:30], noise[:30], seeds=[0, 1], epochs=200, held_out=held_out)
-    past = done.history["held_out_loss"]
-    assert done.finished
-    assert len(past) == done.epoch < 200
-    assert (len(past) - 1 - past.argmin(axis=0)).min() == 3
-    for seed, outputs in enumerate(predict(NFTK, done.params, x[30:])):
-        assert ((outputs - noise[30:]) ** 2).sum(axis=1).mean() == pytest.approx(past[:, seed].min(), rel=1e-12)
+def test_a_saved_training_of_other_networks_is_refused(data):
+    x, _ = data
+    saved = flatten_training(start_training(NFTK, TrainSettings(), [0], x.dtype))
+    others = {
+        "seeds": start_training(NFTK, TrainSettings(), [0, 1], x.dtype),
+        "width": start_training(dataclasses.replace(NFTK, width=9), TrainSettings(), [0], x.dtype),
+        "dtype": start_training(NFTK, TrainSettings(), [0], np.float32),
+        "momentum": start_training(NFTK, TrainSettings(momentum=0.5), [0], x.dtype),
+    }
+    for name, start in others.items():
+        with pytest.raises(ValueError, match="of other networks"):
+            restore_training(start, saved)
+        assert name
 
 
 def test_divergence_is_named_with_the_epoch_and_the_seeds(data):
     x, y = data
-    with pytest.raises(DivergenceError, match=r"epoch 1 for seeds 0, 1: .*lower the learning rates"):
-        train(NFTK, TrainSettings(batch_size=4, learning_rate=50.0), 1e3 * x, y, seeds=[0, 1], epochs=3)
+    with pytest.raises(DivergenceError, match=r"epoch 1 for seeds 0, 1: .*lower `learning_rate`"):
+        trained(NFTK, TrainSettings(batch_size=4, learning_rate=50.0), 1e3 * x, y, seeds=[0, 1], epochs=3)
 
 
 def test_progress_and_misuse(data):
     x, y = data
     told = []
-    train(NFTK, TrainSettings(), x, y, seeds=[0], epochs=2, report=lambda *state: told.append(state))
+    trained(NFTK, TrainSettings(), x, y, seeds=[0], epochs=2, report=lambda *state: told.append(state))
     assert told == [("train", 0, 2), ("train", 1, 2), ("train", 2, 2)]
     with pytest.raises(ValueError, match="must have shapes"):
-        train(NFTK, TrainSettings(), x, y[:, :2], seeds=[0], epochs=1)
-    with pytest.raises(ValueError, match="held-out rows"):
-        train(NFTK, TrainSettings(patience=2), x, y, seeds=[0], epochs=1)
+        trained(NFTK, TrainSettings(), x, y[:, :2], seeds=[0], epochs=1)
     for change in (
         {"batch_size": 0},
         {"learning_rate": np.nan},
@@ -198,7 +183,7 @@ def test_progress_and_misuse(data):
         {"weight_decay": -1.0},
         {"omega_learning_rate": 0.0},
         {"loss": "hinge"},
-        {"patience": 0},
+        {"epochs": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(change))):
             TrainSettings(**change)
@@ -208,7 +193,7 @@ def test_progress_and_misuse(data):
 def test_training_learns_separable_classes(data, loss):
     x, y = data[0] + 3 * data[1] @ np.eye(3, 4), data[1]
     network = dataclasses.replace(NFTK, readouts="last", width=32)
-    done = train(network, TrainSettings(batch_size=11, learning_rate=0.02, loss=loss), x, y, seeds=[0, 1], epochs=60)
+    done = trained(network, TrainSettings(batch_size=11, learning_rate=0.02, loss=loss), x, y, seeds=[0, 1], epochs=60)
     accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
     assert accuracy.min() > 0.9
     assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
@@ -220,7 +205,7 @@ def test_the_nftk_mlp_learns_from_a_xavier_start_of_omega(data):
     network = dataclasses.replace(NFTK, mlp=MLP(5), width=32)
     assert network.omega_start == "xavier"
     settings = TrainSettings(batch_size=11, learning_rate=0.02, omega_learning_rate=0.05)
-    done = train(network, settings, x, y, seeds=[0, 1, 2], epochs=60)
+    done = trained(network, settings, x, y, seeds=[0, 1, 2], epochs=60)
     accuracy = (predict(network, done.params, x).argmax(axis=2) == y.argmax(axis=1)).mean(axis=1)
     assert accuracy.min() > 0.9
     assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()

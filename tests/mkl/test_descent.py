@@ -11,10 +11,16 @@ import pytest
 from scipy.optimize import minimize
 
 from nftk_jax.mkl.constraints import FeasibleSet, project_orthant, project_simplex
-from nftk_jax.mkl.descent import minimise
-from nftk_jax.mkl.objectives import Evaluation
+from nftk_jax.mkl.descent import DescentResult, minimise
+from nftk_jax.mkl.objectives import Evaluation, Minimand
+from nftk_jax.settings import SearchSettings
 
 SIMPLEX = FeasibleSet("simplex")
+
+
+def descend(objective: Minimand, within: FeasibleSet = SIMPLEX, dtype=np.float64, **settings) -> DescentResult:
+    """Minimise from equal weights of five kernels in four classes."""
+    return minimise(objective, np.full((4, 5), 0.2), within=within, settings=SearchSettings(**settings), dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ def quadratic(rng, x64):
 
 @pytest.mark.parametrize("constraint", ["simplex", "orthant"])
 def test_the_minimiser_is_the_one_of_an_independent_solver(quadratic, constraint):
-    result = minimise(quadratic, np.full((4, 5), 0.2), within=FeasibleSet(constraint), dtype=np.float64, tolerance=1e-9)
+    result = descend(quadratic, within=FeasibleSet(constraint), tolerance=1e-9)
     assert result.converged.all()
     for c in range(4):
         a, m = np.asarray(quadratic.curvature[c]), np.asarray(quadratic.centre[c])
@@ -57,14 +63,14 @@ def test_the_minimiser_is_the_one_of_an_independent_solver(quadratic, constraint
 
 
 def test_no_step_increases_any_objective(quadratic):
-    result = minimise(quadratic, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-9)
+    result = descend(quadratic, tolerance=1e-9)
     assert (np.diff(result.value_history, axis=0) <= 0).all()
 
 
 def test_a_steep_objective_does_not_diverge(quadratic):
     steep = dataclasses.replace(quadratic, curvature=quadratic.curvature * 1e8)
-    result = minimise(steep, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, max_iterations=500)
-    gentle = minimise(quadratic, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-9)
+    result = descend(steep, max_iterations=500)
+    gentle = descend(quadratic, tolerance=1e-9)
     np.testing.assert_allclose(result.omega, gentle.omega, atol=1e-2)
 
 
@@ -74,7 +80,7 @@ def test_curvatures_a_million_apart_take_a_few_steps(quadratic, rng):
     curvature = basis * np.logspace(-2, 4, 5)[None, None] @ basis.transpose(0, 2, 1)
     centre = rng.dirichlet(np.ones(5), size=4)  # within the simplex, so that nothing but the curvature decides
     apart = Quadratic(jnp.asarray(curvature), jnp.asarray(centre))
-    result = minimise(apart, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-7)
+    result = descend(apart, tolerance=1e-7)
     assert result.converged.all()
     assert (result.iterations <= 40).all()
     # The least value is 1; a class may settle where a whole step promises a hundred roundings of 1e-9 of its start.
@@ -129,13 +135,7 @@ def test_solves_are_asked_for_more_as_the_gradient_falls(quadratic):
             asked.append(None if tolerance is None else float(tolerance.min()))
             return super().evaluate(omega, active)
 
-    result = minimise(
-        Recording(quadratic.curvature, quadratic.centre),
-        np.full((4, 5), 0.2),
-        within=SIMPLEX,
-        dtype=np.float64,
-        tolerance=1e-9,
-    )
+    result = descend(Recording(quadratic.curvature, quadratic.centre), tolerance=1e-9)
     assert asked[0] is None  # the start, in whose units all else is read
     assert max(asked[1:]) <= 1e-4
     steps = [min(1e-4, 1e-2 * measure.min() ** 2) for measure in result.projected_gradient_history[:-1]]
@@ -143,9 +143,7 @@ def test_solves_are_asked_for_more_as_the_gradient_falls(quadratic):
 
 
 def test_the_iteration_bound_is_reported(quadratic):
-    result = minimise(
-        quadratic, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-12, max_iterations=1
-    )
+    result = descend(quadratic, tolerance=1e-12, max_iterations=1)
     assert not result.converged.all()
     assert "not converged" in result.message
 
@@ -161,7 +159,7 @@ class WrongForClassOne(Quadratic):
 
 def test_a_class_whose_line_search_finds_no_decrease_has_not_converged(quadratic):
     broken = WrongForClassOne(quadratic.curvature, quadratic.centre)
-    result = minimise(broken, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-9)
+    result = descend(broken, tolerance=1e-9)
     np.testing.assert_array_equal(result.converged, [True, False, True, True])
     np.testing.assert_array_equal(result.omega[1], np.full(5, 0.2))
     assert result.message.startswith("1 of 4 classes not converged")
@@ -169,9 +167,9 @@ def test_a_class_whose_line_search_finds_no_decrease_has_not_converged(quadratic
 
 def test_a_class_that_rounding_stops_has_converged(quadratic):
     """A tolerance that float32 cannot reach: the search ends by itself, near the minimiser of float64."""
-    exact = minimise(quadratic, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64, tolerance=1e-9)
+    exact = descend(quadratic, tolerance=1e-9)
     single = Quadratic(quadratic.curvature.astype(np.float32), quadratic.centre.astype(np.float32))
-    result = minimise(single, np.full((4, 5), 0.2), within=SIMPLEX, tolerance=1e-30, max_iterations=1000)
+    result = descend(single, tolerance=1e-30, max_iterations=1000, dtype=np.float32)
     assert result.converged.all()
     assert (result.iterations < 900).all()
     np.testing.assert_allclose(result.value, exact.value, rtol=1e-5)
@@ -189,7 +187,7 @@ class BrokenFarFromTheStart(Quadratic):
 
 def test_a_gradient_that_is_not_finite_is_never_stepped_to(quadratic):
     broken = BrokenFarFromTheStart(quadratic.curvature, quadratic.centre)
-    result = minimise(broken, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64)
+    result = descend(broken)
     assert np.isfinite(result.gradient).all()
     assert (np.abs(result.omega - 0.2) <= 0.05).all()
     assert (result.value < result.value_history[0]).all()
@@ -198,7 +196,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_to(quadratic):
 def test_an_objective_that_is_not_finite_at_the_start_is_named(quadratic):
     broken = dataclasses.replace(quadratic, centre=quadratic.centre.at[2].set(jnp.nan))
     with pytest.raises(ArithmeticError, match="class 2 is not finite"):
-        minimise(broken, np.full((4, 5), 0.2), within=SIMPLEX, dtype=np.float64)
+        descend(broken)
 
 
 @pytest.mark.parametrize("project", [project_simplex, project_orthant])

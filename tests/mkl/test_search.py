@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.mkl.search import SearchProblem, SearchSettings, learn_omega, learn_weights, make_objective, uniform_omega
+from nftk_jax.mkl.objectives import OBJECTIVES, make_objective
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.search import check_search, flatten_weights, learn_omega, learn_weights, restore_weights
 from nftk_jax.preprocessing.sampling import draw_splits
+from nftk_jax.settings import SearchSettings
 
 TIGHT = SearchSettings(tolerance=1e-8, max_iterations=1000)
-OBJECTIVES = ["validation", "kfold", "loo", "evidence", "train", "alignment"]
 
 
 def draw_problem(rng, *, folds=1, n=60):
@@ -76,7 +79,7 @@ def test_a_planted_omega_is_recovered(objective, rng, x64):
 @pytest.mark.parametrize("weights", ["per-class", "shared"])
 def test_a_learned_ridge_is_a_minimum_in_the_ridge(objective, weights, rng, x64):
     problem = draw_problem(rng, folds=5 if objective == "kfold" else 1)
-    settings = dataclasses.replace(TIGHT, objective=objective, weights=weights, learn_ridge=True, tolerance=1e-6)
+    settings = dataclasses.replace(TIGHT, objective=objective, weights=weights, ridge="learned", tolerance=1e-6)
     found = learn_weights(problem, np.full(3, 0.02), settings)
     assert found.descent.converged.all()
     assert (found.descent.kkt_residual <= 1e-5).all()
@@ -118,7 +121,7 @@ def test_the_first_fixed_step_is_equation_16(rng, x64):
 def test_divergence_of_the_fixed_step_is_named(rng, x64):
     problem = draw_problem(rng)
     settings = SearchSettings("train", "orthant", 1e-3, "l2", method="projected-gradient", step_size=1e4)
-    with pytest.raises(ArithmeticError, match=r"diverged: the objective of class \d rose .* --step-size"):
+    with pytest.raises(ArithmeticError, match=r"diverged: the objective of class \d rose .* `step_size`"):
         learn_omega(problem, np.full(3, 0.02), settings)
 
 
@@ -127,16 +130,32 @@ def test_divergence_of_the_fixed_step_is_named(rng, x64):
     [
         ({"objective": "train", "constraint": "orthant"}, "diverges on the orthant"),
         ({"objective": "alignment", "constraint": "orthant"}, "does not see the scale"),
-        ({"objective": "train", "learn_ridge": True}, "learned ridge diverges"),
-        ({"objective": "alignment", "learn_ridge": True}, "no ridge to learn"),
-        ({"constraint": "orthant", "learn_ridge": True}, "is the learned ridge already"),
-        ({"penalty": 0.1, "learn_ridge": True}, "work against each other"),
-        ({"weights": "uniform", "learn_ridge": True}, "--ridge auto does"),
-        ({"method": "newton"}, "method must be one of"),
-        ({"step_size": 0.0}, "step_size must be"),
+        ({"objective": "train", "ridge": "learned"}, "learned ridge diverges"),
+        ({"objective": "alignment", "ridge": "learned"}, "no ridge to learn"),
+        ({"constraint": "orthant", "ridge": "learned"}, "is the learned ridge already"),
+        ({"penalty": 0.1, "ridge": "learned"}, "work against each other"),
+        ({"weights": "uniform", "ridge": "learned"}, "`ridge='auto'` does"),
     ],
 )
-def test_combinations_without_a_minimum_are_refused(settings, message):
+def test_combinations_without_a_minimum_are_refused_in_terms_of_parameters(settings, message, rng):
+    with pytest.raises(ValueError, match=message) as refusal:
+        check_search(SearchSettings(**settings))
+    assert "--" not in str(refusal.value)
+    with pytest.raises(ValueError, match=message):
+        learn_weights(draw_problem(rng, n=10), np.full(3, 0.02), SearchSettings(**settings))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_goes_with_the_defaults_and_uniform_weights_with_any_set(objective):
+    check_search(SearchSettings(objective))
+    check_search(SearchSettings(objective, "orthant", weights="uniform"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"method": "newton"}, "method must be one of"), ({"step_size": 0.0}, "step_size must be")],
+)
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SearchSettings(**settings)
 
@@ -161,3 +180,14 @@ def test_folds_hold_every_row_out_once_in_the_proportions_of_the_classes(n, rng)
         np.testing.assert_array_equal(np.sort(np.r_[train, held]), np.arange(n))
         counts = np.bincount(labels[held], minlength=3)
         assert (np.abs(counts - np.bincount(labels, minlength=3) / len(splits)) < 2).all()
+
+
+def test_a_search_result_is_read_back(rng, x64):
+    k = np.stack([np.eye(12) * 2, np.ones((12, 12))])
+    splits = ((np.arange(8), np.arange(8, 12)),)
+    found = learn_weights(SearchProblem(k, rng.normal(size=(12, 1)), splits), np.ones(1), SearchSettings())
+    again = restore_weights(flatten_weights(found))
+    assert again is not None
+    np.testing.assert_array_equal(again.omega, found.omega)
+    np.testing.assert_array_equal(again.descent.value_history, found.descent.value_history)
+    assert str(again.descent.message) == str(found.descent.message)

@@ -13,9 +13,10 @@ from flax import nnx
 
 from nftk_jax.finite.training import DivergenceError
 from nftk_jax.path_kernels.gradients import trace_network
-from nftk_jax.path_kernels.path_kernel import kernel_machine, path_kernel, path_terms, tangent_kernel
+from nftk_jax.path_kernels.path_kernel import path_kernel, path_terms, tangent_kernel
 from nftk_jax.path_kernels.quadrature import Intervals, gauss_legendre, left_endpoint, refine
-from nftk_jax.path_kernels.trajectory import DescentSettings, draw_batches, record_trajectory, sample_loss
+from nftk_jax.path_kernels.settings import DescentSettings
+from nftk_jax.path_kernels.trajectory import Problem, draw_batches, record_trajectory, sample_loss
 
 N, M, P, C = 7, 4, 5, 3
 # Few layers: one on the input, one on another layer; nearly all of the time is that of compiling them.
@@ -48,12 +49,9 @@ def train(rng, *, activation=jax.nn.gelu, loss="mse", steps=6, rate=0.1, batch_s
     memory = {key: more.pop(key) for key in ("memory_bytes",) if key in more}
     settings = DescentSettings(steps, rate, batch_size, **more)
     trajectory = record_trajectory(
-        mlp(activation),
+        Problem(mlp(activation), x, y, sample_loss(loss)),
         draw_params(rng, sizes),
-        x,
-        y,
         settings,
-        loss=sample_loss(loss),
         batches=draw_batches(N, settings, rng),
         **memory,
     )
@@ -196,19 +194,16 @@ def test_a_linear_model_has_the_dot_product_as_its_path_kernel(rng, x64):
     x, y, queries = draw_data(rng)
     settings = DescentSettings(5, 0.05)
     start = {"w": jnp.asarray(rng.normal(size=(P, C)))}
-    trajectory = record_trajectory(lambda p, z: z @ p["w"], start, x, y, settings, loss=sample_loss("mse"))
+    trajectory = record_trajectory(Problem(lambda p, z: z @ p["w"], x, y, sample_loss("mse")), start, settings)
     dot = np.asarray(queries @ x.T)
     kernel = path_kernel(trajectory, queries, x, rule=left_endpoint()).sum(0)
     expected = 5 * 0.05 * np.einsum("mi,kl->mkil", dot, np.eye(C))
     np.testing.assert_allclose(kernel, expected, rtol=1e-12, atol=1e-14)
-    machine = kernel_machine(trajectory, queries)
-    np.testing.assert_allclose(machine.kernel, np.moveaxis(expected, 1, 2) / N, rtol=1e-12, atol=1e-14)
     w, slopes = np.asarray(start["w"]), []  # gradient descent on |xw - y|^2 by hand
     for _ in range(5):
         slopes.append(2 * (x @ w - y))
         w = w - 0.05 * x.T @ slopes[-1] / N
     a = -np.mean(slopes, axis=0)
-    np.testing.assert_allclose(machine.coefficients[0].diagonal(axis1=1, axis2=2), a, rtol=1e-10)
     np.testing.assert_allclose(path_terms(trajectory, queries).terms, dot[..., None] * a * 5 * 0.05 / N, rtol=1e-10)
 
 
@@ -220,27 +215,13 @@ def test_one_step_has_the_tangent_kernel(rng, x64):
     np.testing.assert_allclose(tangent, expected, rtol=1e-10, atol=1e-12)
     kernel = path_kernel(trajectory, queries, trajectory.x, rule=left_endpoint()).sum(0)
     np.testing.assert_allclose(kernel, 0.2 * expected, rtol=1e-10, atol=1e-12)
-    machine = kernel_machine(trajectory, queries, rule=left_endpoint())
-    np.testing.assert_allclose(np.moveaxis(machine.kernel, 1, 2) * N, 0.2 * expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_path_kernel_is_symmetric_and_positive_semi_definite_and_the_finite_step_kernel_is_not(rng, x64):
+def test_the_path_kernel_is_symmetric_and_positive_semi_definite(rng, x64):
     trajectory, _ = train(rng, steps=4, rate=0.3)
     kernel = path_kernel(trajectory, trajectory.x, trajectory.x).sum(0).reshape(N * C, N * C)
     np.testing.assert_allclose(kernel, kernel.T, rtol=1e-10, atol=1e-12)
     assert np.linalg.eigvalsh(kernel).min() > -1e-10
-    machine = kernel_machine(trajectory, trajectory.x)
-    finite = np.moveaxis(machine.kernel, 1, 2).reshape(N * C, N * C)
-    assert np.abs(finite - finite.T).max() > 1e-3 * np.abs(finite).max()
-
-
-def test_theorem_1_kernel_and_coefficients_give_the_trained_network(rng, x64):
-    trajectory, queries = train(rng, **DESCENTS[-1])
-    terms = path_terms(trajectory, queries)
-    machine = kernel_machine(trajectory, queries)
-    by_sample = (machine.coefficients * machine.kernel).sum(-1)
-    np.testing.assert_allclose(by_sample, terms.terms, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(machine.bias + by_sample.sum(1), terms.output, rtol=1e-7)
 
 
 def test_the_error_of_the_limit_falls_like_the_step_and_the_exact_form_has_none(rng, x64):
@@ -249,7 +230,7 @@ def test_the_error_of_the_limit_falls_like_the_step_and_the_exact_form_has_none(
     rates, limit, exact = 0.02 / 2.0 ** np.arange(3), [], []
     for rate in rates:
         settings = DescentSettings(round(0.4 / rate), rate)
-        trajectory = record_trajectory(mlp(jax.nn.gelu), params, x, y, settings, loss=sample_loss("mse"))
+        trajectory = record_trajectory(Problem(mlp(jax.nn.gelu), x, y, sample_loss("mse")), params, settings)
         limit.append(path_terms(trajectory, queries, rule=left_endpoint()).relative_error)
         exact.append(path_terms(trajectory, queries, tolerance=1e-12).relative_error)
     slope = np.polyfit(np.log(rates), np.log(limit), 1)[0]
@@ -271,12 +252,9 @@ def test_memory_changes_nothing(rng, x64):
 def test_samples_that_no_batch_held_have_no_terms(rng, x64):
     x, y, queries = draw_data(rng)
     trajectory = record_trajectory(
-        mlp(jax.nn.gelu),
+        Problem(mlp(jax.nn.gelu), x, y, sample_loss("mse")),
         draw_params(rng, SIZES),
-        x,
-        y,
         DescentSettings(2, 0.1, 3),
-        loss=sample_loss("mse"),
         batches=np.array([[0, 1, 2], [4, 1, 0]]),
     )
     used = np.abs(path_terms(trajectory, queries).terms).max(axis=(0, 2)) > 0
@@ -330,10 +308,10 @@ def test_what_is_no_network_or_no_tolerance_is_named(rng):
     trajectory, queries = train(rng)
     with pytest.raises(ValueError, match="tolerance must be"):
         path_terms(trajectory, queries, tolerance=0.0)
-    with pytest.raises(ValueError, match="quadrature nodes"):
+    with pytest.raises(ValueError, match="`quadrature`, the number of nodes"):
         gauss_legendre(0)
 
 
 def test_divergence_is_named(rng):
-    with pytest.raises(DivergenceError, match=r"diverged: the loss was .* lower the learning rate"):
+    with pytest.raises(DivergenceError, match=r"diverged: the loss was .* lower `learning_rate`"):
         train(rng, activation=jax.nn.relu, rate=100.0, steps=50)

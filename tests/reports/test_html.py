@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nftk_jax.reports.html import render_report
+from tests.reports.samples import weighing
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 FIGURES = dict.fromkeys(("omega", "baselines", "search", "identifiability"), PNG)
@@ -177,3 +178,45 @@ def test_a_thousand_classes_stay_under_two_megabytes(ten_classes):
     source = render_report(ten_classes, {})
     assert len(source.encode()) < 2_000_000
     assert "600 more in the files" in Page(source).text
+
+
+def test_the_table_of_weights_is_headed_by_the_kernels_labels(any_metrics):
+    page = Page(render_report(any_metrics, {}))
+    labels = [kernel["label"] for kernel in any_metrics["kernels"]]
+    heads = [a["title"] for a in page.all("th", scope="col") if "title" in a]
+    assert heads == labels
+    hovers = [a["title"] for a in page.all("td") if "data-n" in a][: len(labels)]
+    assert all(f", {label}: weight " in hover for label, hover in zip(labels, hovers, strict=True))
+    assert f"Which {any_metrics['kernel_name']}s each " in page.text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_kernel_names_are_only_text(name):
+    labels = ["x" * 40, "rbf width 2", "depth 3"]
+    clean = Page(render_report(weighing(labels, 3), FIGURES))
+    page = Page(render_report(weighing([f"{name}: {label}" for label in labels], 3), FIGURES))
+    assert {t for t, _ in page.tags} == {t for t, _ in clean.tags}
+    assert {key for _, a in page.tags for key in a} == {key for _, a in clean.tags for key in a}
+    assert page.script == clean.script
+    assert page.text.count(name) >= 2
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("quasi-newton", "Quasi-Newton steps on"),
+        ("projected-gradient", "Projected gradient descent with a fixed step on"),
+    ],
+)
+def test_the_report_names_the_method_that_descended(ten_classes, method, said):
+    ten_classes["search"]["method"] = method
+    text = Page(render_report(ten_classes, {})).text
+    assert f"{said} the validation objective (simplex)." in text
+    assert ("rojected gradient descent" in text) == (method == "projected-gradient")
+
+
+def test_kernels_that_no_class_uses_are_named_by_their_labels():
+    metrics = weighing(["pixels: depth 1", "rbf width 2", "laplace width 1"], 2)
+    metrics["omega"] = [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    text = Page(render_report(metrics, {})).text
+    assert "No class uses kernels \u201crbf width 2\u201d and \u201claplace width 1\u201d." in text

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from nftk_jax.reports.reading import family_words
 from nftk_jax.reports.tables import summary
+from tests.reports.samples import weighing
 
 
 def printed(metrics, width: int = 80) -> str:
@@ -67,3 +70,30 @@ def test_null_prints_as_a_dash_and_never_as_none_or_nan(ten_classes):
     assert "none" not in text.split()
     assert "nan" not in text.split()
     assert "\N{EN DASH}" in text
+
+
+def test_a_class_names_its_kernels_by_their_labels():
+    metrics = weighing(["pixels: depth 3", "laplace width 2", "[red]"], 2)
+    metrics["omega"] = [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]
+    text = printed(metrics)
+    assert "pixels: depth 3 (75 %),  [red] (25 %)" in text
+    assert "kernels it uses (share of its weight)" in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "word", "said"),
+    [
+        (["depth 1", "depth 2", "depth 3"], "depth", "networks of depths 1 to 3"),
+        (["depth 1", "depth 3", "depth 5"], "depth", "networks of depths 1, 3 and 5"),
+        (["depth 4"], "depth", "the tangent kernel of an infinitely wide network of depth 4"),
+        (["layer 1", "layer 2", "layer 3"], "layer", "network of depth 2, taken apart into its 3 layers"),
+        (["increment 1", "increment 2", "increment 3"], "increment", "depths 1 to 3, each less the one before"),
+        (
+            ["rbf width 2", "pixels: depth 1"],
+            "kernel",
+            "2 kernels (\u201crbf width 2\u201d and \u201cpixels: depth 1\u201d)",
+        ),
+    ],
+)
+def test_the_kernels_are_said_in_words(labels, word, said):
+    assert said in family_words(weighing(labels, 2, word))

@@ -34,7 +34,7 @@ def draw_imdb_small(data_dir: pathlib.Path | None = None, model: str = MODEL) ->
     Raises:
       DataError: the reviews or the model are absent.
     """
-    full = load_dataset("imdb", data_dir=data_dir, embeddings_model=model)
+    full = load_dataset("imdb", data_dir=data_dir, embeddings=model)
     arrays = {}
     for part, n, stream in (("train", N_TRAIN, 0), ("test", N_TEST, 1)):
         x, y = getattr(full, f"x_{part}"), getattr(full, f"y_{part}")

@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import time
 import zipfile
-from typing import Any, Protocol
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import numpy as np
 
-from nftk_jax.mkl.descent import DescentResult
-from nftk_jax.mkl.search import Weights
+Arrays = dict[str, np.ndarray]
 
 #: Least time between two files of one name; what is left out is kept in memory for `Checkpoint.flush`.
 SECONDS = 5.0
-
-
-class Journal(Protocol):
-    """Where a long run leaves what it has, to be taken up again."""
-
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """What an interrupted run saved under a name, None if nothing."""
-        ...
-
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays under a name, in place of those before."""
-        ...
-
-
-class NoJournal:
-    """Keeps nothing."""
-
-    def load(self, name: str) -> None:
-        del name
-
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        del name, arrays
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; one line says why and what to do."""
 
 
-class Checkpoint:
-    """Arrays under names, for `learn`'s journal.
+class Checkpoint(MutableMapping[str, Arrays]):
+    """Arrays under names: what this run saved and, where it resumes, what the interrupted run did.
+
+    Saving writes a file at once if the last one of that name is old enough, else at the next save or `flush`.
 
     Args:
       output: the run's output directory; the checkpoint is the hidden directory beside it.
@@ -74,7 +53,7 @@ class Checkpoint:
         self._settings = json.loads(json.dumps(settings, default=str))
         self._writes, self._seconds = writes, SECONDS if seconds is None else seconds
         self._written: dict[str, float] = {}
-        self._waiting: dict[str, dict[str, np.ndarray]] = {}
+        self._waiting: dict[str, Arrays] = {}
         self._resume = resume
         if resume:
             self._check()
@@ -82,42 +61,59 @@ class Checkpoint:
     def _check(self) -> None:
         file = self.directory / "settings.json"
         if not file.exists():
-            raise CheckpointError(f"nothing to resume: no {self.directory}; leave out --resume to start anew")
+            raise CheckpointError(f"nothing to resume: no {self.directory}; leave out `resume` to start anew")
         try:
             theirs = json.loads(file.read_text())
         except ValueError:
-            raise CheckpointError(f"{file} is damaged; leave out --resume to start anew") from None
+            raise CheckpointError(f"{file} is damaged; leave out `resume` to start anew") from None
         names = sorted(set(theirs) | set(self._settings))
         different = [name for name in names if theirs.get(name) != self._settings.get(name)]
         if different:
             pairs = ", ".join(f"{name} was {theirs.get(name)!r}, is {self._settings.get(name)!r}" for name in different)
-            raise CheckpointError(f"the interrupted run had other settings ({pairs}); leave out --resume to start anew")
+            raise CheckpointError(f"the interrupted run had other settings ({pairs}); leave out `resume` to start anew")
 
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays saved under a name, or None; None without `resume`.
+    def __getitem__(self, name: str) -> Arrays:
+        """The arrays under a name.
 
         Raises:
-          CheckpointError: the file is damaged.
+          KeyError: there are none.
+          CheckpointError: their file is damaged.
         """
-        file = self.directory / f"{name}.npz"
-        if not self._resume or not file.exists():
-            return None
+        if name in self._waiting:
+            return self._waiting[name]
+        file = self._file(name)
+        if name not in self._written and not (self._resume and file.exists()):
+            raise KeyError(name)
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            raise CheckpointError(f"{file} is damaged; leave out --resume to start anew") from None
+            raise CheckpointError(f"{file} is damaged; leave out `resume` to start anew") from None
 
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays under a name: at once if its last file is old enough, else at the next `save` or `flush`."""
+    def __setitem__(self, name: str, arrays: Arrays) -> None:
         self._waiting[name] = arrays
         if time.monotonic() - self._written.get(name, -np.inf) >= self._seconds:
             self.flush()
 
+    def __delitem__(self, name: str) -> None:
+        if name not in set(self):
+            raise KeyError(name)
+        self._waiting.pop(name, None)
+        self._written.pop(name, None)
+        if self._writes:
+            self._file(name).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[str]:
+        found = {file.stem for file in self.directory.glob("*.npz")} if self._resume else set()
+        return iter(sorted(found | set(self._written) | set(self._waiting)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
     @property
     def exists(self) -> bool:
         """Whether anything has been saved, by this run or the one it resumes."""
-        return bool(self._waiting or self._written or (self._resume and self.directory.exists()))
+        return len(self) > 0
 
     def flush(self) -> None:
         """Write what waits; each file appears under its name when it is complete."""
@@ -126,11 +122,15 @@ class Checkpoint:
             for name in list(self._waiting):
                 aside = self.directory / f"{name}.part"
                 with aside.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **self._waiting.pop(name))
+                    np.savez(file, allow_pickle=False, **self._waiting[name])
                     file.flush()
                     os.fsync(file.fileno())
-                aside.replace(self.directory / f"{name}.npz")
+                aside.replace(self._file(name))
+                del self._waiting[name]
                 self._written[name] = time.monotonic()
+
+    def _file(self, name: str) -> pathlib.Path:
+        return self.directory / f"{name}.npz"
 
     def _prepare(self) -> None:
         """The directory with the settings, without files of an earlier run that is not resumed."""
@@ -145,19 +145,6 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete it, when the run's result is written."""
         self._waiting.clear()
+        self._written.clear()
         if self._writes:
             shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
-    """A search's result as arrays by name."""
-    parts = {} if found.descent is None else dataclasses.asdict(found.descent)
-    return {"omega": found.omega, "ridge": found.ridge} | {
-        f"descent.{name}": np.asarray(part) for name, part in parts.items() if part is not None
-    }
-
-
-def restore_weights(arrays: dict[str, np.ndarray]) -> Weights:
-    """Inverse of `flatten_weights`; other arrays are left alone."""
-    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
-    return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)

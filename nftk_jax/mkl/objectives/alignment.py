@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from nftk_jax.mkl.objectives import Evaluation
+from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
+from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.similarity import centred_inner_products
+from nftk_jax.settings import SearchSettings
 
 # With centred kernels, M_lm = <H Theta^(l) H, H Theta^(m) H> and v_l = y' H Theta^(l) H y / |H y|^2 the alignment of
 # K = sum_l omega_l Theta^(l) with yy' is omega'v / sqrt(omega'M omega). It does not see the scale of omega, and over
@@ -18,8 +20,9 @@ from nftk_jax.mkl.similarity import centred_inner_products
 # non-negative least-squares problem with L unknowns; dividing by the sum puts it on the simplex.
 
 
+@objective("alignment")
 @dataclasses.dataclass(frozen=True)
-class AlignmentObjective:
+class AlignmentObjective(Objective):
     r"""One minus the centred alignment of K_c with the class's targets.
 
     .. math:: J_c = 1 - \frac{\langle H K_c H,\, y y'\rangle_F}{\|H K_c H\|_F \|H y\|^2}
@@ -33,9 +36,14 @@ class AlignmentObjective:
     inner: np.ndarray
     target: np.ndarray
 
-    @property
-    def relative(self) -> bool:
-        return False
+    relative = False
+    has_ridge = False
+    sees_scale = False
+
+    @classmethod
+    def from_problem(cls, problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> AlignmentObjective:
+        del ridge, settings
+        return cls.of(problem.k, problem.y, problem.weight)
 
     @classmethod
     def of(cls, k: jax.Array, y: jax.Array, weight: np.ndarray | None = None) -> AlignmentObjective:
@@ -60,6 +68,11 @@ class AlignmentObjective:
             jnp.asarray(np.where(shown, 1 - alignment[:, 0], np.nan), omega.dtype),
             jnp.asarray(np.where(shown[:, None], gradient, np.nan), omega.dtype),
         )
+
+    def start(self, n_rows: int, n_kernels: int) -> np.ndarray:
+        """The minimum itself, in closed form."""
+        del n_kernels
+        return self.maximiser(shared=n_rows == 1)
 
     def maximiser(self, *, shared: bool) -> np.ndarray:
         """Weights of largest alignment on the simplex, shape (C, L); (1, L) of largest mean alignment if `shared`."""

@@ -10,19 +10,21 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 
-from nftk_jax.kernels.gram import combined_ntk, unit_diagonal_scale
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.mkl.alignment import AlignmentObjective
-from nftk_jax.mkl.leave_one_out import EvidenceObjective, LeaveOneOutObjective
 from nftk_jax.mkl.objectives import (
+    AlignmentObjective,
+    EvidenceObjective,
+    HeldOutObjective,
+    HeldOutSplit,
     LearnedRidgeObjective,
-    MeanObjective,
+    LeaveOneOutObjective,
     PenalisedObjective,
     SharedObjective,
     TrainObjective,
-    ValidationObjective,
 )
-from nftk_jax.mkl.search import SearchProblem, held_out_objective
+from nftk_jax.mkl.problem import SearchProblem
 
 
 @pytest.fixture
@@ -35,13 +37,13 @@ def kernels(rng, x64):
 def make_objective(name, kernels):
     k, y = kernels
     ridge = np.array([0.01, 0.05, 0.2])
-    validation = ValidationObjective(k[:, :24, :24], k[:, 24:, :24], y[:24], y[24:], ridge)
+    validation = HeldOutSplit(k[:, :24, :24], k[:, 24:, :24], y[:24], y[24:], ridge)
     folds = [(np.setdiff1d(np.arange(36), fold), fold) for fold in np.array_split(np.arange(36), 5)]
     weight = 0.5 + np.arange(36) % 3
     weighted = SearchProblem(k, y, tuple(folds), weight)
     return {
         "validation": validation,
-        "kfold": held_out_objective(weighted, ridge),
+        "kfold": HeldOutObjective.of(weighted, ridge),
         "loo": LeaveOneOutObjective(k, y, ridge),
         "loo, weighted": LeaveOneOutObjective(k, y, ridge, weight),
         "evidence": EvidenceObjective(k, y, ridge),
@@ -93,7 +95,7 @@ def test_the_gradient_in_the_log_of_the_ridge_is_minus_omega_times_the_gradient(
 
     def scaled(objective, factor):
         if name == "kfold":
-            return MeanObjective(tuple(dataclasses.replace(p, ridge=p.ridge * factor) for p in objective.parts))
+            return HeldOutObjective(tuple(dataclasses.replace(p, ridge=p.ridge * factor) for p in objective.parts))
         return dataclasses.replace(objective, ridge=objective.ridge * factor)
 
     objective, omega, active, h = make_objective(name, kernels), rng.dirichlet(np.ones(4), 3), jnp.ones(3, bool), 1e-5
@@ -250,12 +252,10 @@ def test_a_row_of_weight_two_counts_as_two_rows(kernels, rng):
     held, held_twice = np.arange(24, 36), np.r_[np.arange(24, 36), 24, 25]
     held_weight = np.r_[2.0, 2.0, np.ones(10)]
     train, plain = np.arange(20), lambda rows: k[:, rows]
-    weighted = ValidationObjective(
+    weighted = HeldOutSplit(
         plain(train)[:, :, train], plain(held)[:, :, train], y[train], y[held], ridge, weight, held_weight
     )
-    repeated = ValidationObjective(
-        plain(twice)[:, :, twice], plain(held_twice)[:, :, twice], y[twice], y[held_twice], ridge
-    )
+    repeated = HeldOutSplit(plain(twice)[:, :, twice], plain(held_twice)[:, :, twice], y[twice], y[held_twice], ridge)
     for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     weighted = TrainObjective(plain(train)[:, :, train], y[train], ridge, weight)
@@ -281,7 +281,7 @@ def test_the_mean_over_folds_is_cross_validation(kernels, rng):
     omega = rng.dirichlet(np.ones(4), 3)
     ridge = np.array([0.01, 0.05, 0.2])
     problem = SearchProblem(k, y, splits)
-    objective = held_out_objective(problem, ridge)
+    objective = HeldOutObjective.of(problem, ridge)
     value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
     for c in range(3):
         k_c = np.einsum("l,lij->ij", omega[c], k)

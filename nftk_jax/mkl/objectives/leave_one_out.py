@@ -1,7 +1,7 @@
 r"""Objectives that hold nothing out and need A^{-1} itself: the leave-one-out error and the evidence.
 
-One Cholesky factor and one inverse a class, about 4 n^3 (`loo`) and 2 n^3 (`evidence`) operations beside the n^3/3 of
-the factor: exact, and meant for some thousands of rows.
+Each class takes one Cholesky factor and one inverse, about 4 n^3 (`loo`) or 2 n^3 (`evidence`) operations beside the
+n^3/3 of the factor. Both are exact and meant for some thousands of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.mkl.objectives import Evaluation, row_ridge, share
+from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
+from nftk_jax.mkl.problem import SearchProblem, row_ridge, share
+from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 
 # Leave-one-out. Let B = A^{-1} with columns b_i, a = B y and d_i = B_ii. By the inverse of a partitioned matrix the
@@ -26,8 +28,9 @@ from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 # dJ/domega_l = 1/2 <Theta^(l), B - a a' / s>. That form sees omega / lambda alone.
 
 
+@objective("loo")
 @dataclasses.dataclass(frozen=True)
-class LeaveOneOutObjective:
+class LeaveOneOutObjective(Objective):
     r"""Mean squared leave-one-out error, :math:`J_c = \sum_i s_i e_i^2`, :math:`e_i = a_i / (A^{-1})_{ii}`.
 
     Args:
@@ -42,9 +45,10 @@ class LeaveOneOutObjective:
     ridge: jax.Array | np.ndarray
     weight: np.ndarray | None = None
 
-    @property
-    def relative(self) -> bool:
-        return True
+    @classmethod
+    def from_problem(cls, problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> LeaveOneOutObjective:
+        del settings
+        return cls(problem.k, problem.y, ridge, problem.weight)
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         n, dtype = len(self.y), omega.dtype
@@ -52,9 +56,10 @@ class LeaveOneOutObjective:
         return _evaluate_loo(omega, active, self.k, self.y, ridge, jnp.asarray(share(self.weight, n), dtype))
 
 
+@objective("evidence")
 @dataclasses.dataclass(frozen=True)
-class EvidenceObjective:
-    r"""Negative log marginal likelihood a row of the Gaussian process with covariance A = K + lambda I.
+class EvidenceObjective(Objective):
+    r"""Negative log marginal likelihood per row of the Gaussian process with covariance A = K + lambda I.
 
     .. math:: J_c = \frac1n \left(\tfrac12 y' A^{-1} y + \tfrac12 \log\det A + \tfrac n2 \log 2\pi\right)
 
@@ -74,9 +79,11 @@ class EvidenceObjective:
     weight: np.ndarray | None = None
     free_scale: bool = False
 
-    @property
-    def relative(self) -> bool:
-        return False
+    relative = False
+
+    @classmethod
+    def from_problem(cls, problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> EvidenceObjective:
+        return cls(problem.k, problem.y, ridge, problem.weight, free_scale=settings.learns_ridge)
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         ridge = row_ridge(self.ridge, self.weight, len(self.y), omega.dtype)

@@ -1,0 +1,112 @@
+"""Settings of finite networks and of their training, without JAX: the flags of `python -m nftk_jax.compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from nftk_jax.settings import check_choice, check_count, check_number
+
+ParametrisationName = Literal["standard", "ntk"]
+ReadoutsName = Literal["last", "all"]
+OmegaStartName = Literal["ones", "xavier", "half-normal"]
+PositivityName = Literal["project", "clip"]
+LossName = Literal["mse", "cross-entropy"]
+
+
+def check_momentum(value: float) -> None:
+    """Raise ValueError unless 0 <= `value` < 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"momentum must be from 0 to below 1; got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FiniteSettings:
+    """What a network of finite width has besides its depth and activation; fields of `NetworkSettings`.
+
+    Raises:
+      ValueError: the width is not a whole number >= 1, or a name is not known.
+    """
+
+    width: int = 256
+    """Units of every hidden layer of the finite networks."""
+    parametrisation: ParametrisationName = "standard"
+    """standard: Xavier normal; ntk: unit normal, scaled by the width in the forward pass."""
+    omega_start: OmegaStartName = "xavier"
+    """Omega of the finite network at the start; half of a Xavier draw is negative, so zero after the first step."""
+    omega_positivity: PositivityName = "project"
+    """How Omega >= 0 is kept: by projection after every step, or as max(Omega, 0) in the forward pass."""
+
+    def __post_init__(self) -> None:
+        check_count("width", self.width)
+        check_choice("parametrisation", self.parametrisation, ParametrisationName)
+        check_choice("omega_start", self.omega_start, OmegaStartName)
+        check_choice("omega_positivity", self.omega_positivity, PositivityName)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained by steps on theta and Omega together. The defaults are the paper's for MNIST.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    batch_size: int = 50
+    """Rows of a step; the last batch of an epoch may be smaller."""
+    learning_rate: float = 0.02
+    """eta_theta, of all parameters but Omega."""
+    omega_learning_rate: float = 0.05
+    """eta_Omega."""
+    weight_decay: float = 2e-6
+    """Of all parameters and of Omega."""
+    momentum: float = 0.0
+    """Of the steps on theta and Omega, from 0 (none) to below 1."""
+    loss: LossName = "mse"
+    """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
+    epochs: int = 10
+    """Passes over the training rows."""
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+        check_count("epochs", self.epochs)
+        check_number("learning_rate", self.learning_rate)
+        check_number("omega_learning_rate", self.omega_learning_rate)
+        check_number("weight_decay", self.weight_decay, zero=True)
+        check_momentum(self.momentum)
+        check_choice("loss", self.loss, LossName)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingSettings:
+    """How the alternating minimisation runs.
+
+    Attributes:
+      rounds: how often theta and Omega take turns.
+      theta_steps: most steps on theta in one round.
+      omega_steps: steps on Omega in one round; 0 keeps Omega fixed.
+      learning_rate: eta_theta of eq. 13.
+      omega_learning_rate: eta_Omega of eq. 16.
+      anchor: lambda of eq. 13, >= 0, the pull of theta towards its start.
+      theta_tolerance: theta has converged when the norm of its gradient, the anchor's included, is below this share of
+        its norm at the start of the round.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    rounds: int = 10
+    theta_steps: int = 1000
+    omega_steps: int = 1
+    learning_rate: float = 0.1
+    omega_learning_rate: float = 0.05
+    anchor: float = 1e-3
+    theta_tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_count("rounds", self.rounds)
+        check_count("theta_steps", self.theta_steps)
+        check_count("omega_steps", self.omega_steps, least=0)
+        check_number("anchor", self.anchor, zero=True)
+        for name in ("learning_rate", "omega_learning_rate", "theta_tolerance"):
+            check_number(name, getattr(self, name))

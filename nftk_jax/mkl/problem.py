@@ -1,0 +1,143 @@
+"""What the search sees: the kernels and targets of its rows, and which of these rows are held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchProblem:
+    """Everything the search sees: no test row, and of the training rows only a subset where there are many.
+
+    Attributes:
+      k: kernels of every depth on the search rows, scaled to unit mean diagonal, shape (L, n, n).
+      y: encoded targets of these rows, shape (n, C), dtype of `k`.
+      splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objectives
+        `validation` and `kfold` average over them, and so do the choices of ridge, depth and width in every case.
+      weight: sample weights of the rows, shape (n,), positive; None is 1 everywhere. A row of weight 2 counts as two.
+    """
+
+    k: jax.Array
+    y: jax.Array
+    splits: tuple[tuple[np.ndarray, np.ndarray], ...]
+    weight: np.ndarray | None = None
+
+    @functools.cached_property
+    def blocks(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        """Theta_TT and Theta_VT of every split, shapes (L, T, T) and (L, V, T)."""
+        return tuple((_cut(self.k, train, train), _cut(self.k, held, train)) for train, held in self.splits)
+
+    @property
+    def depth(self) -> int:
+        """The number of kernels, L."""
+        return self.k.shape[0]
+
+    @property
+    def n_classes(self) -> int:
+        """The number of targets, C."""
+        return self.y.shape[1]
+
+    def rows(self, positions: np.ndarray) -> SearchProblem:
+        """The problem on some of its rows, without splits."""
+        return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
+
+    def held_out_residuals(
+        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Scores less targets on the held-out rows of one kernel for every ridge, split by split.
+
+        Args:
+          kernels: maps the kernels of every depth, shape (L, n, m), to one kernel (n, m).
+          ridges: the R ridges.
+          n_splits: use the first so many splits; None is all.
+
+        Yields:
+          Positions of the held-out rows among the search rows, shape (V,), and residuals, shape (R, V, C); NaN where
+          the kernel is singular.
+        """
+        for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
+            ridge = row_ridge(np.asarray(ridges), take(self.weight, train), len(train), self.k.dtype)
+            yield held, _residuals(kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridge)
+
+    def held_out_errors(
+        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+    ) -> np.ndarray:
+        """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
+        total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
+        for held, residuals in self.held_out_residuals(kernels, ridges, n_splits):
+            weight = np.ones(len(held)) if self.weight is None else self.weight[held]
+            errors = jnp.einsum("v,rvc->rc", jnp.asarray(weight, residuals.dtype), residuals**2)
+            total, mass = total + np.nan_to_num(np.asarray(errors, np.float64), nan=np.inf), mass + weight.sum()
+        return total / mass
+
+
+def pad_problem(problem: SearchProblem) -> SearchProblem:
+    """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the errors stay the same.
+
+    The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
+    solved on have weight 1, the one that is held out has weight 0. Above `PADDED_ROWS` rows the problem is returned
+    unchanged.
+    """
+    n = len(problem.y)
+    if n > PADDED_ROWS:
+        return problem
+    sizes = [(padded_size(len(train)), padded_size(len(held))) for train, held in problem.splits]
+    if all(size == (len(train), len(held)) for size, (train, held) in zip(sizes, problem.splits, strict=True)):
+        return problem
+    longest = max(size - len(train) for (size, _), (train, _) in zip(sizes, problem.splits, strict=True))
+    total = padded_size(n + longest + 1)
+    weight = pad_rows(np.ones(n) if problem.weight is None else problem.weight, total, 1.0)
+    weight[n] = 0.0
+    splits = tuple(
+        (
+            np.concatenate([train, n + 1 + np.arange(size - len(train))]),
+            np.concatenate([held, np.full(held_size - len(held), n)]),
+        )
+        for (size, held_size), (train, held) in zip(sizes, problem.splits, strict=True)
+    )
+    y = jnp.asarray(pad_rows(np.asarray(problem.y), total))
+    return SearchProblem(jnp.asarray(pad_kernels(problem.k, total)), y, splits, weight)
+
+
+def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
+    """Some rows of optional sample weights."""
+    return None if weight is None else weight[positions]
+
+
+def row_ridge(ridge: jax.Array | np.ndarray, weight: np.ndarray | None, n: int, dtype: Any) -> jax.Array:
+    """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
+    inverse = np.ones(n) if weight is None else 1 / weight
+    return jnp.asarray(ridge, dtype)[:, None] * jnp.asarray(inverse, dtype)
+
+
+def share(weight: np.ndarray | None, n: int) -> np.ndarray:
+    """Weights that add up to one, shape (n,)."""
+    return np.full(n, 1 / n) if weight is None else weight / weight.sum()
+
+
+def uniform_omega(n_classes: int, depth: int) -> np.ndarray:
+    """Equal weights that add up to one, shape (C, L): the start of the search, and a baseline."""
+    return np.full((n_classes, depth), 1.0 / depth)
+
+
+@jax.jit
+def _cut(k: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """The kernels between some rows and some columns; XLA gathers columns of a matrix quicker than of a stack."""
+    cut = jnp.take(k[:, rows].reshape(-1, k.shape[2]), columns, axis=1)
+    return cut.reshape(len(k), len(rows), len(columns))
+
+
+@jax.jit
+def _residuals(k_train, k_held, y_train, y_held, ridge):
+    """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C)."""
+    return jax.lax.map(lambda noise: k_held @ solve_lower(cholesky_lower(k_train, noise), y_train) - y_held, ridge)

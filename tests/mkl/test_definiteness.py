@@ -1,0 +1,57 @@
+"""Which increments of depth are not positive semi-definite, and what a fit says of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.preprocessing import scale as standardise
+
+from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.kernel import unit_diagonal_scale
+from nftk_jax.kernels.mlp import MLP
+from nftk_jax.learn import TrainingRows, learn
+from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues
+from nftk_jax.settings import LearnSettings, gather
+
+
+def scaled_increments(x, depth, b_std):
+    mlp = MLP(depth, b_std=b_std, basis="increments")
+    return np.asarray(combined_ntk(mlp, np.diag(1 / unit_diagonal_scale(mlp, x)), x))
+
+
+def test_increments_without_biases_are_found_indefinite_and_those_with_biases_are_not(x64):
+    x = np.asarray(standardise(load_breast_cancer(return_X_y=True)[0]))
+    k = scaled_increments(x, 5, 0.0)
+    assert indefinite_kernels(k) == [4, 5]
+    assert indefinite_kernels(k.astype(np.float32)) == [4, 5]
+    on_all_rows = np.linalg.eigvalsh(k)[:, 0]
+    assert (on_all_rows <= least_eigenvalues(k) + 1e-12).all()  # interlacing
+    np.testing.assert_allclose(on_all_rows[3:], [-0.20, -0.46], atol=0.006)
+    assert indefinite_kernels(scaled_increments(x, 5, 0.5)) == []
+
+
+def test_rounding_is_not_mistaken_for_a_negative_eigenvalue(rng):
+    line = rng.normal(size=(400, 2)).astype(np.float32)
+    singular = (line @ line.T)[None]
+    assert least_eigenvalues(singular / np.trace(singular[0]) * 400)[0] < 0
+    assert indefinite_kernels(singular / np.trace(singular[0]) * 400) == []
+
+
+def test_a_fit_warns_of_indefinite_increments_and_explains_a_failed_solve(monkeypatch):
+    x, y = load_breast_cancer(return_X_y=True)
+    y = y[:, None].astype(float)
+    rows, kernel = TrainingRows(x, y), MLP(4, basis="increments")
+    settings = gather(LearnSettings, {"ridge": 1.0, "precision": "float64"})
+    with pytest.warns(IndefiniteKernelWarning, match="Increment 4 has negative eigenvalues"):
+        learn(rows, kernel, settings)
+
+    def fail(*_, **__):
+        raise ArithmeticError("no kernel matrix")
+
+    monkeypatch.setattr("nftk_jax.learn.prepare", fail)
+    with (
+        pytest.warns(IndefiniteKernelWarning),
+        pytest.raises(ArithmeticError, match=r"no kernel matrix\. An increment of depth need not be positive"),
+    ):
+        learn(rows, kernel, settings)
