@@ -137,19 +137,23 @@ class CholeskySolver(RidgeSolver):
             dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
             jitter = max(jitter, factor.jitter)
             if condition:
-                conditions.append(float(estimate_condition(k, factor.lower, jnp.asarray(row[-1] / weight, k.dtype))))
+                diagonal = jnp.asarray(row[-1] / weight, k.dtype)
+                conditions.append(float(estimate_condition(k, factor.lower, diagonal, n)))
             done += len(members)
             report("solve", done, len(omega))
         return RidgeSolution(dual_coef[:n], jitter, max(conditions, default=None))
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def estimate_condition(k: jax.Array, lower: jax.Array, ridge: jax.Array | float, iterations: int = 12) -> jax.Array:
+def estimate_condition(
+    k: jax.Array, lower: jax.Array, ridge: jax.Array | float, n: jax.Array | int | None = None, iterations: int = 12
+) -> jax.Array:
     """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse.
 
-    `ridge` is one number, or one for every row, shape (n,).
+    `ridge` is one number, or one for every row. Rows from `n` on are padding, of which nothing is seen; None: no row is.
     """
     start = jnp.sin(jnp.arange(1, len(k) + 1, dtype=k.dtype) ** 2)
+    start = jnp.where(jnp.arange(len(k)) < (len(k) if n is None else n), start, 0)
 
     def largest(apply):
         def body(_, state):

@@ -7,6 +7,7 @@ import scipy.linalg
 from sklearn.kernel_ridge import KernelRidge
 
 from nftk_jax.kernels.family import KernelFamily
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import (
     CholeskySolver,
@@ -103,3 +104,13 @@ def test_the_condition_estimate_is_a_close_lower_bound(rng, x64):
     estimate = float(estimate_condition(k, factor_ridge(k, ridge=1e-3).lower, 1e-3))
     exact = (100 + 1e-3) / 2e-3
     assert 0.95 * exact < estimate <= exact * (1 + 1e-9)
+
+
+def test_the_condition_estimate_sees_nothing_of_the_padding(rng, x64):
+    """161 rows are solved among 192, of which 31 are zero: their eigenvalue is the ridge."""
+    rows, y = MLP(3).bind(rng.normal(size=(161, 3))), rng.normal(size=(161, 1))
+    solver = CholeskySolver(rows)
+    found = solver.solve(np.full((1, 3), 1 / 3), np.array([1e-4]), y, condition=True)
+    exact = np.linalg.cond(np.asarray(rows.gram(np.full((1, 3), 1 / 3)))[0] + 1e-4 * np.eye(161))
+    assert found.condition_estimate is not None
+    assert 0.5 * exact < found.condition_estimate <= exact * (1 + 1e-9)
