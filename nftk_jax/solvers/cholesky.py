@@ -150,7 +150,7 @@ def estimate_condition(
 ) -> jax.Array:
     """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse.
 
-    `ridge` is one number, or one for every row. Rows from `n` on are padding, of which nothing is seen; None: no row is.
+    `ridge` is one number, or one for every row. Rows from `n` on are padding that does not count; None: none is.
     """
     start = jnp.sin(jnp.arange(1, len(k) + 1, dtype=k.dtype) ** 2)
     start = jnp.where(jnp.arange(len(k)) < (len(k) if n is None else n), start, 0)
