@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import re
 
 import numpy as np
 
+from nftk_jax.commands.command_line import field_names
 from nftk_jax.fit import FitConfig
 from nftk_jax.predict import PredictConfig
 
@@ -36,7 +36,7 @@ def test_make_targets_exist():
 
 
 def test_flags_exist():
-    fields = {field.name for config in (FitConfig, PredictConfig) for field in dataclasses.fields(config)}
+    fields = field_names(FitConfig) | field_names(PredictConfig)
     flags = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - {"help"}
     assert flags
     assert {flag.replace("-", "_") for flag in flags} <= fields

@@ -156,8 +156,8 @@ def test_nothing_to_resume_is_said_in_one_line(data, tmp_path, run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--solver-tolerance", "2"), "solver_tolerance must be between 0 and 1"),
-        (("--landmarks", "0"), "landmarks must be a whole number >= 1"),
+        (("--solver-tolerance", "2"), "--solver-tolerance must be between 0 and 1"),
+        (("--landmarks", "0"), "--landmarks must be a whole number >= 1"),
         (("--coordinator", "localhost:1"), "go together"),
     ],
 )
