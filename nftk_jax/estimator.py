@@ -42,9 +42,10 @@ from nftk_jax.settings import (
     gather,
 )
 
-#: Hidden biases of the estimators: without them kernels are homogeneous in x, and tables have classes that differ by
-#: |x| alone. benchmarks/defaults.py measures it.
-B_STD = 1.0
+#: Where the estimators' defaults differ from those of the settings, on purpose: they are for tables, the command is for
+#: the paper's images and texts. docs/library.md says why, benchmarks/defaults.py measures it.
+B_STD: float = 1.0
+DECISION: DecisionName = "logistic"
 
 _PARAMETERS = """
     Args:
@@ -134,7 +135,7 @@ class _NFTKEstimator(BaseEstimator):
         one_standard_error: bool = SearchSettings.one_standard_error,
         scaling: ScalingName = ScalingSettings.scaling,
         unit_norm: bool = ScalingSettings.unit_norm,
-        decision: DecisionName = LearnSettings.decision,
+        decision: DecisionName = DECISION,
         solver: SolverName = SolveSettings.solver,
         solver_tolerance: float | None = SolveSettings.solver_tolerance,
         landmarks: int | None = SolveSettings.landmarks,

@@ -118,7 +118,7 @@ def test_every_default_is_that_of_the_settings_but_for_those_that_differ_on_purp
     settings["random_state"] = settings.pop("seed")
     own = {name: parameter.default for name, parameter in inspect.signature(NFTKClassifier).parameters.items()}
     different = {name for name, value in settings.items() if own[name] != value}
-    assert different == {"b_std"}  # docs/library.md says why
+    assert different == {"b_std", "decision"}  # docs/library.md says why
     assert set(own) - set(settings) == {"kernel", "family"}
 
 

@@ -8,6 +8,7 @@ as in the search for Omega, which calls it from within other compiled functions.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.rows import Rows
+from nftk_jax.solvers.cholesky import CholeskySolver
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, Preconditioner, ReferenceFactor
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
@@ -42,7 +44,15 @@ Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class ConvergenceError(ArithmeticError):
-    """The iteration stopped above its tolerance; the message gives the residual and what to do."""
+    """The iteration stopped above its tolerance, in `state`; the message gives the residual and what to do."""
+
+    def __init__(self, message: str, state: State | None = None) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class FallbackWarning(UserWarning):
+    """Conjugate gradients did not reach their tolerance for some classes, which were factored instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +178,8 @@ def _step(state: State, apply: Product, precondition: Product, active: np.ndarra
     if not (np.isfinite(curvature).all() and (curvature > 0).all() and (energy > 0).all()):
         raise ConvergenceError(
             f"after {state.passes} passes K + ridge I, or its preconditioner, is not positive definite to rounding; "
-            "raise `ridge` or use `precision='float64'`"
+            "raise `ridge` or use `precision='float64'`",
+            state,
         )
     step = energy / curvature
     residual = residual - step * image
@@ -220,7 +231,8 @@ def _failure(state: State, tolerance: float, what: str) -> ConvergenceError:
     worst = int(np.argmax(state.relative))
     return ConvergenceError(
         f"{what} left class {worst} at a relative residual of {state.relative[worst]:.1e} after {state.passes} passes, "
-        f"wanted {tolerance:g}; raise `ridge` or use `precision='float64'`"
+        f"wanted {tolerance:g}; raise `ridge` or use `precision='float64'`",
+        state,
     )
 
 
@@ -305,6 +317,7 @@ class ConjugateGradientSolver(RidgeSolver):
         """Args and errors: as of `prepare`."""
         report("angles", 0, 1)
         self._rows = rows.storing(plan.store_bytes)
+        self._weight, self._fallback = weight, plan.fallback
         self._inverse_weight = np.ones((rows.n, 1)) if weight is None else 1 / weight[:, None]
         precision = "float64" if rows.dtype == np.float64 else "float32"
         self._tolerance = plan.tolerance or TOLERANCE[plan.preconditioner, precision]
@@ -347,14 +360,23 @@ class ConjugateGradientSolver(RidgeSolver):
 
         state = None if journal is None else restore(journal.get("solve"), y)
         report("solve", 0, 100)
-        end = solve(apply, self._precondition, y, tolerance=self._tolerance, state=state, on_pass=passed)
+        direct = None
+        try:
+            end = solve(apply, self._precondition, y, tolerance=self._tolerance, state=state, on_pass=passed)
+        except ConvergenceError as error:
+            if not self._fallback or error.state is None:
+                raise
+            end, left = error.state, error.state.relative > self._tolerance
+            warnings.warn(f"{error}; {left.sum()} of {len(left)} systems are factored instead", FallbackWarning, 2)
+            direct = CholeskySolver(self._rows, weight=self._weight).solve(omega[left], ridge[left], y[:, left])
+            end = dataclasses.replace(end, solution=_replace(end.solution, left, direct.dual_coef))
         report("solve", 100, 100)
         # the kernels are positive: their largest eigenvalue is near the constant vector's quotient, which centred
         # targets never meet
         constant = apply(np.ones(y.shape), np.arange(y.shape[1])).sum(axis=0) / len(y)
         return RidgeSolution(
             end.solution.astype(self._rows.dtype),
-            0.0,
+            0.0 if direct is None else direct.jitter,
             end.condition_estimate(constant),
             solver="cg",
             iterations=int(end.iterations.max(initial=0)),

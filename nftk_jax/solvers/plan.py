@@ -124,6 +124,7 @@ class SolvePlan:
       fits: whether "auto" found a solver that fits; False where this one is merely the smallest.
       tolerance: relative residual at which cg stops; None is `conjugate_gradient.TOLERANCE`.
       seed: draws the pivots of a low rank, or the landmarks.
+      fallback: whether the classes that cg cannot solve to its tolerance are factored; their memory is there.
     """
 
     solver: SolverName
@@ -135,6 +136,7 @@ class SolvePlan:
     fits: bool = True
     tolerance: float | None = None
     seed: int = 0
+    fallback: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -238,7 +240,8 @@ def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverN
         why = (
             "is quicker than one factorisation per class" if fits["cholesky"] else "is the only exact solver that fits"
         )
-        return dataclasses.replace(iterative, reason=f"it {why}")
+        both = direct.peak_bytes + iterative.peak_bytes <= machine.memory
+        return dataclasses.replace(iterative, reason=f"it {why}", fallback=both)
     return dataclasses.replace(
         _quickest([direct, iterative], machine), reason="it is the smallest; none fits", fits=False
     )
