@@ -36,7 +36,10 @@ class Rows:
     Args:
       kernel: L kernels.
       x: inputs, shape (n, p), float32 or float64; every process holds all of them.
-      scale, inputs, store_bytes, mesh: see `Kernel.bind`.
+      scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
+      inputs: what is promised of the rows, see `Kernel.bind`.
+      store_bytes: what entries (or angles) that are kept between passes may take on every device.
+      mesh: of devices along one axis; None is all there are.
 
     Attributes:
       kernel, x, scale: as given; `scale` has shape (L,), float64.
