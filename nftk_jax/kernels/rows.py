@@ -20,7 +20,7 @@ from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.devices import device_mesh
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.tiles import HIGHEST
-from nftk_jax.preprocessing.padding import padded_size
+from nftk_jax.preprocessing.padding import pad_kernels, padded_size
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel
@@ -125,6 +125,13 @@ class Rows:
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
         return k if k.shape[1] == self.n else jnp.asarray(np.asarray(k)[:, : self.n, : self.n])
 
+    def padded_gram(self, omega: np.ndarray) -> jax.Array:
+        """`gram` with rows and columns of zeros below and beside it, `padded_size(n)` in all."""
+        if self._kept is not None:
+            return jnp.asarray(pad_kernels(self.gram(omega), padded_size(self.n)))
+        k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
+        return k if k.shape[1] == self.n else _clear(k, self.n)
+
     def cross(self, omega: np.ndarray, x2: Any) -> jax.Array:
         """sum_l omega[c, l] K^(l)(x2, X) / scale_l for inputs (n2, p): shape (C, n2, n)."""
         return combined_kernel(
@@ -219,6 +226,13 @@ class Rows:
     def stored(self) -> float:
         """Share of the tiles whose entries (or angles) are kept between passes."""
         return float(np.mean([operator.stored for operator in self._operators]))
+
+
+@jax.jit
+def _clear(k: jax.Array, n: jax.Array | int) -> jax.Array:
+    """Zeros in place of the rows and columns from `n` on."""
+    inside = jnp.arange(k.shape[1]) < n
+    return jnp.where(inside[:, None] & inside, k, 0)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.preprocessing.padding import pad_kernels, pad_rows, padded_size
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 
@@ -132,7 +132,7 @@ class CholeskySolver(RidgeSolver):
         jitter, conditions, done = 0.0, [], 0
         for number, row in enumerate(distinct):
             members = np.flatnonzero(group.ravel() == number)
-            k = jnp.asarray(pad_kernels(self._rows.gram(row[None, :-1]), size))[0]
+            k = self._rows.padded_gram(row[None, :-1])[0]
             factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
             dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
             jitter = max(jitter, factor.jitter)

@@ -112,6 +112,17 @@ def test_rows_on_a_sphere_keep_its_series_in_prediction(inputs, rng, x64, monkey
     np.testing.assert_allclose(scores, general, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_padded_gram_is_the_gram_and_zeros(kept, rng):
+    rows, omega = MLP(3, b_std=0.5).bind(rng.normal(size=(161, 4))), np.full((2, 3), 1 / 3)
+    rows = rows.keeping() if kept else rows
+    padded = np.asarray(rows.padded_gram(omega))
+    assert padded.shape == (2, 192, 192)
+    np.testing.assert_allclose(padded[:, :161, :161], rows.gram(omega), rtol=1e-5)
+    assert not padded[:, 161:].any()
+    assert not padded[:, :, 161:].any()
+
+
 def test_fewer_classes_than_before_compile_nothing(problem):
     x, _, omega, v = problem
     rows = MLP(3).bind(x)

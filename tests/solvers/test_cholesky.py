@@ -89,8 +89,8 @@ def test_each_class_is_solved_on_its_own_kernel_and_equal_ones_share_a_factor(rn
     omega = np.array([[1.0, 0.0], [0.25, 0.75], [1.0, 0.0]])
     ridge = np.array([0.1, 0.2, 0.1])
     y = rng.normal(size=(30, 3))
-    calls, gram = [], Rows.gram
-    monkeypatch.setattr(Rows, "gram", lambda rows, w: (calls.append(w), gram(rows, w))[1])
+    calls, gram = [], Rows.padded_gram
+    monkeypatch.setattr(Rows, "padded_gram", lambda rows, w: (calls.append(w), gram(rows, w))[1])
     solution = CholeskySolver(KernelFamily.precomputed(k).bind(np.arange(30.0)[:, None])).solve(omega, ridge, y)
     for c in range(3):
         k_c = np.einsum("l,lij->ij", omega[c], k)
