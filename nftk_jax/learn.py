@@ -112,7 +112,6 @@ class Learned:
       search_rows: their positions among the training rows.
       found: the search's result.
       solution: dual coefficients with jitter and condition estimate.
-      plan: how it was solved.
       solver: solves for further Omegas, ridges and targets on all rows, with what the model's own solve has computed.
       seconds: of the stages kernels, search and solve.
     """
@@ -126,7 +125,6 @@ class Learned:
     search_rows: np.ndarray
     found: Found
     solution: RidgeSolution
-    plan: SolvePlan
     solver: RidgeSolver
     seconds: dict[str, float]
 
@@ -206,8 +204,8 @@ def _learn(
     if kernel.may_be_indefinite:
         warn_if_indefinite(problem.k)
     # ridge and descend
-    labels = None if data.labels is None else data.labels[positions]
-    found = _search(problem, labels, settings, journal, report)
+    labels, padded = None if data.labels is None else data.labels[positions], pad_problem(problem)
+    found = _search(problem, padded, labels, settings, journal, report)
     clock.lap("search")
     # solve
     plan = make_plan(data.x.shape, data.n_outputs, 0, kernel, settings).solve if plan is None else plan
@@ -225,8 +223,7 @@ def _learn(
     # calibrate
     calibration = None
     if labels is not None:
-        held_out = pad_problem(problem)
-        calibration = calibrate(held_out, found.omega, found.ridge, labels, targets.mean, settings.decision)
+        calibration = calibrate(padded, found.omega, found.ridge, labels, targets.mean, settings.decision)
     kept = np.arange(rows.n) if solution.landmarks is None else solution.landmarks
     model = NFTKModel(
         kernel,
@@ -244,9 +241,7 @@ def _learn(
         settings.solve.inputs,
         solution.landmarks is not None,
     )
-    return Learned(
-        model, settings, rows, among, targets, problem, positions, found, solution, plan, solver, clock.seconds
-    )
+    return Learned(model, settings, rows, among, targets, problem, positions, found, solution, solver, clock.seconds)
 
 
 def draw_search(
@@ -273,12 +268,19 @@ def draw_search(
 
 
 def _search(
-    problem: SearchProblem, labels: np.ndarray | None, settings: LearnSettings, journal: Journal, report: Report
+    problem: SearchProblem,
+    padded: SearchProblem,
+    labels: np.ndarray | None,
+    settings: LearnSettings,
+    journal: Journal,
+    report: Report,
 ) -> Found:
-    """Choose the ridge, learn Omega, and keep uniform weights where the gain is within its standard error."""
+    """Choose the ridge, learn Omega, and keep uniform weights where the gain is within its standard error.
+
+    `padded` is the problem with its rows padded, which is what held-out errors are computed on.
+    """
     search = settings.search
     holds_out = OBJECTIVES[search.objective].holds_out_rows
-    padded = pad_problem(problem)
     report("search", 0, problem.n_classes)
     arrays = journal.get("search")
     if arrays is None:
