@@ -19,6 +19,7 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.saved import from_dict
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
@@ -39,7 +40,7 @@ _TENSORS = (
     "target_scale",
 )
 _LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
-_STD_ROWS = 1024  # of new inputs, whose kernels are held at a time
+_STD_ROWS = 64  # of new inputs, whose standard deviations are computed at a time
 
 
 class ModelError(ValueError):
@@ -98,8 +99,8 @@ class NFTKModel:
         """omega / scale, the weights of the unscaled kernels, shape (C, L): what `combined_kernel` takes."""
         return self.omega / self.scale
 
-    def scaled(self, x: np.ndarray) -> np.ndarray:
-        """Inputs as the kernel sees them, shape (m, p), dtype of `dual_coef`.
+    def scaled(self, x: np.ndarray, dtype: Any = None) -> np.ndarray:
+        """Inputs as the kernel sees them, shape (m, p), in `dtype`; None is that of `dual_coef`.
 
         Raises:
           ValueError: `x` is not a matrix with the training inputs' number of columns, or is not finite.
@@ -107,19 +108,16 @@ class NFTKModel:
         features = self.x_train.shape[1]
         if x.ndim != 2 or x.shape[1] != features:
             raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
-        z = self.input_scaling.apply(x, self.dual_coef.dtype)
+        z = self.input_scaling.apply(x, self.dual_coef.dtype if dtype is None else dtype)
         if not np.isfinite(z).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         return z
 
-    def bind(self, kernel: Kernel | None = None, dtype: Any = None) -> Rows:
-        """The kernels of unit mean diagonal on the training rows, or another kernel in their place.
-
-        `dtype` of the entries; None is that of `dual_coef`.
-        """
+    def bind(self, *, dtype: Any = None) -> Rows:
+        """The kernels of unit mean diagonal on the training rows, in `dtype`; None is that of `dual_coef`."""
         z = self.scaled(self.x_train).astype(self.dual_coef.dtype if dtype is None else dtype, copy=False)
         inputs = self.inputs if z.dtype == self.dual_coef.dtype else "auto"  # rounded rows are no sphere in float64
-        return (self.kernel if kernel is None else kernel).bind(z, scale=self.scale, inputs=inputs)
+        return self.kernel.bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
         self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
@@ -192,7 +190,8 @@ class NFTKModel:
         sample weights; the noise of a new target is not included. The prior covariance is :math:`s_c^2 k_c`, with k_c
         the learned kernel ("ntk", whose posterior mean is exactly the prediction) or the NNGP kernel with the same
         weights ("nngp": the spread of the same networks at random initialisation, of which only the readouts'
-        posterior is taken; smaller than the NTK).
+        posterior is taken; smaller than the NTK). The difference cancels at small ridges, so that it is computed in
+        float64 whatever the model's own precision.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -211,22 +210,26 @@ class NFTKModel:
                 "standard deviations need all training rows, and this model keeps the landmarks of "
                 "Nystroem's method; fit it with `solver='cholesky'` or `solver='cg'`"
             )
-        z = self.scaled(x)
+        z = self.scaled(x, np.float64)
         variance = np.empty((len(z), len(self.omega)))
         keys = np.column_stack([self.omega, self.ridge])
         distinct, group = np.unique(keys, axis=0, return_inverse=True)
-        with enable_x64(self.dual_coef.dtype == np.float64):
+        with enable_x64():
             kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
-            rows, diagonals = self.bind(kernel), kernel.diagonals(z) / self.scale[:, None]
+            inputs = self.inputs if self.dual_coef.dtype == np.float64 else "auto"
+            rows = kernel.bind(self.scaled(self.x_train, np.float64), scale=self.scale, inputs=inputs)
+            diagonals = kernel.diagonals(z) / self.scale[:, None]
+            weight = None if self.weight is None else pad_rows(self.weight, padded_size(rows.n), 1.0)
             for number, row in enumerate(distinct):
                 members = np.flatnonzero(group.ravel() == number)
                 omega, ridge = row[None, :-1], float(row[-1])
-                lower = factor_ridge(rows.gram(omega)[0], ridge=ridge, jitter=True, weight=self.weight).lower
+                lower = factor_ridge(rows.padded_gram(omega)[0], ridge=ridge, jitter=True, weight=weight).lower
                 for start in range(0, len(z), _STD_ROWS):
-                    tile = slice(start, start + _STD_ROWS)
-                    cross = rows.cross(omega, z[tile])[0]
-                    left = omega[0] @ diagonals[:, tile] - np.asarray(_explained(lower, cross), np.float64)
-                    variance[tile, members] = left[:, None]
+                    tile = z[start : start + _STD_ROWS]
+                    cross = rows.padded_cross(omega, pad_rows(tile, _STD_ROWS))[0]  # one shape for any number of rows
+                    explained = np.asarray(_explained(lower, cross))[: len(tile)]
+                    left = omega[0] @ diagonals[:, start : start + len(tile)] - explained
+                    variance[start : start + len(tile), members] = left[:, None]
         return np.sqrt(np.maximum(variance, 0.0)) * self.target_scale
 
     def save(self, directory: str | pathlib.Path) -> None:

@@ -35,8 +35,7 @@ def test_a_saved_model_predicts_the_same_bits(model, rng, tmp_path):
     assert again.kernel == model.kernel
 
 
-def test_prediction_takes_memory_for_a_tile_beside_inputs_and_scores(model, rng, monkeypatch):
-    monkeypatch.setattr(rows_module, "_TILE_BYTES", 2**20)
+def test_prediction_takes_memory_for_a_tile_beside_inputs_and_scores(model, rng):
     x = rng.normal(size=(1_000_000, 4)).astype(np.float32)
     whole = model.decision_function(x[:300])
     tracemalloc.start()
@@ -100,7 +99,8 @@ def test_prediction_in_tiles_equals_prediction_at_once(rng, monkeypatch, x64):
     a, omega = rng.normal(size=(23, 5)), np.array([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]])
     dual, rows = rng.normal(size=(7, 3)), MLP(2).bind(rng.normal(size=(7, 5)))
     whole = rows.predict(omega, dual, a)
-    monkeypatch.setattr(rows_module, "_TILE_BYTES", 8 * 16 * 2 * 5)  # tiles of five rows
+    monkeypatch.setattr(rows_module, "_SMALL_TILE_ROWS", 5)
+    monkeypatch.setattr(rows_module, "_QUERY_BYTES", 10 * 8 * 8)  # calls of two tiles
     np.testing.assert_allclose(rows.predict(omega, dual, a), whole, rtol=1e-9)
     np.testing.assert_allclose(whole[:, 1], rows.cross(omega[1:2], a)[0] @ dual[:, 1], rtol=1e-9)
 

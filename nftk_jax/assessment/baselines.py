@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, median_distance
@@ -38,8 +36,8 @@ def best_single(problem: SearchProblem, ridge: np.ndarray, candidates: np.ndarra
     """
     values, column = np.unique(ridge, return_inverse=True)
     errors = []
-    for weights in jnp.asarray(candidates, problem.k.dtype):
-        by_ridge = problem.held_out_errors(functools.partial(jnp.tensordot, weights, axes=1), values.tolist())
+    for weights in candidates:
+        by_ridge = problem.held_out_errors(weights, values.tolist())
         errors.append(by_ridge[column.ravel(), np.arange(len(ridge))].mean())
     best = int(np.argmin(errors))
     return np.repeat(candidates[[best]], problem.n_classes, axis=0), best + 1
@@ -80,9 +78,7 @@ def choose_distance_kernel(
 
     def judge(place: int, ridges: tuple[float, ...]) -> tuple[float, DistanceKernel, np.ndarray]:
         kernel = DISTANCE_KERNELS[name](median * _WIDTH_FACTORS[place])
-        errors = dataclasses.replace(problem, k=kernel.at(squares)[None]).held_out_errors(
-            operator.itemgetter(0), ridges
-        )
+        errors = dataclasses.replace(problem, k=kernel.at(squares)[None]).held_out_errors(np.ones(1), ridges)
         if not np.isfinite(errors).any(axis=0).all():
             return np.inf, kernel, np.empty(0)
         ridge = choose_ridge(errors, ridges, shared=shared_ridge)

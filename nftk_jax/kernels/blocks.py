@@ -14,6 +14,7 @@ from jax import lax
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.preprocessing.padding import padded_size
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel
@@ -59,8 +60,10 @@ def diagonals(kernel: Kernel, budget: int, x: jax.Array) -> jax.Array:
 
 def float64_diagonals(kernel: Kernel, x: np.ndarray) -> np.ndarray:
     """`diagonals` in float64, also while JAX traces something else."""
+    short = padded_size(len(x)) - len(x) if len(x) else 0
+    rows = np.concatenate([x, np.repeat(x[-1:], short, axis=0)]).astype(np.float64)
     with enable_x64():
-        return np.asarray(_compile_diagonals(kernel, x.shape)(x.astype(np.float64)))
+        return np.asarray(_compile_diagonals(kernel, rows.shape)(rows))[:, : len(x)]
 
 
 @functools.lru_cache(maxsize=64)

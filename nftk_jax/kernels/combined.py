@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
 from nftk_jax.kernels.neural_tangents import as_inputs
+from nftk_jax.kernels.precision import lenient_jax
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features
 from nftk_jax.settings import InputsName
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from nftk_jax.kernels.series import KernelSeries
 
 
+@lenient_jax()
 def combined_kernel(
     kernel: Kernel,
     omega: ArrayLike,
@@ -99,29 +103,105 @@ def _add_rows(out: jax.Array, rows: jax.Array, k: jax.Array) -> jax.Array:
     return out.at[rows].add(k)
 
 
+def combined_products(
+    kernel: Kernel,
+    omega: np.ndarray,
+    v: jax.Array,
+    x1: jax.Array,
+    x2: jax.Array,
+    n1: int,
+    *,
+    inputs: InputsName = "auto",
+    tile_rows: int = 64,
+) -> jax.Array:
+    """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`, a tile at a time: no kernel is kept.
+
+    One program serves every `n1`, so that queries of any size wait for one compilation.
+
+    Args:
+      kernel: L kernels of one part.
+      omega: weights of the unscaled kernels, shape (C, L).
+      v: shape (C, n2, m), dtype of the inputs.
+      x1: inputs, shape (size, p), size a multiple of `tile_rows`; from `n1` on they may hold anything.
+      x2: inputs, shape (n2, p).
+      n1: how many rows of `x1` count.
+      inputs: as in `combined_kernel`.
+      tile_rows: rows of a tile.
+
+    Returns:
+      Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
+    """
+    series = kernel.series(x1, x2, inputs)
+    x1, x2 = _widen(kernel, series, x1, x2)
+    plan, arrays = (None, None) if series is None else _split(series, MEMORY_BUDGET, x1.dtype)
+    weights, count = jnp.asarray(omega, x1.dtype), jnp.int32(-(-n1 // tile_rows))
+    return _products(kernel if plan is None else None, plan, tile_rows, weights, arrays, v, x1, x2, count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _products(
+    kernel: Kernel | None,
+    plan: tiles.Plan | None,
+    tile_rows: int,
+    omega: jax.Array,
+    series: Any,
+    v: jax.Array,
+    x1: jax.Array,
+    x2: jax.Array,
+    count: jax.Array,
+) -> jax.Array:
+    right = x2 if plan is None else tiles.unit_rows(x2)
+
+    def fill(number, out):
+        start = number * tile_rows
+        tile = lax.dynamic_slice_in_dim(x1, start, tile_rows)
+        if plan is None:
+            k = _rectangle(kernel, MEMORY_BUDGET, omega, tile, right)
+        else:
+            coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
+            k = _biased(tiles.rectangle_beside(plan, coefficients, tile, *right), omega, series.bias)
+        product = jnp.einsum("crn,cnm->rcm", k, v, precision=tiles.HIGHEST)
+        return lax.dynamic_update_slice_in_dim(out, product, start, 0)
+
+    return lax.fori_loop(0, count, fill, jnp.zeros((len(x1), *v.shape[::2]), x1.dtype))
+
+
 def _combine(
     kernel: Kernel, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, inputs: InputsName, budget: int
 ) -> jax.Array:
     """The combined kernels of one part."""
     series = kernel.series(x1, x2, inputs)
-    traced = isinstance(x1, Tracer)
+    traced, wide = isinstance(x1, Tracer), _widen(kernel, series, x1, x2)
     if series is None:
         if x2 is not None:
-            return _rectangle(kernel, budget, omega, x1, x2)
+            return _rectangle(kernel, budget, omega, *wide)
         diagonals = kernel.traced_diagonals(budget, x1) if traced else jnp.asarray(kernel.diagonals(x1), x1.dtype)
-        return _gram(kernel, budget, omega, x1, diagonals)
-    plan, arrays = tiles.Plan(series.form, series.radial, budget), _in_dtype(series, x1.dtype)
+        return _gram(kernel, budget, omega, wide[0], diagonals)
+    plan, arrays = _split(series, budget, x1.dtype)
     if x2 is not None:
-        return _series_rectangle(plan, omega, arrays, x1, x2)
+        return _series_rectangle(plan, omega, arrays, *wide)
     if not series.radial and not traced:  # of every row: the sphere is one up to rounding
         arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
-    return _series_gram(plan, omega, arrays, x1)
+    return _series_gram(plan, omega, arrays, wide[0])
 
 
-def _in_dtype(series: KernelSeries, dtype: Any) -> KernelSeries:
-    """The arrays of a series for a compiled function; what is static is left out."""
+def _widen(
+    kernel: Kernel, series: KernelSeries | None, x1: jax.Array, x2: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """The inputs with columns that change no kernel, so that few numbers of features are compiled."""
+    size = padded_features(x1.shape[1])
+    arrays = [x for x in (x1, x2) if x is not None]
+    if size == x1.shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
+        return x1, x2
+    widen = kernel.widened if series is None else pad_features
+    wide = [jnp.asarray(widen(np.asarray(x), size)) for x in arrays]
+    return wide[0], wide[1] if len(wide) > 1 else None
+
+
+def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[tiles.Plan, KernelSeries]:
+    """What a compiled function of a series takes as static, and its arrays."""
     cast = lambda a: None if a is None else jnp.asarray(a, dtype)  # noqa: E731
-    return series._replace(
+    return tiles.Plan(series.form, series.radial, budget), series._replace(
         form=None,
         radial=None,
         coefficients=cast(series.coefficients),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.preprocessing.padding import pad_features
 from nftk_jax.settings import check_number
 
 DistanceKernelName = Literal["rbf", "laplace"]
@@ -65,6 +66,9 @@ class DistanceKernel(Kernel):
     def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
         del budget  # one pass in tiles of rows, and the result
         return omega[:, :1, None] * self.evaluate(x1, x2)
+
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        return pad_features(x, size)
 
     def diagonals(self, x: Any) -> np.ndarray:
         self.check(x)

@@ -148,6 +148,11 @@ class Kernel(abc.ABC):
         del x1, x2, inputs
         return None
 
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        """Inputs (n, size) with the same kernels as `x`, shape (n, p <= size); `x` itself where there are none."""
+        del size
+        return x
+
     def singles(self) -> np.ndarray:
         """Weights of the kernels that leave one network, or one kernel, alone: shape (K, L)."""
         return np.eye(self.n_kernels)

@@ -22,6 +22,7 @@ from nftk_jax.kernels.series import (
     scalar_diagonals,
     traced_series,
 )
+from nftk_jax.preprocessing.padding import pad_features
 from nftk_jax.settings import BasisName, InputsName, KindName, MLPSettings, check_choice, check_count, check_number
 
 Route = Literal["angle", "sphere", "recursion"]
@@ -153,6 +154,10 @@ class MLP(Kernel):
         bias = self.readout_bias**2 * self._biased() if self.readout_bias else None
         return KernelSeries(found.form, True, scale * found.coefficients, scale * found.at_zero, bias)
 
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        """Columns of zeros, and all inputs longer: the kernels depend on <x, x'> / p."""
+        return pad_features(x, size) * x.dtype.type(np.sqrt(size / max(1, x.shape[1])))
+
     def _biased(self) -> np.ndarray:
         """Which kernels hold the readout's bias: every depth, of the increments the first, of the layers the last."""
         everyone, one_hot = np.ones(self.n_kernels), np.eye(self.n_kernels)
@@ -172,11 +177,10 @@ class MLP(Kernel):
 _scalar_diagonals = jax.jit(scalar_diagonals, static_argnums=0)
 
 
-@jax.jit
-def _mean_square_range(x: jax.Array) -> jax.Array:
-    """Smallest, mean and largest |x_i|^2 / p."""
-    square = jnp.mean(x * x, axis=1)
-    return jnp.stack([square.min(), square.mean(), square.max()])
+def _mean_square_range(x: np.ndarray) -> np.ndarray:
+    """Smallest, mean and largest |x_i|^2 / p, float64."""
+    square = np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1]
+    return np.stack([square.min(), square.mean(), square.max()])
 
 
 def kernel_route(
@@ -207,8 +211,7 @@ def kernel_route(
         if inputs == "auto":
             return "recursion", 1.0
         return "sphere", jnp.mean(jnp.mean(arrays[0] * arrays[0], axis=1))
-    with jax.ensure_compile_time_eval(), enable_x64(x1.dtype == np.float64):
-        low, mean, high = np.stack([np.asarray(_mean_square_range(x), np.float64) for x in arrays]).T
+    low, mean, high = np.stack([_mean_square_range(np.asarray(x)) for x in arrays]).T
     tolerance = 2 * _SPHERE_TOLERANCE[x1.dtype.name]
     if high.max() - low.min() <= tolerance * low.min() and np.isfinite(high.max()):
         return "sphere", float(mean[0])

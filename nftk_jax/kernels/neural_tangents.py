@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels.activations import parse_activation
+from nftk_jax.kernels.precision import lenient_jax
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
@@ -117,6 +118,7 @@ def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array
     return x1, x2
 
 
+@lenient_jax()
 def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
     """Evaluate Theta^(1..L), the NTK of every depth, straight from neural_tangents (derivation eqs. 26-27).
 

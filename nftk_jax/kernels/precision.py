@@ -1,19 +1,30 @@
-"""JAX's switch for double precision, whose name has moved between versions."""
+"""The global settings of JAX that the numerics count on, set for a while: double precision, and no strict modes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 
 
-def enable_x64(on: bool = True) -> AbstractContextManager[Any]:
-    """Context manager: 64-bit types are available (or not) to the JAX code inside, whatever the global setting.
+@contextlib.contextmanager
+def lenient_jax() -> Iterator[None]:
+    """JAX's defaults for what its strict modes forbid, in this thread; also a decorator, `@lenient_jax()`.
+
+    People who set `jax_numpy_rank_promotion`, `jax_numpy_dtype_promotion` or `jax_transfer_guard` mean their own code.
+    """
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.transfer_guard("allow"):
+        yield
+
+
+@contextlib.contextmanager
+def enable_x64(on: bool = True) -> Iterator[None]:
+    """64-bit types are available (or not) to the JAX code inside, whatever the global setting; and `lenient_jax`.
 
     JAX 0.8 and later call it `jax.enable_x64`, earlier versions `jax.experimental.enable_x64`.
     """
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(on)
-    return importlib.import_module("jax.experimental").enable_x64(on)
+    module = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    with module.enable_x64(on), lenient_jax():
+        yield

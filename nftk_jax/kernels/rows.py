@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nftk_jax.kernels import operators
-from nftk_jax.kernels.combined import combined_kernel
+from nftk_jax.kernels.combined import combined_kernel, combined_products
 from nftk_jax.kernels.devices import device_mesh
 from nftk_jax.kernels.operators import GramOperator
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.kernels.tiles import HIGHEST
-from nftk_jax.preprocessing.padding import pad_kernels, padded_size
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.kernel import Kernel
+    from nftk_jax.kernels.kernel import Kernel, Part
     from nftk_jax.settings import InputsName
 
-#: Bytes of the kernel entries that `Rows.predict` holds at a time.
-_TILE_BYTES = 256 * 2**20
+#: Queries whose kernel entries `Rows.predict` computes at a time: of few training rows, of many, and on an accelerator.
+_SMALL_TILE_ROWS, _TILE_ROWS, _ACCELERATOR_TILE_ROWS = 16, 32, 512
+#: Bytes of the queries and scores of one call of a compiled program.
+_QUERY_BYTES = 2**20
 
 
 class Rows:
@@ -95,6 +98,7 @@ class Rows:
             return jnp.asarray(self.x)
         return jnp.asarray(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
 
+    @lenient_jax()
     def storing(self, store_bytes: int) -> Rows:
         """The same rows with that many bytes of entries (or angles) in every device's memory, which products read."""
         rows = Rows(
@@ -118,6 +122,7 @@ class Rows:
         """Every kernel on the rows, shape (L, n, n); those in memory if `keeping` made them."""
         return self.gram(np.eye(self.kernel.n_kernels)) if self._kept is None else self._kept
 
+    @lenient_jax()
     def gram(self, omega: np.ndarray) -> jax.Array:
         """sum_l omega[c, l] K^(l)(X, X) / scale_l, shape (C, n, n), symmetric and with its exact diagonal."""
         if self._kept is not None:
@@ -125,6 +130,7 @@ class Rows:
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
         return k if k.shape[1] == self.n else jnp.asarray(np.asarray(k)[:, : self.n, : self.n])
 
+    @lenient_jax()
     def padded_gram(self, omega: np.ndarray) -> jax.Array:
         """`gram` with rows and columns of zeros below and beside it, `padded_size(n)` in all."""
         if self._kept is not None:
@@ -132,12 +138,22 @@ class Rows:
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
         return k if k.shape[1] == self.n else _clear(k, self.n)
 
+    @lenient_jax()
     def cross(self, omega: np.ndarray, x2: Any) -> jax.Array:
         """sum_l omega[c, l] K^(l)(x2, X) / scale_l for inputs (n2, p): shape (C, n2, n)."""
-        return combined_kernel(
-            self.kernel, omega / self.scale, jnp.asarray(x2, self.dtype), self.x, inputs=self._inputs
-        )
+        return self._cross(omega, x2, jnp.asarray(self.x))
 
+    @lenient_jax()
+    def padded_cross(self, omega: np.ndarray, x2: Any) -> jax.Array:
+        """`cross` with columns of zeros beside it, `padded_size(n)` in all."""
+        k = self._cross(omega, x2, self._padded)
+        return k if k.shape[2] == self.n else jnp.where(jnp.arange(k.shape[2]) < self.n, k, 0)
+
+    def _cross(self, omega: np.ndarray, x2: Any, right: jax.Array) -> jax.Array:
+        left = jnp.asarray(x2, self.dtype)
+        return combined_kernel(self.kernel, omega / self.scale, left, right, inputs=self._inputs)
+
+    @lenient_jax()
     def predict(
         self,
         omega: np.ndarray,
@@ -158,26 +174,49 @@ class Rows:
           scaled: what makes a tile of `x2` inputs of the kernel.
           report: called with the rows done and their total.
         """
-        distinct, group = np.unique(omega, axis=0, return_inverse=True)
-        members = [np.flatnonzero(group.ravel() == number) for number in range(len(distinct))]
+        tile_rows = _SMALL_TILE_ROWS if len(self._padded) <= PADDED_ROWS else _TILE_ROWS
+        if jax.default_backend() != "cpu":
+            tile_rows = _ACCELERATOR_TILE_ROWS
+        work = list(self._by_kernel(omega))
         right = self._padded
-        padded = np.zeros((len(right), dual_coef.shape[1]), self.dtype)
-        padded[: self.n] = dual_coef
-        columns = [jnp.asarray(padded[:, classes]) for classes in members]
-        size = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * len(distinct)))
-        size = max(1, min(padded_size(len(x2)), size))
-        scores = np.empty((len(x2), dual_coef.shape[1]))
+        coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
+        vectors = [jnp.asarray(share.split(coefficients)) for share in work]
+        size = tile_rows * max(1, _QUERY_BYTES // (tile_rows * 8 * (self.x.shape[1] + dual_coef.shape[1])))
+        scores = np.zeros((len(x2), dual_coef.shape[1]))
         for start in range(0, len(x2), size):
-            tile = x2[start : start + size]
-            short = size - len(tile)  # the last tile is padded, so that one shape is compiled
-            whole = np.concatenate([tile, np.repeat(tile[-1:], short, axis=0)]) if short else tile
-            left = jnp.asarray(scaled(whole), self.dtype)
-            k = combined_kernel(self.kernel, distinct / self.scale, left, right, inputs=self._inputs)
-            for one, classes, dual in zip(k, members, columns, strict=True):
-                scores[start : start + len(tile), classes] = np.asarray(_product(one, dual), np.float64)[: len(tile)]
-            report(start + len(tile), len(x2))
+            tile = scaled(x2[start : start + size])
+            n = len(tile)  # one size of array for every number of queries, so that one program serves them all
+            left = jnp.asarray(np.concatenate([tile, np.repeat(tile[-1:], size - n, axis=0)]), self.dtype)
+            for share, v in zip(work, vectors, strict=True):
+                part = share.part
+                found = combined_products(
+                    part.kernel,
+                    share.omega,
+                    v,
+                    part.select(left),
+                    part.select(right),
+                    n,
+                    inputs=part.promise(self._inputs),
+                    tile_rows=tile_rows,
+                )
+                scores[start : start + n, share.classes] += np.asarray(found, np.float64)[:n, share.group, share.place]
+            report(start + n, len(x2))
         return scores
 
+    def _by_kernel(self, omega: np.ndarray) -> Iterator[_Share]:
+        """Every part's kernels and the classes that share them, the classes without weight left out."""
+        omega, first = omega / self.scale, 0
+        for part in self.kernel.parts:
+            own = omega[:, first : first + part.kernel.n_kernels]
+            first += part.kernel.n_kernels
+            classes = np.flatnonzero(own.any(axis=1))
+            if classes.size:
+                distinct, group = np.unique(own[classes], axis=0, return_inverse=True)
+                group = group.ravel()
+                place = np.asarray([np.count_nonzero(group[:number] == kernel) for number, kernel in enumerate(group)])
+                yield _Share(part, distinct, classes, group, place)
+
+    @lenient_jax()
     def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
         """sum_j K_c(x_i, x_j) v_jc for weights (C, L) and vectors (n, C): shape (n, C), float64; no kernel is kept.
 
@@ -188,6 +227,7 @@ class Rows:
             out[:, classes] += operator.apply(weights, v[:, classes])
         return out
 
+    @lenient_jax()
     def columns(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
         """Some columns of one kernel, sum_l weights_l K^(l)(X, X[chosen]) / scale_l, rows spread over the mesh.
 
@@ -235,6 +275,25 @@ def _clear(k: jax.Array, n: jax.Array | int) -> jax.Array:
     return jnp.where(inside[:, None] & inside, k, 0)
 
 
-@jax.jit
-def _product(k: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.matmul(k, v, precision=HIGHEST)
+class _Share(NamedTuple):
+    """One part's combined kernels and the classes that use them.
+
+    Attributes:
+      part: what is evaluated.
+      omega: distinct weights of its unscaled kernels, shape (kernels, L).
+      classes: the classes that give it weight, shape (k,).
+      group: the kernel of each, shape (k,).
+      place: its place among the classes of that kernel, shape (k,).
+    """
+
+    part: Part
+    omega: np.ndarray
+    classes: np.ndarray
+    group: np.ndarray
+    place: np.ndarray
+
+    def split(self, dual_coef: np.ndarray) -> np.ndarray:
+        """Coefficients (n, C) of these classes by kernel and place, shape (kernels, n, m), zero where a place is free."""
+        out = np.zeros((len(self.omega), len(dual_coef), self.place.max() + 1), dual_coef.dtype)
+        out[self.group, :, self.place] = dual_coef[:, self.classes].T
+        return out

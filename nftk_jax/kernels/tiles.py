@@ -204,10 +204,15 @@ def _write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """K_c(x1, x2), shape (C, n1, n2), from series coefficients (C, size), without any exact diagonal."""
-    c, n1, n2, itemsize = len(coefficients), len(x1), len(x2), x1.dtype.itemsize
+    return rectangle_beside(plan, coefficients, x1, *unit_rows(x2))
+
+
+def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax.Array, r2: jax.Array) -> jax.Array:
+    """`rectangle` for rows x2 whose unit vectors and lengths are known; not differentiable in the inputs."""
+    c, n1, n2, itemsize = len(coefficients), len(x1), len(u2), x1.dtype.itemsize
     if n1 == 0 or n2 == 0:
         return jnp.zeros((c, n1, n2), x1.dtype)
-    (u2, r2), series = unit_rows(x2), _classes(coefficients)
+    series = _classes(coefficients)
     height, width = _tile_shape(plan, n1, n2, c, itemsize)
     starts = jnp.asarray(_pairs(tile_starts(n1, height), tile_starts(n2, width)))
 

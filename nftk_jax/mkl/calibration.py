@@ -15,7 +15,6 @@ from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.search import Weights
 from nftk_jax.model import Calibration
 from nftk_jax.settings import DecisionName, SearchSettings
-from nftk_jax.solvers.preconditioner import mean_kernel
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
@@ -41,7 +40,7 @@ def held_out_scores(
     """
     everyone = jnp.ones(problem.n_classes, bool)
     scores = [
-        np.asarray(part.residuals(jnp.asarray(omega, problem.k.dtype), everyone).T + part.y_held, np.float64)
+        np.asarray(part.residuals(jnp.asarray(omega, problem.k.dtype), everyone), np.float64).T + part.y_held
         for part in HeldOutObjective.of(problem, ridge).parts
     ]
     positions, found = np.concatenate([held for _, held in problem.splits]), np.concatenate(scores)
@@ -109,7 +108,7 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
     Returns:
       Mean log-losses, shape (R,), infinite where the kernel is singular; None where `calibrate` fits no such decision.
     """
-    held, residuals = zip(*problem.held_out_residuals(mean_kernel, ridges), strict=True)
+    held, residuals = zip(*problem.held_out_residuals(uniform_omega(1, problem.depth)[0], ridges), strict=True)
     positions, residual = np.concatenate(held), np.concatenate([np.asarray(part) for part in residuals], axis=1)
     weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
     counted = weight > 0

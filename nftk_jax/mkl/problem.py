@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -52,12 +53,12 @@ class SearchProblem:
         return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
 
     def held_out_residuals(
-        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
         """Scores less targets on the held-out rows of one kernel for every ridge, split by split.
 
         Args:
-          kernels: maps the kernels of every depth, shape (L, n, m), to one kernel (n, m).
+          weights: of the kernels in one sum, shape (L,).
           ridges: the R ridges.
           n_splits: use the first so many splits; None is all.
 
@@ -67,17 +68,18 @@ class SearchProblem:
         """
         for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
             ridge = row_ridge(np.asarray(ridges), take(self.weight, train), len(train), self.k.dtype)
-            yield held, _residuals(kernels(k_train), kernels(k_held), self.y[train], self.y[held], ridge)
+            chosen = jnp.asarray(weights, self.k.dtype)
+            yield held, _residuals(chosen, k_train, k_held, self.y, train, held, ridge)
 
     def held_out_errors(
-        self, kernels: Callable[[jax.Array], jax.Array], ridges: Sequence[float], n_splits: int | None = None
+        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None
     ) -> np.ndarray:
         """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
-        for held, residuals in self.held_out_residuals(kernels, ridges, n_splits):
+        for held, residuals in self.held_out_residuals(weights, ridges, n_splits):
             weight = np.ones(len(held)) if self.weight is None else self.weight[held]
-            errors = jnp.einsum("v,rvc->rc", jnp.asarray(weight, residuals.dtype), residuals**2)
-            total, mass = total + np.nan_to_num(np.asarray(errors, np.float64), nan=np.inf), mass + weight.sum()
+            errors = np.asarray(_weighted_squares(jnp.asarray(weight, residuals.dtype), residuals), np.float64)
+            total, mass = total + np.nan_to_num(errors, nan=np.inf), mass + weight.sum()
         return total / mass
 
 
@@ -91,11 +93,10 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     n = len(problem.y)
     if n > PADDED_ROWS:
         return problem
-    sizes = [(padded_size(len(train)), padded_size(len(held))) for train, held in problem.splits]
-    if all(size == (len(train), len(held)) for size, (train, held) in zip(sizes, problem.splits, strict=True)):
-        return problem
+    growth = padded_size(n) / n  # both sides grow alike, so that they depend on the padded size alone
+    sizes = [tuple(_padded_side(growth * len(side)) for side in split) for split in problem.splits]
     longest = max(size - len(train) for (size, _), (train, _) in zip(sizes, problem.splits, strict=True))
-    total = padded_size(n + longest + 1)
+    total = -(-(max(n + longest, *map(sum, sizes)) + 1) // 16) * 16
     weight = pad_rows(np.ones(n) if problem.weight is None else problem.weight, total, 1.0)
     weight[n] = 0.0
     splits = tuple(
@@ -109,6 +110,11 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     return SearchProblem(jnp.asarray(pad_kernels(problem.k, total)), y, splits, weight)
 
 
+def _padded_side(size: float) -> int:
+    """A multiple of 16, with room for what splits of one size differ by."""
+    return 16 * math.ceil((size + 8) / 16)
+
+
 def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
     """Some rows of optional sample weights."""
     return None if weight is None else weight[positions]
@@ -117,7 +123,9 @@ def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
 def row_ridge(ridge: jax.Array | np.ndarray, weight: np.ndarray | None, n: int, dtype: Any) -> jax.Array:
     """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
     inverse = np.ones(n) if weight is None else 1 / weight
-    return jnp.asarray(ridge, dtype)[:, None] * jnp.asarray(inverse, dtype)
+    if isinstance(ridge, np.ndarray):
+        return jnp.asarray(ridge.astype(dtype)[:, None] * inverse.astype(dtype))
+    return ridge.astype(dtype)[:, None] * jnp.asarray(inverse, dtype)
 
 
 def share(weight: np.ndarray | None, n: int) -> np.ndarray:
@@ -138,6 +146,13 @@ def _cut(k: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
 
 
 @jax.jit
-def _residuals(k_train, k_held, y_train, y_held, ridge):
+def _weighted_squares(weight, residuals):
+    return jnp.einsum("v,rvc->rc", weight, residuals**2)
+
+
+@jax.jit
+def _residuals(weights, k_train, k_held, y, train, held, ridge):
     """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C)."""
+    k_train, k_held = jnp.tensordot(weights, k_train, 1), jnp.tensordot(weights, k_held, 1)
+    y_train, y_held = y[train], y[held]
     return jax.lax.map(lambda noise: k_held @ solve_lower(cholesky_lower(k_train, noise), y_train) - y_held, ridge)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from nftk_jax.mkl.calibration import held_out_log_losses
-from nftk_jax.mkl.problem import SearchProblem
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.settings import RIDGE_GRID, LearnSettings
-from nftk_jax.solvers.preconditioner import REFERENCE_ROWS, mean_kernel
+from nftk_jax.solvers.preconditioner import REFERENCE_ROWS
 
 #: Where the search learns the ridge, it starts from the best of every so many ridges of the grid.
 START_STRIDE = 4
@@ -38,7 +38,7 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarr
         losses = held_out_log_losses(problem, ridges, labels)
         if losses is not None:
             return choose_ridge(np.tile(losses[:, None], problem.n_classes), ridges, shared=True)
-    errors = problem.held_out_errors(mean_kernel, ridges, n_splits)
+    errors = problem.held_out_errors(uniform_omega(1, problem.depth)[0], ridges, n_splits)
     return choose_ridge(errors, ridges, shared=labels is not None)
 
 

@@ -1,4 +1,4 @@
-"""Rows of zeros that round a problem's size up, so that sizes near one another share their compiled programs."""
+"""Sizes that a problem is rounded up to, so that problems of nearly one size share their compiled programs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,40 @@ PADDED_ROWS = 2048
 
 
 def padded_size(n: int) -> int:
-    """The next of four sizes per octave, at least 16; n itself above `PADDED_ROWS`.
+    """Rows: the next power of two up to 256, at least 32, then two sizes per octave, from 512 on four.
 
-    >>> [padded_size(n) for n in (3, 20, 150, 161, 700, 5000)]
-    [16, 32, 160, 192, 768, 5000]
+    n itself above `PADDED_ROWS`.
+
+    >>> [padded_size(n) for n in (3, 40, 150, 300, 600, 5000)]
+    [32, 64, 256, 384, 640, 5000]
     """
     if n > PADDED_ROWS:
         return n
-    step = max(16, 1 << max(0, (n - 1).bit_length() - 3))
+    octave = max(5, (n - 1).bit_length())  # 2^(octave - 1) < n <= 2^octave
+    step = 1 << (octave if octave <= 8 else octave - 2 if octave == 9 else octave - 3)
     return -(-n // step) * step
+
+
+def padded_features(p: int) -> int:
+    """Features: the next power of two up to 64, at least 4, then four sizes per octave; p itself above 512.
+
+    >>> [padded_features(p) for p in (1, 5, 20, 70, 300, 784)]
+    [4, 8, 32, 80, 320, 784]
+    """
+    if p > 512:
+        return p
+    octave = max(2, (p - 1).bit_length())
+    step = 1 << (octave if octave <= 6 else octave - 3)
+    return -(-p // step) * step
+
+
+def pad_features(x: Any, size: int) -> Any:
+    """`x` with columns of zeros beside it, `size` columns in all."""
+    if x.shape[1] == size:
+        return x
+    wide = np.zeros((len(x), size), x.dtype)
+    wide[:, : x.shape[1]] = x
+    return wide
 
 
 def pad_rows(a: np.ndarray, size: int, value: float = 0.0) -> np.ndarray:

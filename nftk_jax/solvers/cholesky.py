@@ -34,7 +34,7 @@ class CholeskyFactor:
     @property
     def is_valid(self) -> bool:
         """Whether every pivot was positive."""
-        return bool(jnp.isfinite(self.lower[-1, -1]))
+        return bool(np.isfinite(_last(self.lower)))
 
 
 @jax.jit
@@ -45,6 +45,11 @@ def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
     """
     index = jnp.arange(k.shape[0])
     return jax.lax.linalg.cholesky(k.at[index, index].add(ridge), symmetrize_input=False)
+
+
+@jax.jit
+def _last(lower: jax.Array) -> jax.Array:
+    return lower[-1, -1]
 
 
 @jax.jit
@@ -134,7 +139,8 @@ class CholeskySolver(RidgeSolver):
             members = np.flatnonzero(group.ravel() == number)
             k = self._rows.padded_gram(row[None, :-1])[0]
             factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
-            dual_coef[:, members] = solve_lower(factor.lower, jnp.asarray(y[:, members], k.dtype))
+            few = np.resize(members, 1 << (len(members) - 1).bit_length())  # few numbers of columns are compiled
+            dual_coef[:, few] = solve_lower(factor.lower, jnp.asarray(y[:, few], k.dtype))
             jitter = max(jitter, factor.jitter)
             if condition:
                 diagonal = jnp.asarray(row[-1] / weight, k.dtype)

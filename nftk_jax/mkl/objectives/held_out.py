@@ -19,6 +19,10 @@ from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
 
 
+#: Up to so many rows a factorisation takes less time than a program that saves some takes to compile.
+_FEW_ROWS = 256
+
+
 class _Arrays(NamedTuple):
     """One split as compiled functions take it: `ridge` is lambda_c / weight_i, (C, T), `share` adds up to one, (V,)."""
 
@@ -52,8 +56,8 @@ class HeldOutSplit:
 
     k_train: jax.Array
     k_held: jax.Array
-    y_train: jax.Array
-    y_held: jax.Array
+    y_train: jax.Array | np.ndarray
+    y_held: jax.Array | np.ndarray
     ridge: jax.Array | np.ndarray
     weight_train: np.ndarray | None = None
     weight_held: np.ndarray | None = None
@@ -62,14 +66,12 @@ class HeldOutSplit:
     @classmethod
     def of(cls, problem: SearchProblem, number: int, ridge: np.ndarray) -> HeldOutSplit:
         """The error of one split, its solves iterated where that is faster."""
-        (train, held), (k_train, k_held) = problem.splits[number], problem.blocks[number]
+        (train, held), (k_train, k_held), y = problem.splits[number], problem.blocks[number], np.asarray(problem.y)
         weight = take(problem.weight, train)
         inverse = None
         if is_worthwhile(len(train), problem.n_classes, k_train.dtype):
             inverse = invert_reference(k_train, row_ridge(ridge, weight, len(train), k_train.dtype))
-        return cls(
-            k_train, k_held, problem.y[train], problem.y[held], ridge, weight, take(problem.weight, held), inverse
-        )
+        return cls(k_train, k_held, y[train], y[held], ridge, weight, take(problem.weight, held), inverse)
 
     @property
     def mass(self) -> float:
@@ -149,7 +151,10 @@ class HeldOutObjective(Objective):
 
 
 def _are_alike(omega: jax.Array, ridge: jax.Array) -> bool:
-    return len(omega) > 1 and bool((omega == omega[0]).all() & (ridge == ridge[0]).all())
+    """Whether all classes have one kernel, and so many rows that one factorisation for all is worth its program."""
+    if len(omega) == 1 or ridge.shape[1] <= _FEW_ROWS:
+        return False
+    return all(bool((part == part[0]).all()) for part in (np.asarray(omega), np.asarray(ridge)))
 
 
 def _complete(
