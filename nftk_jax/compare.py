@@ -22,6 +22,7 @@ from nftk_jax.settings import (
     SearchSettings,
     SolveSettings,
     check_count,
+    check_seed,
     flatten,
     gather,
 )
@@ -127,6 +128,7 @@ def _check(config: CompareConfig) -> tuple[MLP, TrainSettings | AlternatingSetti
     from nftk_jax.kernels.mlp import MLP
 
     check_count("seeds", config.seeds)
+    check_seed(config.data.seed + config.seeds - 1, name="`seed` + `seeds` - 1")
     alternating = gather(AlternatingSettings, flatten(config))
     if config.training == "alternating" and config.train.loss != "mse":
         raise CommandError(

@@ -168,6 +168,7 @@ BAD_FLAGS = {
     "penalty": (["--penalty", "-2"], "--penalty must be"),
     "resamples": (["--resamples", "-1"], "--resamples must be"),
     "seed": (["--seed", "-1"], "--seed must be"),
+    "large seed": (["--seed", str(2**32)], "--seed must be a whole number from 0 to 4294967295"),
     "unknown": (["--colour", "red"], "--colour"),
     "choice": (["--objective", "magic"], "magic"),
     "number": (["--depth", "deep"], "deep"),
