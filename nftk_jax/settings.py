@@ -51,7 +51,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
 
 def check_seed(value: Any, *, name: str = "seed") -> None:
     """Raise ValueError unless `value` is a whole number from 0 to 2^32 - 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < SEEDS:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < SEEDS:
         raise ValueError(f"{name} must be a whole number from 0 to {SEEDS - 1}; got {value!r}")
 
 
