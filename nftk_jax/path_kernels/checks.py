@@ -100,9 +100,9 @@ def check_samples(network: Network, params: Sequence[Array], x: Array | np.ndarr
     tolerance = float(jnp.finfo(params[0].dtype).eps) ** 0.5
     if not difference <= tolerance:
         raise ValueError(
-            f"apply mixes the samples of a batch, or is random: outputs and gradients of {len(rows)} samples at once and "
-            f"one by one must agree up to {tolerance:.1g} of the largest; they differ by {difference:.2g}: put BatchNorm "
-            f"and Dropout in evaluation mode, module.eval(), and compute in {params[0].dtype}"
+            f"apply mixes the samples of a batch, or is random: outputs and gradients of {len(rows)} samples at once "
+            f"and one by one must agree up to {tolerance:.1g} of the largest; they differ by {difference:.2g}: put "
+            f"BatchNorm and Dropout in evaluation mode, module.eval(), and compute in {params[0].dtype}"
         )
 
 
