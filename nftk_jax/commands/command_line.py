@@ -107,6 +107,7 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
             raise
         message = _one_line(_without_box(captured.getvalue()))
         message = re.sub(r" (Got errors|Argument helptext): .*", "", message)
+        message = re.sub(r"^(\w[\w ]*\w):? (?=\1\b)", "", message)  # a title that the message repeats
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
 
