@@ -69,6 +69,10 @@ def _check_output(output: pathlib.Path, *, overwrite: bool) -> None:
         raise CommandError(f"--output must end in .npz; got {output}")
     place = find_absolute(output)
     try:
+        if not place.parent.is_dir():
+            raise CommandError(
+                f"output {output} cannot be written: there is no directory {place.parent}; make it first"
+            )
         if place.is_dir():
             raise CommandError(f"output {output} is a directory; name a file in it")
         if place.exists() and not overwrite:

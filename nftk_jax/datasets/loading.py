@@ -96,11 +96,14 @@ def load_dataset(
     if name.lower().endswith(".npz"):
         path = pathlib.Path(os.path.expanduser(name))
         return _load_file(path, path.name, n_train, n_test, seed)
-    if os.path.exists(os.path.expanduser(name)):
-        what = "a directory" if os.path.isdir(os.path.expanduser(name)) else "a file, but no .npz"
+    path = pathlib.Path(os.path.expanduser(name))
+    if os.path.exists(path):
+        what = "a directory" if os.path.isdir(path) else f"a file of another kind ({path.suffix or 'no ending'})"
+        hint = ""
+        if os.path.isfile(path):
+            hint = "; make one of it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
         raise DataError(
-            f"{shorten(name, 120)} is {what}; expected a file ending in .npz with the arrays {', '.join(_KEYS)}: "
-            "numpy.savez(FILE, x_train=..., y_train=..., ...) makes one of any table or arrays"
+            f"{shorten(name, 120)} is {what}; expected a file ending in .npz, with the arrays {', '.join(_KEYS)}{hint}"
         )
     closest = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {closest[0]}?" if closest else ""
