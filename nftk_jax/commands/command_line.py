@@ -67,7 +67,8 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
 
 
 def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, description: str) -> int:
-    if threading.current_thread() is threading.main_thread():
+    in_main_thread, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
+    if in_main_thread:
         signal.signal(signal.SIGTERM, _terminate)
     hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
@@ -86,8 +87,8 @@ def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, d
         return interrupt_status(stop)
     finally:
         sys.unraisablehook = hook
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return 0
 
 

@@ -149,7 +149,7 @@ def _check_text(name: str, classes: np.ndarray) -> None:
             label.encode()
         except UnicodeEncodeError:
             raise DataError(
-                f"{name}: the label {ascii(label)} is no text (an unpaired surrogate); read the labels with the "
+                f"{name}: the label {label!a} is no text (an unpaired surrogate); read the labels with the "
                 "encoding that they were written in"
             ) from None
 
