@@ -174,6 +174,7 @@ def use_compilation_cache() -> str | None:
     Returns:
       A note where the directory takes no files, and nothing is kept.
     """
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
     directory = pathlib.Path(os.path.expanduser("~/.cache/nftk_jax/compiled"))
@@ -188,5 +189,4 @@ def use_compilation_cache() -> str | None:
             "JAX_COMPILATION_CACHE_DIR names another directory"
         )
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return None
