@@ -104,23 +104,25 @@ def main(config: CompareConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
-    run = Run("compare", config, prefix="compare-")
-    kernel, training = _check(config)
-    with run.progress() as report:
-        dataset = config.data.load(report)
-    if dataset.classes is None:
-        raise CommandError(f"{dataset.name} has real targets; compare needs classes: give labels as integers or text")
-    check_rows("--n-search", config.infinite.n_search, dataset)
-    run.describe(dataset, f"depth {config.depth}, width {config.finite.width}, {config.seeds} seeds")
-    with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+    with Run("compare", config, prefix="compare-") as run:
+        kernel, training = _check(config)
         with run.progress() as report:
-            finite = _train(config, kernel, training, dataset, checkpoint, report)
-            blocks = _compare(config, kernel, dataset, finite, checkpoint, report)
-        metrics = run.metrics(blocks)
-        run.write(metrics, _write)
-    from nftk_jax.reports.comparison import summary
+            dataset = config.data.load(report)
+        if dataset.classes is None:
+            raise CommandError(
+                f"{dataset.name} has real targets; compare needs classes: give labels as integers or text"
+            )
+        check_rows("--n-search", config.infinite.n_search, dataset)
+        run.describe(dataset, f"depth {config.depth}, width {config.finite.width}, {config.seeds} seeds")
+        with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+            with run.progress() as report:
+                finite = _train(config, kernel, training, dataset, checkpoint, report)
+                blocks = _compare(config, kernel, dataset, finite, checkpoint, report)
+            metrics = run.metrics(blocks)
+            run.write(metrics, _write)
+        from nftk_jax.reports.comparison import summary
 
-    run.conclude(summary(metrics))
+        run.conclude(summary(metrics))
 
 
 def _check(config: CompareConfig) -> tuple[MLP, TrainSettings | AlternatingSettings]:

@@ -148,7 +148,7 @@ def test_missing_arrays_are_listed_with_those_found(tmp_path: pathlib.Path) -> N
         ("folder.npz", "folder.npz is a directory"),
         ("text.npz", r"text.npz is not a \.npz archive"),
         ("empty.npz", r"empty.npz is not a \.npz archive"),
-        ("array.npz", r"array.npz is not a \.npz archive"),
+        ("array.npz", r"array.npz is a \.npy file, one array without a name"),
         ("socket.npz", "socket.npz is not a regular file"),
         ("x" * 300 + ".npz", r"is not a \.npz archive.*too long"),
         ("line\nbreak.npz", "line break.npz does not exist"),
