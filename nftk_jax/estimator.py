@@ -38,6 +38,7 @@ from nftk_jax.settings import (
     SolverName,
     SolveSettings,
     WeightsName,
+    check_seed,
     flatten,
     gather,
 )
@@ -80,7 +81,8 @@ _PARAMETERS = """
       solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
-      random_state: seed of the search rows and the held-out rows: an integer, a RandomState, or None for numpy's.
+      random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
+        numpy's.
 
     Attributes:
       omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
@@ -184,6 +186,7 @@ class _NFTKEstimator(BaseEstimator):
         seed = values["random_state"]
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
+        check_seed(seed, name="random_state")
         settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
         given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
         if not given:

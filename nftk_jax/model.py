@@ -257,7 +257,7 @@ class NFTKModel:
         text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
-        (directory / "model.json").write_text(text)
+        (directory / "model.json").write_text(text, encoding="utf-8")
 
     def _tensor(self, name: str) -> np.ndarray:
         owner = self.input_scaling if name.startswith("input_") else self
@@ -284,16 +284,19 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
       ModelError: files are missing, damaged, of another schema, or do not fit together or with `kernel`.
     """
     directory = pathlib.Path(directory)
+    if directory.is_file():
+        raise ModelError(f"{directory} is a file; give the directory that holds it, {directory.parent}")
     try:
-        header = json.loads((directory / "model.json").read_text())
+        header = json.loads((directory / "model.json").read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        missing = error.filename or "model.safetensors"
+        missing = pathlib.Path(error.filename or "model.safetensors").name
         raise ModelError(
             f"no model in {directory}: {missing} is missing; give the output directory of nftk_jax.fit"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
+        cause = getattr(error, "strerror", None) or error
+        raise ModelError(f"the model in {directory} is damaged ({cause}); fit it again") from None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
         raise ModelError(

@@ -37,6 +37,9 @@ FLOAT64_ROWS = 2000
 #: Folds of the objective `kfold`, and of every other up to so many search rows.
 FOLDS, FOLD_ROWS = 5, 600
 
+#: Seeds are whole numbers below this. Of larger ones JAX's keys take the last 32 bits alone in float32.
+SEEDS = 2**32
+
 Settings = TypeVar("Settings")
 
 
@@ -44,6 +47,12 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
     """Raise ValueError unless `value` is a whole number >= `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
+
+
+def check_seed(value: Any, *, name: str = "seed") -> None:
+    """Raise ValueError unless `value` is a whole number from 0 to 2^32 - 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < SEEDS:
+        raise ValueError(f"{name} must be a whole number from 0 to {SEEDS - 1}; got {value!r}")
 
 
 def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
@@ -221,7 +230,7 @@ class LearnSettings:
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
 
     Raises:
-      ValueError: `decision` is no such choice, or the seed is no whole number >= 0.
+      ValueError: `decision` is no such choice, or the seed is no whole number from 0 to 2^32 - 1.
     """
 
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
@@ -234,7 +243,7 @@ class LearnSettings:
 
     def __post_init__(self) -> None:
         check_choice("decision", self.decision, DecisionName)
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
 
 
 def gather(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
