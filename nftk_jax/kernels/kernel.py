@@ -24,6 +24,13 @@ from nftk_jax.settings import InputsName, ScalingName
 
 Columns = slice | tuple[int, ...]
 
+#: What JAX raises where code wants the values of arrays that it traces, as NumPy does.
+UNTRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class KernelLabel:
@@ -85,6 +92,11 @@ class Kernel(abc.ABC):
         return False
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the kernels are known to be symmetric, so that `diagonals` need not look."""
+        return False
+
+    @property
     @abc.abstractmethod
     def labels(self) -> tuple[KernelLabel, ...]:
         """One label for every column of Omega."""
@@ -123,10 +135,21 @@ class Kernel(abc.ABC):
         return scaling
 
     def diagonals(self, x: Any) -> np.ndarray:
-        """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p)."""
+        """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p).
+
+        Raises:
+          ValueError: these are no inputs of this kernel; JAX cannot trace `evaluate`; or its results are not finite or
+            not symmetric.
+        """
         x = np.asarray(x)
         self.check(x)
-        return blocks.float64_diagonals(self, x)
+        try:
+            return blocks.float64_diagonals(self, x)
+        except UNTRACEABLE as error:
+            raise ValueError(
+                f"JAX cannot trace {type(self).__name__}.evaluate ({type(error).__name__}); write it with jax.numpy in "
+                "place of numpy, or give its functions to a KernelFamily, which calls NumPy too"
+            ) from error
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
         """The same for traced inputs, in their dtype, with about `budget` bytes of temporary arrays."""
@@ -379,8 +402,10 @@ def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None
     scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
+        label = kernel.labels[bad[0]]
+        remedy = "use inputs that are not all zero"
+        remedy += ", or leave it out" if label.depth is None else ", a smaller `w_std` or a smaller `depth`"
         raise ValueError(
-            f"the kernel '{kernel.labels[bad[0]]}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
-            "scaled; use inputs that are not all zero, a smaller `w_std` or a smaller `depth`"
+            f"the kernel '{label}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be scaled; {remedy}"
         )
     return scale
