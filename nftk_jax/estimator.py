@@ -199,8 +199,8 @@ class _NFTKEstimator(BaseEstimator):
             return MLP(**flatten(gather(MLPSettings, values))), settings
         if len(given) > 1 or not isinstance(given[0], Kernel):
             raise ValueError(
-                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None for "
-                f"an MLP; got {shown(given[0] if len(given) == 1 else given)}"
+                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None "
+                f"for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
             )
         return given[0], settings
 
@@ -263,19 +263,23 @@ class _NFTKEstimator(BaseEstimator):
         """Arrays of real numbers, by `validate_data`; labels may be anything."""
         try:
             found = validate_data(self, x, *y, **options)
-        except (TypeError, ValueError) as error:
-            words = " ".join(str(error).split())
-            if isinstance(error, ValueError) and not words.startswith("Complex data"):
+            inputs = np.asarray(found[0] if y else found)
+            if inputs.dtype == object:  # columns of a table that have no common type
+                inputs = inputs.astype(np.float64)
+        except TypeError as error:
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            raise TypeError(f"x and y must hold real numbers alone: {reason}") from None
+        except ValueError as error:
+            if not str(error).startswith("Complex data"):
                 raise
-            reason = words.partition(". ")[0] if isinstance(error, TypeError) else "Complex data not supported"
-            raise type(error)(f"x and y must hold real numbers alone: {reason}") from None
-        check_real("x", np.asarray(found[0] if y else found))
-        return found
+            raise ValueError("x and y must hold real numbers alone: Complex data not supported") from None
+        check_real("x", inputs)
+        return (inputs, found[1]) if y else inputs
 
     def _inputs(self, x: Any) -> np.ndarray:
         """New inputs, shape (m, p)."""
         check_is_fitted(self)
-        return np.asarray(self._validated(x, reset=False))
+        return self._validated(x, reset=False)
 
     def _scores(self, x: Any) -> np.ndarray:
         return self.model_.decision_function(self._inputs(x))

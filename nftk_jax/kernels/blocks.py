@@ -80,7 +80,9 @@ def float64_diagonals(kernel: Kernel, x: np.ndarray) -> np.ndarray:
     largest = np.abs(found).max(axis=1, initial=0)
     for label, gap, most in zip(kernel.labels, gaps, largest, strict=True):
         if not np.isfinite(gap):
-            raise ValueError(f"the kernel '{label}' is NaN or infinite on some of these inputs; mend it, or leave it out")
+            raise ValueError(
+                f"the kernel '{label}' is NaN or infinite on some of these inputs; mend it, or leave it out"
+            )
         if gap > _ASYMMETRY * most and not kernel.symmetric:
             raise ValueError(
                 f"the kernel '{label}' is asymmetric: k(x, x') and k(x', x) differ by {gap:.3g} on some of these "

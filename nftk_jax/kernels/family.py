@@ -21,7 +21,7 @@ from nftk_jax.settings import ScalingName
 
 #: Row numbers up to this are exact in float32.
 _LARGEST_ROW = 2**24
-#: How far, over its largest entry, a Gram matrix may be from its transpose; and how far where rounding may be the cause.
+#: |K - K^T| of a Gram matrix, over its largest entry, that passes; and that inexact arithmetic may explain.
 _ROUNDING, _ROUGH_ROUNDING = 1e-5, 1e-2
 
 

@@ -199,7 +199,8 @@ class Kernel(abc.ABC):
         """The kernels on rows.
 
         Args:
-          x: inputs, shape (n, p), float32 or float64; every process holds all of them.
+          x: inputs, shape (n, p), float32 or float64; every process holds all of them. They are not copied: leave the
+            array as it is while the rows are used.
           scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
           inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at them.
           store_bytes: what entries (or angles) that are kept between passes may take on every device.

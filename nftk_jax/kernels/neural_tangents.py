@@ -107,23 +107,26 @@ def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array
     Raises:
       ValueError: they are not real, or not of shapes (n1, p) and (n2, p).
     """
-    x1 = _own("x1", x1)
+    x1 = own_array("x1", x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
     if x2 is not None:
-        x2 = _own("x2", x2).astype(x1.dtype)
+        x2 = own_array("x2", x2).astype(x1.dtype)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (x.ndim != 2 or x.shape[1:] != x1.shape[1:]):
             raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
     return x1, x2
 
 
-def _own(name: str, x: ArrayLike) -> jax.Array:
-    """An array of JAX that nobody can write to: `jnp.asarray` may read memory of NumPy later on, or never copy it."""
-    if not isinstance(x, jax.Array):
-        x = np.asarray(x)
+def own_array(name: str, x: ArrayLike) -> jax.Array:
+    """An array of JAX, of real numbers, whose memory a caller cannot write to.
+
+    JAX reads an array of NumPy some time after `jnp.asarray` or `jnp.array` has returned, or never copies it.
+    """
+    if hasattr(x, "__array__") and not isinstance(x, jax.Array):
+        x = np.array(x)
         check_real(name, x)
-        return jnp.array(x)
+    x = jnp.asarray(x)
     check_real(name, x)
     return x
 

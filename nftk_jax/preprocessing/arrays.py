@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 #: What to give in place of values of a dtype's kind.
 _REMEDIES = {
     "c": "give the real and the imaginary parts as numbers of their own",
-    "M": "give numbers, such as the days since a day of yours",
+    "M": "give numbers, such as days since a date",
     "m": "give numbers, such as days",
 }
 
