@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.arrays import check_real
+from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.settings import (
     BasisName,
@@ -229,7 +229,7 @@ class _NFTKEstimator(BaseEstimator):
         self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
     ) -> TrainingRows:
         """The rows of positive weight, with the splits of `cv` among them."""
-        splits = self._splits(x, y, groups, classifier)
+        splits = None if self.cv is None else read_splits(self.cv, x, y, groups, classifier=classifier)
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
         check_real("sample_weight", np.asarray(sample_weight))
@@ -241,76 +241,18 @@ class _NFTKEstimator(BaseEstimator):
             splits = restrict_splits(splits, rows, len(x))
         return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
 
-    def _splits(
-        self, x: np.ndarray, y: np.ndarray, groups: Any, classifier: bool
-    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """The pairs of row numbers that `cv` gives, if it is not None."""
-        cv: Any = self.cv
-        if cv is None:
-            return None
-        given = isinstance(cv, Iterable) and not hasattr(cv, "split")
-        pairs = list(cv) if given else list(check_cv(cv, y, classifier=classifier).split(x, y, groups))
-        if not pairs and isinstance(cv, Iterator):
-            raise ValueError(f"{_ONE_FIT} and has no pairs left; give `cv` a list of them")
-        return [_row_numbers(f"split {number} of `cv`", pair, len(x)) for number, pair in enumerate(pairs, 1)]
-
     def __sklearn_clone__(self) -> Any:
         if isinstance(self.cv, Iterator):
-            raise ValueError(f"{_ONE_FIT} and cannot be cloned; give `cv` a list of its pairs")
+            raise ValueError(f"{ONE_FIT} and cannot be cloned; give `cv` a list of its pairs")
         return super().__sklearn_clone__()
-
-    def _validated(self, x: Any, *y: Any, **options: Any) -> Any:
-        """Arrays of real numbers, by `validate_data`; labels may be anything."""
-        try:
-            found = validate_data(self, x, *y, **options)
-            inputs = np.asarray(found[0] if y else found)
-            if inputs.dtype == object:  # columns of a table that have no common type
-                inputs = inputs.astype(np.float64)
-        except TypeError as error:
-            reason = " ".join(str(error).split()).partition(". ")[0]
-            raise TypeError(f"x and y must hold real numbers alone: {reason}") from None
-        except ValueError as error:
-            if not str(error).startswith("Complex data"):
-                raise
-            raise ValueError("x and y must hold real numbers alone: Complex data not supported") from None
-        check_real("x", inputs)
-        return (inputs, found[1]) if y else inputs
 
     def _inputs(self, x: Any) -> np.ndarray:
         """New inputs, shape (m, p)."""
         check_is_fitted(self)
-        return self._validated(x, reset=False)
+        return read_arrays(self, x, reset=False)
 
     def _scores(self, x: Any) -> np.ndarray:
         return self.model_.decision_function(self._inputs(x))
-
-
-#: What the two errors about such a `cv` begin with.
-_ONE_FIT = "`cv` is an iterator, which one fit uses up,"
-
-
-def _row_numbers(name: str, pair: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """A pair of row numbers, or of masks, of n rows as row numbers.
-
-    Raises:
-      ValueError: it is neither; `name` says what.
-    """
-    try:
-        parts = [np.asarray(part) for part in pair]
-    except (TypeError, ValueError):
-        parts = []
-    parts = [np.flatnonzero(part) if part.dtype == bool and part.shape == (n,) else part for part in parts]
-    good = [
-        part.ndim == 1 and (not part.size or (part.dtype.kind in "iu" and part.min() >= 0 and part.max() < n))
-        for part in parts
-    ]
-    if len(good) != 2 or not all(good):
-        raise ValueError(
-            f"{name} must be a pair of row numbers from 0 to {n - 1}, those to solve on and those held out; got "
-            f"{shown(pair)}"
-        )
-    train, held = (part.astype(int) for part in parts)
-    return train, held
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
@@ -333,7 +275,7 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = self._validated(x, y, ensure_min_samples=2, copy=True)
+        x, y = read_arrays(self, x, y, ensure_min_samples=2, copy=True)
         check_classification_targets(y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=True)
         classes, indices = np.unique(data.y, return_inverse=True)
@@ -395,7 +337,7 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = self._validated(x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
+        x, y = read_arrays(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1

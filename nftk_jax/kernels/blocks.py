@@ -18,6 +18,12 @@ from nftk_jax.kernels.precision import enable_x64
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel
 
+#: What JAX raises where code wants the values of arrays that it traces, as NumPy does.
+UNTRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
 #: Bytes of temporary arrays beside a result.
 MEMORY_BUDGET = 2**29
 #: Rows and columns of the largest tile: one that a processor's cache holds.
@@ -73,10 +79,17 @@ def float64_diagonals(kernel: Kernel, x: np.ndarray) -> np.ndarray:
     """`diagonals` in float64, also while JAX traces something else.
 
     Raises:
-      ValueError: a kernel is not finite or not symmetric on blocks of a few rows.
+      ValueError: JAX cannot trace a kernel, or it is not finite or not symmetric on blocks of a few rows.
     """
     with enable_x64():
-        found, gaps = map(np.asarray, _compile_diagonals(kernel, x.shape)(x.astype(np.float64)))
+        try:
+            compiled = _compile_diagonals(kernel, x.shape)
+        except UNTRACEABLE as error:
+            raise ValueError(
+                f"JAX cannot trace {type(kernel).__name__}.evaluate ({type(error).__name__}); write it with jax.numpy "
+                "in place of numpy, or give its functions to a KernelFamily, which calls NumPy too"
+            ) from error
+        found, gaps = map(np.asarray, compiled(x.astype(np.float64)))
     largest = np.abs(found).max(axis=1, initial=0)
     for label, gap, most in zip(kernel.labels, gaps, largest, strict=True):
         if not np.isfinite(gap):

@@ -15,7 +15,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels.kernel import UNTRACEABLE, Kernel, KernelLabel
+from nftk_jax.kernels.blocks import UNTRACEABLE
+from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.settings import ScalingName
 

@@ -24,13 +24,6 @@ from nftk_jax.settings import InputsName, ScalingName
 
 Columns = slice | tuple[int, ...]
 
-#: What JAX raises where code wants the values of arrays that it traces, as NumPy does.
-UNTRACEABLE = (
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.ConcretizationTypeError,
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class KernelLabel:
@@ -137,19 +130,11 @@ class Kernel(abc.ABC):
     def diagonals(self, x: Any) -> np.ndarray:
         """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p).
 
-        Raises:
-          ValueError: these are no inputs of this kernel; JAX cannot trace `evaluate`; or its results are not finite or
-            not symmetric.
+        Raises ValueError where JAX cannot trace `evaluate`, or its results are not finite or not symmetric.
         """
         x = np.asarray(x)
         self.check(x)
-        try:
-            return blocks.float64_diagonals(self, x)
-        except UNTRACEABLE as error:
-            raise ValueError(
-                f"JAX cannot trace {type(self).__name__}.evaluate ({type(error).__name__}); write it with jax.numpy in "
-                "place of numpy, or give its functions to a KernelFamily, which calls NumPy too"
-            ) from error
+        return blocks.float64_diagonals(self, x)
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
         """The same for traced inputs, in their dtype, with about `budget` bytes of temporary arrays."""
