@@ -54,11 +54,11 @@ def read_splits(
     Raises:
       ValueError: an iterator has been used up, or there are no such pairs.
     """
-    if isinstance(cv, Iterable) and not hasattr(cv, "split"):
-        pairs = list(cv)
-    else:
+    if hasattr(cv, "split") or not isinstance(cv, Iterable):
         splitter: Any = check_cv(cv, y, classifier=classifier)
         pairs = list(splitter.split(x, y, groups))
+    else:
+        pairs = list(cv)
     if not pairs and isinstance(cv, Iterator):
         raise ValueError(f"{ONE_FIT} and has no pairs left; give `cv` a list of them")
     return [_row_numbers(f"split {number} of `cv`", pair, len(x)) for number, pair in enumerate(pairs, 1)]
