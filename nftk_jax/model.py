@@ -19,6 +19,7 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.saved import from_dict
+from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling
 from nftk_jax.settings import InputsName, KindName, check_choice
@@ -103,15 +104,20 @@ class NFTKModel:
         """Inputs as the kernel sees them, shape (m, p), in `dtype`; None is that of `dual_coef`.
 
         Raises:
-          ValueError: `x` is not a matrix with the training inputs' number of columns, or is not finite.
+          ValueError: `x` is not a real matrix with the training inputs' number of columns, or is not finite.
         """
-        features = self.x_train.shape[1]
-        if x.ndim != 2 or x.shape[1] != features:
-            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+        self._check(x)
         z = self.input_scaling.apply(x, self.dual_coef.dtype if dtype is None else dtype)
         if not np.isfinite(z).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         return z
+
+    def _check(self, x: np.ndarray) -> None:
+        """Raise ValueError unless `x` has the type and the shape of inputs."""
+        features = self.x_train.shape[1]
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+        check_real("inputs", x)
 
     def bind(self, *, dtype: Any = None) -> Rows:
         """The kernels of unit mean diagonal on the training rows, in `dtype`; None is that of `dual_coef`."""
@@ -136,7 +142,7 @@ class NFTKModel:
         Raises:
           ValueError: the inputs' shape is wrong or they are not finite.
         """
-        self.scaled(x[:0])  # its shape
+        self._check(x)
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
