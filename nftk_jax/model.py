@@ -19,7 +19,8 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.saved import from_dict
-from nftk_jax.preprocessing.scaling import InputScaling
+from nftk_jax.preprocessing.scaling import InputScaling, check_finite
+from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
 
@@ -102,14 +103,13 @@ class NFTKModel:
         """Inputs as the kernel sees them, shape (m, p), dtype of `dual_coef`.
 
         Raises:
-          ValueError: `x` is not a matrix with the training inputs' number of columns, or is not finite.
+          ValueError: `x` is not a matrix with the training inputs' number of columns, or not finite before or after.
         """
         features = self.x_train.shape[1]
         if x.ndim != 2 or x.shape[1] != features:
             raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
         z = self.input_scaling.apply(x, self.dual_coef.dtype)
-        if not np.isfinite(z).all():
-            raise ValueError("inputs must be finite; got NaN or infinity")
+        check_finite(x, z)
         return z
 
     def bind(self, kernel: Kernel | None = None, dtype: Any = None) -> Rows:
@@ -136,21 +136,21 @@ class NFTKModel:
           Scores, shape (m, C), float64.
 
         Raises:
-          ValueError: the inputs' shape is wrong or they are not finite.
+          ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
+            kernel overflows.
         """
         self.scaled(x[:0])  # its shape
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
             scores = self.bind().predict(self.omega, self.dual_coef, x, scaled=self.scaled, report=report)
+        check_finite(x, scores)
         return self.unscaled(scores)
 
     def unscaled(self, scores: np.ndarray) -> np.ndarray:
         """Scores in units of the targets, from those of the encoded ones, shape (m, C) or (m, k C); in place."""
         times = scores.shape[1] // len(self.target_mean)
-        scores *= np.tile(self.target_scale, times)
-        scores += np.tile(self.target_mean, times)
-        return scores
+        return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
@@ -202,8 +202,7 @@ class NFTKModel:
           Shape (m, C), float64, in units of the targets.
 
         Raises:
-          ValueError: the inputs' shape is wrong, `covariance` is neither of the two, or the model knows landmarks
-            alone.
+          ValueError: as `decision_function`; or `covariance` is neither of the two, or the model knows landmarks alone.
         """
         check_choice("covariance", covariance, KindName)
         if self.landmarks:
@@ -218,6 +217,7 @@ class NFTKModel:
         with enable_x64(self.dual_coef.dtype == np.float64):
             kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
             rows, diagonals = self.bind(kernel), kernel.diagonals(z) / self.scale[:, None]
+            check_finite(x, diagonals.T)
             for number, row in enumerate(distinct):
                 members = np.flatnonzero(group.ravel() == number)
                 omega, ridge = row[None, :-1], float(row[-1])
@@ -227,6 +227,7 @@ class NFTKModel:
                     cross = rows.cross(omega, z[tile])[0]
                     left = omega[0] @ diagonals[:, tile] - np.asarray(_explained(lower, cross), np.float64)
                     variance[tile, members] = left[:, None]
+        check_finite(x, variance)
         return np.sqrt(np.maximum(variance, 0.0)) * self.target_scale
 
     def save(self, directory: str | pathlib.Path) -> None:

@@ -374,13 +374,17 @@ def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None
       weight: sample weights of the mean, shape (n,); None is 1 everywhere.
 
     Raises:
-      ValueError: a mean diagonal is zero or not finite, so that its kernel cannot be scaled.
+      ValueError: a mean diagonal is zero, not finite, or so small or large that entries near it leave the range of the
+        dtype of `x`, so that its kernel cannot be scaled.
     """
     scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
-    bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
+    info = np.finfo(np.result_type(x, np.float32))
+    least, most = float(info.tiny / info.eps), float(info.max * info.eps)
+    bad = np.flatnonzero(~((scale > least) & (scale < most)))
     if bad.size:
         raise ValueError(
             f"the kernel '{kernel.labels[bad[0]]}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
-            "scaled; use inputs that are not all zero, a smaller `w_std` or a smaller `depth`"
+            f"scaled in {info.dtype}, which needs {least:.0e} to {most:.0e}; use inputs that are not all zero and have "
+            "a size near 1 (`scaling='standardise'`), a smaller `w_std` or a smaller `depth`"
         )
     return scale
