@@ -158,7 +158,7 @@ def test_a_constant_target_is_predicted_whatever_its_size(value, table):
 def test_inputs_far_from_the_training_inputs_give_no_silent_nan(activation, precision, table):
     x, _, y, new = table
     model = NFTKRegressor(depth=2, activation=activation, precision=precision).fit(x, y)
-    factors, finite = (1e3, 1e10, 1e20, 1e100, 1e160, 1e300), []
+    factors, finite, message = (1e3, 1e10, 1e20, 1e100, 1e160, 1e300), [], ""
     for factor in factors:
         far = new * np.where(np.arange(12) == 5, factor, 1)[:, None]
         try:
