@@ -114,12 +114,11 @@ def check_finite(x: np.ndarray, found: np.ndarray) -> None:
     Raises:
       ValueError: a row of `found` holds NaN or infinity.
     """
-    good = np.isfinite(found).all(axis=1)
-    if good.all():
+    if not found.size or np.isfinite([found.min(), found.max()]).all():  # no array is made where all is well
         return
     if not np.isfinite(x).all():
         raise ValueError("inputs must be finite; got NaN or infinity")
-    far = x[~good]
+    far = x[~np.isfinite(found).all(axis=1)]
     raise ValueError(
         f"inputs must be on the scale of the training inputs; got values from {far.min():.3g} to {far.max():.3g} in "
         "rows at which the kernel is not finite: check their units, or leave those rows out"
