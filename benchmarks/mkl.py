@@ -34,8 +34,8 @@ import scipy.linalg
 
 from nftk_jax.datasets import load_dataset
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import learn_weights

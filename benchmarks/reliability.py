@@ -1,7 +1,7 @@
 """Run the test behind every line of docs/reliability.md that names one, and print one line a kind of trouble.
 
-    python benchmarks/reliability.py
-    python benchmarks/reliability.py "sample weights" JAX     # kinds with these words
+python benchmarks/reliability.py
+python benchmarks/reliability.py "sample weights" JAX     # kinds with these words
 """
 
 from __future__ import annotations

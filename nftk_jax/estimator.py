@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
@@ -22,6 +23,7 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
 from nftk_jax.preprocessing.sampling import restrict_splits
+from nftk_jax.preprocessing.scaling import powers_of_two
 from nftk_jax.settings import (
     BasisName,
     ConstraintName,
@@ -76,8 +78,9 @@ _PARAMETERS = """
         held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
         can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
       one_standard_error: keep equal weights for a class whose gain on the held-out rows is within its standard error.
-      scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255,
-        images of a `KernelFamily`, divided by their largest value, and its row numbers, which stay as they are.
+      scaling: of the inputs: "auto" standardises features of every type, except images of a `KernelFamily` (told by its
+        `input_shape`), which "images" divides by one number, and its row numbers, which stay as they are. Rows of
+        pixels for other kernels want "images": 255 divides uint8 ones, the largest absolute value all others.
       unit_norm: give every row of the scaled inputs length one.
       decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
         regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
@@ -347,6 +350,18 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         self._single_output = y.ndim == 1
         self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
         return self
+
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """R^2 of the predictions, averaged over outputs, for targets of any size.
+
+        Args:
+          x: inputs, shape (n_samples, n_features).
+          y: targets, shape (n_samples,) or (n_samples, n_outputs).
+          sample_weight: shape (n_samples,).
+        """
+        y, found = np.asarray(y, np.float64), self.predict(x)
+        power = powers_of_two(np.abs(y).max(axis=0))
+        return float(r2_score(y / power, found / power, sample_weight=sample_weight))
 
     @overload
     def predict(self, x: Any, return_std: Literal[False] = False, covariance: KindName = "ntk") -> np.ndarray: ...

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.devices import agree
-from nftk_jax.kernels.kernel import Kernel, unit_diagonal_scale
+from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.rows import Rows
+from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
 from nftk_jax.mkl.calibration import calibrate, prefer_uniform
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, check_finite, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
@@ -28,7 +28,7 @@ from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.sampling import draw_rows, draw_splits, restrict_splits
-from nftk_jax.preprocessing.scaling import fit_input_scaling
+from nftk_jax.preprocessing.scaling import fit_input_scaling, narrowed
 from nftk_jax.preprocessing.targets import Targets, encode_targets
 from nftk_jax.settings import LearnSettings
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit, this_machine
@@ -52,7 +52,7 @@ class TrainingRows:
         among the search rows are used; None draws them as the settings say.
 
     Raises:
-      ValueError: a weight is not positive.
+      ValueError: a weight is not positive, or float64 does not hold an input or a target.
     """
 
     x: np.ndarray
@@ -66,6 +66,8 @@ class TrainingRows:
         n, weight = len(self.x), self.weight
         if weight is not None and not (weight.shape == (n,) and np.isfinite(weight).all() and (weight > 0).all()):
             raise ValueError(f"sample weights must be {n} finite numbers > 0; leave out rows of weight zero")
+        for name in ("x", "y"):
+            object.__setattr__(self, name, narrowed(getattr(self, name), name))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -158,8 +160,8 @@ def learn(
       report: called with a stage's name, what is done and the total.
 
     Raises:
-      ValueError: the kernels cannot be scaled on these inputs, settings do not go together, or no split has rows on
-        both sides.
+      ValueError: the inputs' size leaves the range of the dtype, the kernels cannot be scaled on them, settings do not
+        go together, or no split has rows on both sides.
       ArithmeticError: a solve failed; the message says what to do.
 
     Warns:
@@ -189,6 +191,9 @@ def _learn(
     chosen = kernel.scaling_for(settings.scaling.scaling, unit_norm)
     scaling = fit_input_scaling(data.x, chosen, images=data.images, weight=data.weight, unit_norm=unit_norm)
     z = scaling.apply(data.x, np.dtype(settings.solve.dtype(len(data.x))))
+    if chosen == "none" and not z.any() and data.x.any():
+        largest = np.abs(data.x).max()
+        raise ValueError(f"inputs up to {largest:.3g} are zero in {z.dtype}: scale them (`scaling='standardise'`)")
     targets = encode_targets(data.y, None if data.classes is None else data.n_outputs, data.weight)
     # bind
     kernel = kernel.fitted(z)

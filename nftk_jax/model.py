@@ -21,7 +21,8 @@ from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.saved import from_dict
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
-from nftk_jax.preprocessing.scaling import InputScaling
+from nftk_jax.preprocessing.scaling import InputScaling, check_finite
+from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
 
@@ -104,12 +105,11 @@ class NFTKModel:
         """Inputs as the kernel sees them, shape (m, p), in `dtype`; None is that of `dual_coef`.
 
         Raises:
-          ValueError: `x` is not a real matrix with the training inputs' number of columns, or is not finite.
+          ValueError: `x` is no real matrix with the training inputs' number of columns, or not finite before or after.
         """
         self._check(x)
         z = self.input_scaling.apply(x, self.dual_coef.dtype if dtype is None else dtype)
-        if not np.isfinite(z).all():
-            raise ValueError("inputs must be finite; got NaN or infinity")
+        check_finite(x, z)
         return z
 
     def _check(self, x: np.ndarray) -> None:
@@ -140,21 +140,21 @@ class NFTKModel:
           Scores, shape (m, C), float64.
 
         Raises:
-          ValueError: the inputs' shape is wrong or they are not finite.
+          ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
+            kernel overflows.
         """
         self._check(x)
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
             scores = self.bind().predict(self.omega, self.dual_coef, x, scaled=self.scaled, report=report)
+        check_finite(x, scores)
         return self.unscaled(scores)
 
     def unscaled(self, scores: np.ndarray) -> np.ndarray:
         """Scores in units of the targets, from those of the encoded ones, shape (m, C) or (m, k C); in place."""
         times = scores.shape[1] // len(self.target_mean)
-        scores *= np.tile(self.target_scale, times)
-        scores += np.tile(self.target_mean, times)
-        return scores
+        return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
@@ -207,8 +207,7 @@ class NFTKModel:
           Shape (m, C), float64, in units of the targets.
 
         Raises:
-          ValueError: the inputs' shape is wrong, `covariance` is neither of the two, or the model knows landmarks
-            alone.
+          ValueError: as `decision_function`; or `covariance` is neither of the two, or the model knows landmarks alone.
         """
         check_choice("covariance", covariance, KindName)
         if self.landmarks:
@@ -226,6 +225,7 @@ class NFTKModel:
             rows = kernel.bind(self.scaled(self.x_train, np.float64), scale=self.scale, inputs=inputs)
             diagonals = kernel.diagonals(z) / self.scale[:, None]
             weight = None if self.weight is None else pad_rows(self.weight, padded_size(rows.n), 1.0)
+            check_finite(x, diagonals.T)
             for number, row in enumerate(distinct):
                 members = np.flatnonzero(group.ravel() == number)
                 omega, ridge = row[None, :-1], float(row[-1])
@@ -236,6 +236,7 @@ class NFTKModel:
                     explained = np.asarray(_explained(lower, cross))[: len(tile)]
                     left = omega[0] @ diagonals[:, start : start + len(tile)] - explained
                     variance[start : start + len(tile), members] = left[:, None]
+        check_finite(x, variance)
         return np.sqrt(np.maximum(variance, 0.0)) * self.target_scale
 
     def save(self, directory: str | pathlib.Path) -> None:

@@ -164,6 +164,7 @@ def _train(
     from nftk_jax.finite.networks import Params, apply, initialise
     from nftk_jax.path_kernels.trajectory import Problem, draw_batches, record_trajectory, sample_loss
     from nftk_jax.preprocessing.scaling import fit_input_scaling
+    from nftk_jax.preprocessing.targets import encode_targets
 
     dtype = np.dtype(config.precision)
     inputs = fit_input_scaling(
@@ -174,7 +175,7 @@ def _train(
     )
     x, x_test = (inputs.apply(rows, dtype) for rows in (dataset.x_train, dataset.x_test))
     if dataset.classes is None:
-        y = ((dataset.y_train - dataset.y_train.mean(0)) / dataset.y_train.std(0)).astype(dtype)
+        y = encode_targets(dataset.y_train, None).y.astype(dtype)
     else:
         y = np.eye(dataset.n_outputs, dtype=dtype)[dataset.y_train]
     theta, omega = initialise(network, jax.random.key(config.data.seed), dtype)
@@ -203,6 +204,7 @@ def _measure(
 
     from nftk_jax.assessment.metrics import accuracy_interval, r2
     from nftk_jax.path_kernels import influence
+    from nftk_jax.preprocessing.scaling import mean_and_deviation
 
     classes = dataset.classes is not None
     labels, query_labels = (dataset.y_train, dataset.y_test) if classes else (None, None)
@@ -245,7 +247,7 @@ def _measure(
         same = float((terms.reconstruction.argmax(axis=1) == terms.output.argmax(axis=1)).mean())
         blocks |= {"test_accuracy": accuracy, "test_accuracy_interval": list(interval), "same_prediction": same}
     else:
-        mean, scale = dataset.y_train.mean(0), dataset.y_train.std(0)
+        mean, scale = mean_and_deviation(dataset.y_train)
         blocks["test_r2"] = r2(dataset.y_test, mean + scale * terms.output)
     return blocks
 

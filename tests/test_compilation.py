@@ -67,7 +67,8 @@ def test_fits_of_nearly_one_size_share_nearly_all_programs(estimator, rng, progr
 
 
 @pytest.mark.parametrize(
-    "kernel", [MLP(2), MLP(2, b_std=0.5), MLP(2, activation="gelu", b_std=0.5), RBF(1.5), MLP(1).on([0, 2, 4]) + RBF(2.0)]
+    "kernel",
+    [MLP(2), MLP(2, b_std=0.5), MLP(2, activation="gelu", b_std=0.5), RBF(1.5), MLP(1).on([0, 2, 4]) + RBF(2.0)],
 )
 def test_columns_of_zeros_change_no_kernel(kernel: Kernel, rng, x64, monkeypatch):
     x, x2 = rng.normal(size=(9, 5)), rng.normal(size=(4, 5))

@@ -155,7 +155,7 @@ def test_targets_are_one_hot_minus_frequencies_or_standardised(rng):
 
 def test_input_scalings(rng):
     images = rng.integers(0, 256, size=(6, 4)).astype(np.uint8)
-    auto = fit_input_scaling(images, "auto", images=False)
+    auto = fit_input_scaling(images, "auto", images=True)
     np.testing.assert_allclose(auto.apply(images, np.float32), images / np.float32(255))
     x = rng.normal(size=(50, 3)) * [1, 100, 0] + [0, 5, 2]
     z = fit_input_scaling(x, "auto", images=False).apply(x, np.float64)

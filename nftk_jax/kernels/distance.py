@@ -48,7 +48,15 @@ class DistanceKernel(Kernel):
     def fitted(self, x: np.ndarray) -> Kernel:
         if self.width != "auto":
             return self
-        return dataclasses.replace(self, width=median_distance(square_distances_within(jnp.asarray(x[:_MEDIAN_ROWS]))))
+        x = x[:_MEDIAN_ROWS]
+        squares, info = square_distances_within(jnp.asarray(x)), np.finfo(x.dtype)
+        width, largest = median_distance(squares), float(squares.max())
+        if (x != x[0]).any() and not info.tiny / info.eps < largest < info.max * info.eps:
+            raise ValueError(
+                f"width='auto' needs rows whose squared distances {info.dtype} holds; got inputs up to "
+                f"{np.abs(x).max():.3g}: scale them (`scaling='standardise'`), or give a width"
+            )
+        return dataclasses.replace(self, width=width)
 
     def at(self, squares: jax.Array) -> jax.Array:
         """The kernel at squared distances, elementwise.

@@ -375,28 +375,3 @@ class KernelOnColumns(Kernel):
         plain = [columns.start, columns.stop, columns.step] if isinstance(columns, slice) else list(columns)
         kind = "slice" if isinstance(columns, slice) else "numbers"
         return {"type": "columns", "kernel": kernel, kind: plain, "group": self.group}
-
-
-def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None) -> np.ndarray:
-    """The scale_l of docs/mathematics.md: mean diagonal of K^(l) over the rows of `x`, shape (L,), float64.
-
-    K^(l) / scale_l has unit mean diagonal.
-
-    Args:
-      kernel: the kernels.
-      x: inputs, shape (n, p).
-      weight: sample weights of the mean, shape (n,); None is 1 everywhere.
-
-    Raises:
-      ValueError: a mean diagonal is zero or not finite, so that its kernel cannot be scaled.
-    """
-    scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
-    bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
-    if bad.size:
-        label = kernel.labels[bad[0]]
-        remedy = "use inputs that are not all zero"
-        remedy += ", or leave it out" if label.depth is None else ", a smaller `w_std` or a smaller `depth`"
-        raise ValueError(
-            f"the kernel '{label}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be scaled; {remedy}"
-        )
-    return scale

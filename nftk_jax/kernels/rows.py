@@ -268,6 +268,35 @@ class Rows:
         return float(np.mean([operator.stored for operator in self._operators]))
 
 
+def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None) -> np.ndarray:
+    """The scale_l of docs/mathematics.md: mean diagonal of K^(l) over the rows of `x`, shape (L,), float64.
+
+    K^(l) / scale_l has unit mean diagonal.
+
+    Args:
+      kernel: the kernels.
+      x: inputs, shape (n, p).
+      weight: sample weights of the mean, shape (n,); None is 1 everywhere.
+
+    Raises:
+      ValueError: a mean diagonal is zero, not finite, or so small or large that entries near it leave the range of the
+        dtype of `x`, so that its kernel cannot be scaled.
+    """
+    scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
+    info = np.finfo(np.result_type(x, np.float32))
+    least, most = float(info.tiny / info.eps), float(info.max * info.eps)
+    bad = np.flatnonzero(~((scale > least) & (scale < most)))
+    if bad.size:
+        label = kernel.labels[bad[0]]
+        remedy = "use inputs that are not all zero and have a size near 1 (`scaling='standardise'`), "
+        remedy += "or leave it out" if label.depth is None else "a smaller `w_std` or a smaller `depth`"
+        raise ValueError(
+            f"the kernel '{label}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be scaled in "
+            f"{info.dtype}, which needs {least:.0e} to {most:.0e}; {remedy}"
+        )
+    return scale
+
+
 @jax.jit
 def _clear(k: jax.Array, n: jax.Array | int) -> jax.Array:
     """Zeros in place of the rows and columns from `n` on."""
@@ -293,7 +322,7 @@ class _Share(NamedTuple):
     place: np.ndarray
 
     def split(self, dual_coef: np.ndarray) -> np.ndarray:
-        """Coefficients (n, C) of these classes by kernel and place, shape (kernels, n, m), zero where a place is free."""
+        """Coefficients (n, C) of these classes by kernel and place, shape (kernels, n, m), zero where none is."""
         out = np.zeros((len(self.omega), len(dual_coef), self.place.max() + 1), dual_coef.dtype)
         out[self.group, :, self.place] = dual_coef[:, self.classes].T
         return out

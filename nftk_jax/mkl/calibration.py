@@ -85,12 +85,16 @@ def _has_logistic(labels: np.ndarray, n_classes: int) -> bool:
 
 def _fit_logistic(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Calibration:
     """Multinomial logistic regression on scores, shape (m, C)."""
+    n_classes = scores.shape[1]
+    if np.ptp(scores, axis=0).max() < 1e-6:  # they say nothing, and scikit-learn's solver would warn of its last step
+        share = np.bincount(labels, weight)
+        return Calibration(np.zeros((n_classes, n_classes)), np.log(share / share.sum()))
     from sklearn.linear_model import LogisticRegression  # a second of imports, which few fits need
 
     logistic = LogisticRegression(C=LOGISTIC_STRENGTH, solver="newton-cholesky", tol=1e-10, max_iter=200)
     logistic.fit(scores, labels, sample_weight=weight)
     matrix, offset = np.asarray(logistic.coef_).T, np.asarray(logistic.intercept_)
-    if scores.shape[1] == 2:  # the second class's logit less the first's
+    if n_classes == 2:  # the second class's logit less the first's
         matrix, offset = np.concatenate([0 * matrix, matrix], axis=1), np.concatenate([0 * offset, offset])
     return Calibration(matrix, offset)
 

@@ -71,9 +71,7 @@ class SearchProblem:
             chosen = jnp.asarray(weights, self.k.dtype)
             yield held, _residuals(chosen, k_train, k_held, self.y, train, held, ridge)
 
-    def held_out_errors(
-        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None
-    ) -> np.ndarray:
+    def held_out_errors(self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None) -> np.ndarray:
         """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
         for held, residuals in self.held_out_residuals(weights, ridges, n_splits):

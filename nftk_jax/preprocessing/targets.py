@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from nftk_jax.preprocessing.scaling import mean_and_deviation
+from nftk_jax.preprocessing.scaling import mean_and_deviation, powers_of_two, standardise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | No
     """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
 
     Args:
-      y: class indices, shape (n,), or real targets, shape (n, k).
+      y: class indices, shape (n,), or real targets of any size, shape (n, k).
       n_classes: number of classes, or None for regression.
       weight: positive sample weights, shape (n,), of the frequencies, means and deviations; None is 1 everywhere.
     """
@@ -30,8 +30,14 @@ def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | No
         one_hot = np.eye(n_classes)[y]
         frequency = np.average(one_hot, axis=0, weights=weight)
         return Targets(one_hot - frequency, frequency, np.ones(n_classes))
-    mean, spread = mean_and_deviation(y, weight)
-    # A constant target must not have the rounding of its mean blown up to unit size.
-    varies = spread > 1e-12 * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
-    scale, mean = np.where(varies, spread, 1.0), np.where(varies, mean, y[0])
-    return Targets((y - mean) / scale, mean, scale)
+    mean, scale = mean_and_deviation(y, weight)
+    return Targets(standardise(y, mean, scale), mean, scale)
+
+
+def decode_scores(scores: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """scores * scale + mean by column, shape (m, C), in place: infinite only where the result itself is too large."""
+    power = powers_of_two(np.maximum(np.abs(mean), scale))
+    scores *= scale / power
+    scores += mean / power
+    scores *= power
+    return scores

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 
 
 @pytest.mark.parametrize("b_std", [0.0, 0.5])

@@ -14,10 +14,11 @@ from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
 from nftk_jax.kernels import blocks
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.kernel import Kernel, KernelLabel, unit_diagonal_scale
+from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks, stax
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import unit_diagonal_scale
 
 IMAGE = (6, 6, 1)
 WEIGHTS = np.array([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3]])

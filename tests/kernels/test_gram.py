@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftk_jax.kernels.combined import combined_kernel, combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP, kernel_route
 from nftk_jax.kernels.neural_tangents import basis_kernels
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import unit_diagonal_scale
 
 
 def rows(n, p, *, sphere, seed=0):

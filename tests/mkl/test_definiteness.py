@@ -8,8 +8,8 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import scale as standardise
 
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, check_finite, indefinite_kernels, least_eigenvalues
 from nftk_jax.settings import LearnSettings, gather

@@ -39,7 +39,9 @@ def test_held_out_errors_are_those_of_refits_and_padding_changes_none(folds, wei
             expected[number] += weight[held] @ (k[np.ix_(held, train)] @ a - y[held]) ** 2
         mass += weight[held].sum()
     for one in (problem, padded):
-        np.testing.assert_allclose(one.held_out_errors(np.full(one.depth, 1 / one.depth), RIDGES), expected / mass, rtol=1e-9)
+        np.testing.assert_allclose(
+            one.held_out_errors(np.full(one.depth, 1 / one.depth), RIDGES), expected / mass, rtol=1e-9
+        )
     omega, active = jnp.asarray(rng.dirichlet(np.ones(2), 2)), jnp.ones(2, bool)
     for one, other in zip(
         *(HeldOutObjective.of(part, np.full(2, 0.1)).evaluate(omega, active) for part in (problem, padded)), strict=True

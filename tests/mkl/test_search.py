@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import OBJECTIVES, make_objective
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_omega, learn_weights, restore_weights

@@ -13,9 +13,10 @@ import scipy.spatial
 from nftk_jax.kernels import combined
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.distance import RBF
-from nftk_jax.kernels.kernel import Kernel, KernelLabel, unit_diagonal_scale
+from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.operators import Evaluator
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.regression import prepare
 from nftk_jax.solvers.solver import RidgeSolver

@@ -18,7 +18,6 @@ from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
 
-
 #: Up to so many rows a factorisation takes less time than a program that saves some takes to compile.
 _FEW_ROWS = 256
 

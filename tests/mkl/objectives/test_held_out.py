@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import HeldOutObjective, HeldOutSplit
 from nftk_jax.mkl.problem import row_ridge
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device

@@ -11,8 +11,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 
 from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import (
     AlignmentObjective,
     EvidenceObjective,
