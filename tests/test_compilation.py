@@ -56,6 +56,7 @@ def test_a_query_of_any_size_needs_no_further_program(rng, programs):
 
 @pytest.mark.parametrize("estimator", [NFTKClassifier, NFTKRegressor])
 def test_fits_of_nearly_one_size_share_nearly_all_programs(estimator, rng, programs):
+    jax.clear_caches()
     with programs() as counts:
         estimator(depth=2).fit(*draw(rng, 70, 5))
     first = counts[-1]
@@ -81,6 +82,7 @@ def test_columns_of_zeros_change_no_kernel(kernel: Kernel, rng, x64, monkeypatch
 
 def test_strict_modes_of_jax_are_for_the_callers_own_code(rng):
     x, y = draw(rng, 30, 3)
+    x = x.astype(np.float32)
     kernels = [MLP(2), MLP(2, b_std=0.5), MLP(2, activation="erf") + RBF(1.0)]
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"):
         model = NFTKClassifier(depth=2).fit(x, y)

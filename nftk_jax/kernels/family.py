@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels.blocks import UNTRACEABLE
-from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.kernels.kernel import Kernel, KernelLabel, Part
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.settings import ScalingName
 
@@ -94,8 +95,8 @@ class KernelFamily(Kernel):
         """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
 
         Args:
-          grams: Gram matrices, shape (L, n, n), float32 or float64. They are copied; the copy stays in main memory as
-            long as programs that read it are compiled (`jax.clear_caches`).
+          grams: Gram matrices, shape (L, n, n), float32 or float64. They are copied; the copy is given back
+            with the family.
 
         Raises:
           ValueError: the matrices are not real, square, finite and symmetric, or have more than 2^24 rows.
@@ -154,23 +155,33 @@ class KernelFamily(Kernel):
 
     def diagonals(self, x: Any) -> np.ndarray:
         try:
-            return super().diagonals(x)
+            return self._handle.diagonals(x)
         except jax.errors.JaxRuntimeError as error:  # a function of NumPy raised: its own words come last
             words = str(error).strip().splitlines()[-1]
             raise ValueError(f"a function of {self!r} failed on these inputs: {words}") from error
 
+    @functools.cached_property
+    def _handle(self) -> _Handle:
+        return _Handle(self)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self._handle),)
+
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        left, right = (x.reshape(-1, *(self.input_shape or x.shape[1:])) for x in (x1, x2))
-        return jnp.stack([_checked(self, number, left, right) for number in range(self.n_kernels)])
+        return self._handle.evaluate(x1, x2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_handle"}
 
 
-def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
+def _checked(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """One function's kernel, if it is one."""
-    function = family.functions[number]
+    family = handle.family
     try:
-        k = function(x1, x2)
+        k = family.functions[number](x1, x2)
     except UNTRACEABLE:
-        k = _call_back(family, number, x1, x2)
+        k = _call_back(handle, number, x1, x2)
     return _kernel(family, number, x1, x2, k).astype(x1.dtype)
 
 
@@ -198,10 +209,10 @@ def _asymmetric(number: int, gap: float, largest: float) -> str:
     )
 
 
-def _call_back(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
+def _call_back(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """The kernel of a function that JAX cannot trace, called with arrays of NumPy whenever a program runs.
 
-    Rows and entries travel as words of 32 bits, see `_look_up`.
+    Rows and entries travel as words of 32 bits: JAX calls back from a thread in which 64-bit types may be switched off.
     """
     dtype, shape = np.dtype(x1.dtype), (len(x1), len(x2))
 
@@ -211,6 +222,7 @@ def _call_back(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) 
 
     def call(rows: Any, columns: Any) -> np.ndarray:
         rows, columns = numbers(rows), numbers(columns)
+        family = handle.family
         k = _kernel(family, number, rows, columns, family.functions[number](rows, columns))
         return np.ascontiguousarray(k, dtype).view(np.uint32).reshape(words.shape)
 
@@ -220,17 +232,40 @@ def _call_back(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) 
     return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
 
 
-def _look_up(gram: np.ndarray, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """Entries of a Gram matrix in main memory: as a constant, every compiled program would hold a copy of it.
+def _look_up(gram: np.ndarray, x1: Any, x2: Any) -> np.ndarray:
+    """Entries of a Gram matrix between rows of these numbers, shapes (n1, 1) and (n2, 1)."""
+    rows, columns = (np.asarray(x)[:, 0].astype(np.int64) for x in (x1, x2))
+    return gram[np.ix_(rows, columns)]
 
-    They come as words of 32 bits, since JAX calls back from a thread in which 64-bit types may be switched off.
-    """
-    dtype = x1.dtype
-    words = jax.ShapeDtypeStruct((len(x1), len(x2), dtype.itemsize // 4), np.uint32)
 
-    def read(rows, columns):
-        rows, columns = (np.asarray(part)[:, 0].astype(np.int64) for part in (rows, columns))
-        return gram[np.ix_(rows, columns)].astype(dtype).view(np.uint32).reshape(words.shape)
+class _Handle(Kernel):
+    """A family as compiled programs know it: they outlive it in JAX's caches, and must not keep its functions."""
 
-    found = jax.pure_callback(read, words, x1, x2, vmap_method="sequential")
-    return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
+    def __init__(self, family: KernelFamily) -> None:
+        self._labels, self._symmetric, self._family = family.labels, family.symmetric, weakref.ref(family)
+
+    @property
+    def family(self) -> KernelFamily:
+        found = self._family()
+        if found is None:
+            raise ReferenceError("the KernelFamily of these programs is gone; keep it while its `Rows` are used")
+        return found
+
+    @property
+    def labels(self) -> tuple[KernelLabel, ...]:
+        return self._labels
+
+    @property
+    def symmetric(self) -> bool:
+        return self._symmetric
+
+    def __repr__(self) -> str:
+        return repr(self._family())
+
+    def check(self, x: Any) -> None:
+        self.family.check(x)
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        shape = self.family.input_shape or x1.shape[1:]
+        left, right = (x.reshape(-1, *shape) for x in (x1, x2))
+        return jnp.stack([_checked(self, number, left, right) for number in range(self.n_kernels)])

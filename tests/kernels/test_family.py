@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +282,7 @@ def test_functions_of_numpy_are_called_from_threads_in_float64_and_multiplied(rn
         (sklearn.metrics.pairwise.chi2_kernel, "failed on these inputs: ValueError: X contains negative values"),
         (
             lambda x1, x2: jnp.zeros((len(x1), len(x2))),
-            "mean diagonal 0 .*; use inputs that are not all zero, or leave it",
+            "mean diagonal 0 .*; use inputs that are not all zero .* or leave it out",
         ),
         (
             lambda x1, x2: jnp.where(abs(x1[:, :1] - x2[:, 0]) > 3, jnp.nan, jnp.exp(-abs(x1[:, :1] - x2[:, 0]))),
@@ -308,3 +311,16 @@ def test_a_class_of_ones_own_that_jax_cannot_trace_is_refused():
 
     with pytest.raises(ValueError, match=r"JAX cannot trace Own.evaluate .*; write it with jax.numpy"):
         Own().diagonals(np.ones((4, 1)))
+
+
+def test_the_memory_of_a_precomputed_family_is_given_back_with_it(rng):
+    x = rng.normal(size=(30, 2))
+    family = KernelFamily.precomputed((x @ x.T)[None])
+    grams = weakref.ref(family.functions[0].args[0].base)
+    model = NFTKRegressor(kernel=family).fit(np.arange(30)[:, None], x[:, 0])
+    again = pickle.loads(pickle.dumps(model))
+    wanted = model.predict(np.arange(5)[:, None])
+    np.testing.assert_array_equal(again.predict(np.arange(5)[:, None]), wanted)
+    del family, model, again
+    gc.collect()
+    assert grams() is None
