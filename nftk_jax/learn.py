@@ -73,7 +73,7 @@ class TrainingRows:
             raise ValueError(f"sample weights must be {n} finite numbers > 0; leave out rows of weight zero")
         if weight is not None and not 1e-100 <= weight.max() <= 1e100:
             raise ValueError(
-                f"the largest sample weight must be from 1e-100 to 1e100; got {weight.max():g}: divide all by their mean"
+                f"the largest sample weight must be from 1e-100 to 1e100; got {weight.max():g}: divide all by it"
             )
 
     @property
@@ -86,8 +86,8 @@ class TrainingRows:
         """What one row weighs, in which ridges are tried and rows are counted; 1 for different rows without weights.
 
         Rows that repeat one another, target included, are one row that weighs their sum. The unit is the weight of the
-        lightest row that matters: the rows lighter than it hold less than `LIGHT_SHARE` of the whole weight. So repeated
-        rows are the same as weights, and a common factor of the weights is one of the unit.
+        lightest row that matters: the rows lighter than it hold less than `LIGHT_SHARE` of the whole weight. So
+        repeated rows are the same as weights, and a common factor of the weights is one of the unit.
         """
         first: dict[int, int] = {}
         pairs = zip(np.ascontiguousarray(self.x), np.ascontiguousarray(self.y), strict=True)

@@ -181,7 +181,7 @@ def test_integer_weights_are_repeated_rows_and_zero_is_removal(blobs, rng):
     np.testing.assert_allclose(weighted.scale_, repeated.scale_, rtol=1e-10)
 
 
-@pytest.mark.parametrize("factor", [1e-100, 1e-12, 0.0067, 1e12, 1e100])
+@pytest.mark.parametrize("factor", [1e-99, 1e-12, 0.0067, 1e12, 1e99])
 @pytest.mark.parametrize("ridge", ["auto", "learned"])
 def test_a_common_factor_of_the_weights_changes_the_ridge_alone(factor, ridge, blobs, rng):
     x, y = blobs
@@ -218,7 +218,8 @@ def test_heavy_rows_are_interpolated_at_a_given_ridge(blobs, rng):
     target, weight = rng.normal(size=len(x)), np.where(np.arange(len(x)) % 2, 1e-12, 1e12)
     mean, deviation = NFTKRegressor(depth=2, ridge=1e-3).fit(x, target, weight).predict(x, return_std=True)
     np.testing.assert_allclose(mean[weight > 1], target[weight > 1], atol=1e-9)
-    assert (deviation[weight > 1] < 1e-6).all() and (deviation[weight < 1] > 1e-2).all()
+    assert (deviation[weight > 1] < 1e-6).all()
+    assert (deviation[weight < 1] > 1e-2).all()
 
 
 @pytest.mark.parametrize("weight", [1e308, 1e-308, 5e-324])

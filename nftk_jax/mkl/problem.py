@@ -93,8 +93,8 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the errors stay the same.
 
     The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
-    solved on have the largest weight, the one that is held out has weight 0. Above `PADDED_ROWS` rows the problem is returned
-    unchanged.
+    solved on have the largest weight, the one that is held out has weight 0. Above `PADDED_ROWS` rows the problem is
+    returned unchanged.
     """
     n = len(problem.y)
     if n > PADDED_ROWS:

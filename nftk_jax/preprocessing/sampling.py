@@ -19,8 +19,9 @@ def draw_rows(
     """Draw rows at random without replacement, stratified by class.
 
     Each class gets its exact share size * count / total rounded down, and the rows left over go to the classes with the
-    largest remainders (ties to the class that appears first). scikit-learn's train_test_split allocates the same way but refuses a
-    class of one sample or a remainder smaller than the number of classes, and loses rare classes; this does neither.
+    largest remainders (ties to the class that appears first). scikit-learn's train_test_split allocates the same way
+    but refuses a class of one sample or a remainder smaller than the number of classes, and loses rare classes; this
+    does neither.
 
     Args:
       labels: class indices, shape (total,), an integer dtype; or None to draw uniformly.

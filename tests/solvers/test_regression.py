@@ -177,4 +177,5 @@ def test_weights_from_tiny_to_huge_are_solved(plan, problem, recwarn):
     for c in range(3):
         alpha = np.linalg.solve(k[c][np.ix_(heavy, heavy)] + 0.13 * np.eye(heavy.sum()), y[heavy, c])
         np.testing.assert_allclose(found[:, c], k[c][:, heavy] @ alpha, atol=1e-6)
-    assert solution.jitter == 0 and not recwarn.list
+    assert solution.jitter == 0
+    assert not recwarn.list
