@@ -16,9 +16,9 @@ START_STRIDE = 4
 def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
 
-    The ridges tried are `RIDGE_GRID` times the problem's unit of weight. A ridge that the search then learns starts from
-    the best of every `START_STRIDE`-th ridge. From `REFERENCE_ROWS` rows on that one is judged on the first split alone,
-    because every ridge costs a factorisation per split.
+    The ridges tried are `RIDGE_GRID` times the problem's unit of weight. A ridge that the search then learns starts
+    from the best of every `START_STRIDE`-th ridge. From `REFERENCE_ROWS` rows on that one is judged on the first split
+    alone, because every ridge costs a factorisation per split.
 
     Args:
       problem: the search rows with their splits.
