@@ -6,6 +6,7 @@ Commands and estimators both call it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -35,6 +36,9 @@ from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit, this_machine
 from nftk_jax.solvers.regression import prepare
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
 
+#: Rows that hold less than this share of the weight, the lightest ones, do not set the unit of weight.
+LIGHT_SHARE = 0.05
+
 Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
@@ -47,12 +51,13 @@ class TrainingRows:
       y: class indices, shape (n,), or real targets, shape (n, k).
       classes: labels of the classes, or None for regression.
       images: whether a sample had more than one axis, for the scaling "auto".
-      weight: positive sample weights, shape (n,): a row of weight 2 counts as two rows. None is 1 everywhere.
+      weight: positive sample weights, shape (n,): a row of weight 2 counts as two rows. None is 1 everywhere. The
+        largest must lie between 1e-100 and 1e100.
       splits: pairs (rows to solve on, rows held out) for the choice of ridge, Omega and temperature, of which those
         among the search rows are used; None draws them as the settings say.
 
     Raises:
-      ValueError: a weight is not positive, or float64 does not hold an input or a target.
+      ValueError: a weight is not positive, all are too small or too large, or float64 does not hold an input or a target.
     """
 
     x: np.ndarray
@@ -66,6 +71,10 @@ class TrainingRows:
         n, weight = len(self.x), self.weight
         if weight is not None and not (weight.shape == (n,) and np.isfinite(weight).all() and (weight > 0).all()):
             raise ValueError(f"sample weights must be {n} finite numbers > 0; leave out rows of weight zero")
+        if weight is not None and not 1e-100 <= weight.max() <= 1e100:
+            raise ValueError(
+                f"the largest sample weight must be from 1e-100 to 1e100; got {weight.max():g}: divide all by it"
+            )
         for name in ("x", "y"):
             object.__setattr__(self, name, narrowed(getattr(self, name), name))
 
@@ -73,6 +82,21 @@ class TrainingRows:
     def labels(self) -> np.ndarray | None:
         """Class indices, shape (n,), or None for regression."""
         return None if self.classes is None else self.y
+
+    @functools.cached_property
+    def unit(self) -> float:
+        """What one row weighs, in which ridges are tried and rows are counted; 1 for different rows without weights.
+
+        Rows that repeat one another, target included, are one row that weighs their sum. The unit is the weight of the
+        lightest row that matters: the rows lighter than it hold less than `LIGHT_SHARE` of the whole weight. So
+        repeated rows are the same as weights, and a common factor of the weights is one of the unit.
+        """
+        first: dict[int, int] = {}
+        pairs = zip(np.ascontiguousarray(self.x), np.ascontiguousarray(self.y), strict=True)
+        row = [first.setdefault(hash(x.tobytes() + y.tobytes()), len(first)) for x, y in pairs]
+        weight = np.sort(np.bincount(row, self.weight))
+        mass = np.cumsum(weight)
+        return float(weight[np.searchsorted(mass, (1 - 1e-9) * LIGHT_SHARE * mass[-1])])  # ties whatever the rounding
 
     @property
     def n_outputs(self) -> int:
@@ -203,7 +227,7 @@ def _learn(
     positions, splits = draw_search(data, settings)
     among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
     y_search = jnp.asarray(targets.y[positions], among.dtype)
-    problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions))
+    problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
     check_finite(problem.k, kernel.labels)

@@ -224,7 +224,7 @@ class NFTKModel:
             inputs = self.inputs if self.dual_coef.dtype == np.float64 else "auto"
             rows = kernel.bind(self.scaled(self.x_train, np.float64), scale=self.scale, inputs=inputs)
             diagonals = kernel.diagonals(z) / self.scale[:, None]
-            weight = None if self.weight is None else pad_rows(self.weight, padded_size(rows.n), 1.0)
+            weight = None if self.weight is None else pad_rows(self.weight, padded_size(rows.n), self.weight.max())
             check_finite(x, diagonals.T)
             for number, row in enumerate(distinct):
                 members = np.flatnonzero(group.ravel() == number)

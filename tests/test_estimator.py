@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score, train_test_split
@@ -179,6 +180,86 @@ def test_integer_weights_are_repeated_rows_and_zero_is_removal(blobs, rng):
     np.testing.assert_allclose(weighted.predict_proba(x), repeated.predict_proba(x), rtol=1e-7)
     np.testing.assert_allclose(weighted.omega_, repeated.omega_, atol=1e-8)
     np.testing.assert_allclose(weighted.scale_, repeated.scale_, rtol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [1e-99, 1e-12, 0.0067, 1e12, 1e99])
+@pytest.mark.parametrize("ridge", ["auto", "learned"])
+def test_a_common_factor_of_the_weights_changes_the_ridge_alone(factor, ridge, blobs, rng):
+    x, y = blobs
+    target = x[:, 0] * x[:, 1] + rng.normal(size=len(x))
+    for weight in (None, rng.uniform(0.5, 2, len(y))):
+        scaled = factor * (np.ones(len(y)) if weight is None else weight)
+        plain = NFTKClassifier(depth=2, ridge=ridge).fit(x, y, weight)
+        model = NFTKClassifier(depth=2, ridge=ridge).fit(x, y, scaled)
+        np.testing.assert_allclose(model.predict_proba(x), plain.predict_proba(x), atol=1e-9)
+        np.testing.assert_allclose(model.ridge_, factor * plain.ridge_, rtol=1e-9)
+        mean, deviation = NFTKRegressor(depth=2, ridge=ridge).fit(x, target, weight).predict(x, return_std=True)
+        again = NFTKRegressor(depth=2, ridge=ridge).fit(x, target, scaled).predict(x, return_std=True)
+        np.testing.assert_allclose(again, (mean, deviation), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_rows_of_hardly_any_weight_are_as_good_as_absent(solver, precision, blobs, rng):
+    x, y = blobs
+    heavy = np.flatnonzero(rng.random(len(y)) < 0.6)
+    weight = np.full(len(y), 1e-12)
+    weight[heavy] = 1e12
+    fold = np.arange(len(y)) % 3
+    splits = lambda of: [(np.flatnonzero(of != k), np.flatnonzero(of == k)) for k in range(3)]  # noqa: E731
+    make = lambda of: NFTKClassifier(depth=2, cv=splits(of), solver=solver, precision=precision)  # noqa: E731
+    mixed, alone = make(fold).fit(x, y, weight), make(fold[heavy]).fit(x[heavy], y[heavy])
+    tolerance = 1e-8 if precision == "float64" else 3e-3  # cg solves to 1e-10 and 1e-4
+    np.testing.assert_allclose(mixed.predict_proba(x), alone.predict_proba(x), atol=tolerance)
+    np.testing.assert_allclose(mixed.ridge_, 1e12 * alone.ridge_, rtol=1e-9)
+
+
+def test_heavy_rows_are_interpolated_at_a_given_ridge(blobs, rng):
+    x = blobs[0]
+    target, weight = rng.normal(size=len(x)), np.where(np.arange(len(x)) % 2, 1e-12, 1e12)
+    mean, deviation = NFTKRegressor(depth=2, ridge=1e-3).fit(x, target, weight).predict(x, return_std=True)
+    np.testing.assert_allclose(mean[weight > 1], target[weight > 1], atol=1e-9)
+    assert (deviation[weight > 1] < 1e-6).all()
+    assert (deviation[weight < 1] > 1e-2).all()
+
+
+@pytest.mark.parametrize("weight", [1e308, 1e-308, 5e-324])
+def test_weights_out_of_range_are_refused(weight, blobs):
+    with pytest.raises(ValueError, match=r"the largest sample weight must be from 1e-100 to 1e100; got .*divide all"):
+        NFTKClassifier(depth=1).fit(*blobs, np.full(len(blobs[1]), weight))
+
+
+def test_boosting_is_no_worse_than_one_fit(rng):
+    x = rng.normal(size=(150, 4))
+    y = (x[:, 0] * x[:, 1] > 0) * 1 + (x[:, 2] > 0.7)
+    x_test = rng.normal(size=(500, 4))
+    y_test = (x_test[:, 0] * x_test[:, 1] > 0) * 1 + (x_test[:, 2] > 0.7)
+    one = NFTKClassifier(depth=2).fit(x, y).score(x_test, y_test)
+    boosted = AdaBoostClassifier(NFTKClassifier(depth=2), n_estimators=2, random_state=0).fit(x, y)
+    assert boosted.score(x_test, y_test) >= one - 0.01
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_renamed_classes_give_the_same_model(n_classes, rng):
+    x = rng.normal(size=(90, 3))
+    y = ((x[:, 0] > 0) * 1 + (x[:, 1] > 0.5) + rng.integers(0, 2, 90)) % n_classes
+    names = np.array(["c", "a", "b"])[:n_classes]
+    order = np.argsort(names)  # of the columns
+    ours, theirs = NFTKClassifier(depth=2).fit(x, y), NFTKClassifier(depth=2).fit(x, names[y])
+    np.testing.assert_allclose(theirs.predict_proba(x), ours.predict_proba(x)[:, order], atol=1e-6)
+    np.testing.assert_allclose(theirs.omega_, ours.omega_[order], atol=1e-6)
+
+
+def test_the_order_of_features_and_of_targets_does_not_matter(rng):
+    x = rng.normal(size=(80, 3))
+    y = np.stack([np.sin(2 * x[:, 0]), x[:, 1] ** 2, rng.normal(size=80)], axis=1)
+    plain = NFTKRegressor(depth=2).fit(x, y).predict(x)
+    np.testing.assert_allclose(
+        NFTKRegressor(depth=2).fit(x[:, [2, 0, 1]], y).predict(x[:, [2, 0, 1]]), plain, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        NFTKRegressor(depth=2).fit(x, y[:, [1, 2, 0]]).predict(x), plain[:, [1, 2, 0]], atol=1e-6
+    )
 
 
 def test_weights_that_leave_no_data_are_refused(blobs):

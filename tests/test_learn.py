@@ -184,3 +184,17 @@ def test_few_rows_are_all_held_out_once_and_many_a_third_of_them(rng):
         splits = fit(rng.normal(size=(n, 2)), y, 2).problem.splits
         assert len(splits) == folds
         assert len(np.unique(np.concatenate([held for _, held in splits]))) == (n if folds == 5 else round(n / 3))
+
+
+def test_the_unit_of_weight_is_that_of_the_lightest_row_that_matters(rng):
+    x, y = rng.normal(size=(50, 2)), rng.integers(0, 2, 50)
+    classes, weight = np.arange(2), rng.integers(1, 5, 50)
+    again = np.repeat(np.arange(50), weight)
+    rows = lambda of, weight=None: TrainingRows(x[of], y[of], classes, weight=weight)  # noqa: E731
+    everyone = np.arange(50)
+    assert rows(everyone).unit == 1
+    assert rows(np.r_[everyone, 0, 0, 1]).unit == 1  # a few rows that are repeated
+    assert rows(np.r_[everyone, everyone]).unit == 2
+    assert rows(everyone, np.full(50, 1e-12)).unit == 1e-12
+    assert rows(everyone, weight.astype(float)).unit == rows(again).unit
+    assert rows(everyone, np.where(everyone % 2, 1e-12, 1e12)).unit == 1e12

@@ -75,6 +75,7 @@ def choose_distance_kernel(
       The kernel, and its ridges, shape (C,).
     """
     median = median_distance(squares)
+    tried = tuple(ridge * problem.unit for ridge in _DISTANCE_RIDGES)
 
     def judge(place: int, ridges: tuple[float, ...]) -> tuple[float, DistanceKernel, np.ndarray]:
         kernel = DISTANCE_KERNELS[name](median * _WIDTH_FACTORS[place])
@@ -85,10 +86,10 @@ def choose_distance_kernel(
         return float(errors[np.searchsorted(ridges, ridge), np.arange(len(ridge))].mean()), kernel, ridge
 
     # every other width at every other ridge, then the best and its neighbours at all
-    coarse = {place: judge(place, _DISTANCE_RIDGES[::2])[0] for place in range(0, len(_WIDTH_FACTORS), 2)}
+    coarse = {place: judge(place, tried[::2])[0] for place in range(0, len(_WIDTH_FACTORS), 2)}
     best = min(coarse, key=lambda place: coarse[place])
     near = [place for place in (best - 1, best, best + 1) if 0 <= place < len(_WIDTH_FACTORS)]
-    error, kernel, ridge = min((judge(place, _DISTANCE_RIDGES) for place in near), key=operator.itemgetter(0))
+    error, kernel, ridge = min((judge(place, tried) for place in near), key=operator.itemgetter(0))
     if not np.isfinite(error):
         raise ArithmeticError(
             f"the {name} kernel is singular at every width and ridge tried; use `precision='float64'`"

@@ -27,7 +27,7 @@ LOGISTIC_STRENGTH = 10.0
 def held_out_scores(
     problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of every held-out row of positive weight, from the solve on the rest of its split, over all splits.
+    """Scores of the held-out rows that have weight, each from the solve on the rest of its split, over all splits.
 
     Args:
       problem: kernels, encoded targets, splits and weights of the search rows.
@@ -35,18 +35,23 @@ def held_out_scores(
       ridge: absolute ridges, shape (C,).
 
     Returns:
-      Positions among the search rows, shape (m,); scores in units of the encoded targets, shape (m, C), float64; sample
-      weights, shape (m,). A row that several splits hold out comes several times.
+      Positions among the search rows, shape (m,); scores in units of the encoded targets, shape (m, C), float64; how
+      many rows each counts as, shape (m,). A row that several splits hold out comes several times.
     """
     everyone = jnp.ones(problem.n_classes, bool)
     scores = [
         np.asarray(part.residuals(jnp.asarray(omega, problem.k.dtype), everyone), np.float64).T + part.y_held
         for part in HeldOutObjective.of(problem, ridge).parts
     ]
-    positions, found = np.concatenate([held for _, held in problem.splits]), np.concatenate(scores)
-    weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
-    counted = weight > 0
-    return positions[counted], found[counted], weight[counted]
+    positions, counted, weight = _count_held_out(problem, np.concatenate([held for _, held in problem.splits]))
+    return positions, np.concatenate(scores)[counted], weight
+
+
+def _count_held_out(problem: SearchProblem, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which held-out rows have weight, beyond the rounding of the largest: their positions, where, and their counts."""
+    weight = problem.counts(positions)
+    counted = weight > np.finfo(np.float64).eps * weight.max()
+    return positions[counted], counted, weight[counted]
 
 
 def calibrate(
@@ -113,10 +118,8 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
       Mean log-losses, shape (R,), infinite where the kernel is singular; None where `calibrate` fits no such decision.
     """
     held, residuals = zip(*problem.held_out_residuals(uniform_omega(1, problem.depth)[0], ridges), strict=True)
-    positions, residual = np.concatenate(held), np.concatenate([np.asarray(part) for part in residuals], axis=1)
-    weight = np.ones(len(positions)) if problem.weight is None else problem.weight[positions]
-    counted = weight > 0
-    positions, weight = positions[counted], weight[counted]
+    residual = np.concatenate([np.asarray(part) for part in residuals], axis=1)
+    positions, counted, weight = _count_held_out(problem, np.concatenate(held))
     labels = labels[positions]
     if not _has_logistic(labels, problem.n_classes):
         return None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
-from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
+from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower, spread_ridge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,15 @@ class SearchProblem:
       splits: pairs (T, V) of positions among the search rows: the ridge is solved on T and judged on V. The objectives
         `validation` and `kfold` average over them, and so do the choices of ridge, depth and width in every case.
       weight: sample weights of the rows, shape (n,), positive; None is 1 everywhere. A row of weight 2 counts as two.
+      unit: what one row weighs, see `TrainingRows.unit`. The ridges tried, and rules that count rows, are in this unit,
+        so that a common factor of all weights changes nothing but the ridge.
     """
 
     k: jax.Array
     y: jax.Array
     splits: tuple[tuple[np.ndarray, np.ndarray], ...]
     weight: np.ndarray | None = None
+    unit: float = 1.0
 
     @functools.cached_property
     def blocks(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
@@ -50,7 +53,12 @@ class SearchProblem:
 
     def rows(self, positions: np.ndarray) -> SearchProblem:
         """The problem on some of its rows, without splits."""
-        return SearchProblem(self.k[:, positions][:, :, positions], self.y[positions], (), take(self.weight, positions))
+        k, weight = self.k[:, positions][:, :, positions], take(self.weight, positions)
+        return SearchProblem(k, self.y[positions], (), weight, self.unit)
+
+    def counts(self, positions: np.ndarray) -> np.ndarray:
+        """How many rows some rows count as: their weights in units of `unit`, shape (m,)."""
+        return (np.ones(len(positions)) if self.weight is None else self.weight[positions]) / self.unit
 
     def held_out_residuals(
         self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None
@@ -75,7 +83,7 @@ class SearchProblem:
         """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
         for held, residuals in self.held_out_residuals(weights, ridges, n_splits):
-            weight = np.ones(len(held)) if self.weight is None else self.weight[held]
+            weight = self.counts(held)
             errors = np.asarray(_weighted_squares(jnp.asarray(weight, residuals.dtype), residuals), np.float64)
             total, mass = total + np.nan_to_num(errors, nan=np.inf), mass + weight.sum()
         return total / mass
@@ -85,8 +93,8 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     """The problem with its rows, and both sides of every split, rounded up to `padded_size`; the errors stay the same.
 
     The new rows have kernels and targets of zero, so that their dual coefficients and errors are zero; those that are
-    solved on have weight 1, the one that is held out has weight 0. Above `PADDED_ROWS` rows the problem is returned
-    unchanged.
+    solved on have the largest weight, the one that is held out has weight 0. Above `PADDED_ROWS` rows the problem is
+    returned unchanged.
     """
     n = len(problem.y)
     if n > PADDED_ROWS:
@@ -95,7 +103,8 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
     sizes = [tuple(_padded_side(growth * len(side)) for side in split) for split in problem.splits]
     longest = max(size - len(train) for (size, _), (train, _) in zip(sizes, problem.splits, strict=True))
     total = -(-(max(n + longest, *map(sum, sizes)) + 1) // 16) * 16
-    weight = pad_rows(np.ones(n) if problem.weight is None else problem.weight, total, 1.0)
+    weight = np.ones(n) if problem.weight is None else problem.weight
+    weight = pad_rows(weight, total, weight.max())
     weight[n] = 0.0
     splits = tuple(
         (
@@ -105,7 +114,7 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
         for (size, held_size), (train, held) in zip(sizes, problem.splits, strict=True)
     )
     y = jnp.asarray(pad_rows(np.asarray(problem.y), total))
-    return SearchProblem(jnp.asarray(pad_kernels(problem.k, total)), y, splits, weight)
+    return SearchProblem(jnp.asarray(pad_kernels(problem.k, total)), y, splits, weight, problem.unit)
 
 
 def _padded_side(size: float) -> int:
@@ -120,10 +129,8 @@ def take(weight: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
 
 def row_ridge(ridge: jax.Array | np.ndarray, weight: np.ndarray | None, n: int, dtype: Any) -> jax.Array:
     """lambda_c / weight_i, what is added to the diagonal, shape (C, n)."""
-    inverse = np.ones(n) if weight is None else 1 / weight
-    if isinstance(ridge, np.ndarray):
-        return jnp.asarray(ridge.astype(dtype)[:, None] * inverse.astype(dtype))
-    return ridge.astype(dtype)[:, None] * jnp.asarray(inverse, dtype)
+    ridge = np.asarray(ridge, np.float64)[:, None]
+    return jnp.asarray(np.tile(ridge, n) if weight is None else spread_ridge(ridge, weight, dtype), dtype)
 
 
 def share(weight: np.ndarray | None, n: int) -> np.ndarray:

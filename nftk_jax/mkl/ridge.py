@@ -16,8 +16,9 @@ START_STRIDE = 4
 def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
 
-    A ridge that the search then learns starts from the best of every `START_STRIDE`-th ridge. From `REFERENCE_ROWS`
-    rows on that one is judged on the first split alone, because every ridge costs a factorisation per split.
+    The ridges tried are `RIDGE_GRID` times the problem's unit of weight. A ridge that the search then learns starts
+    from the best of every `START_STRIDE`-th ridge. From `REFERENCE_ROWS` rows on that one is judged on the first split
+    alone, because every ridge costs a factorisation per split.
 
     Args:
       problem: the search rows with their splits.
@@ -31,9 +32,9 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarr
     search = settings.search
     if not isinstance(search.ridge, str):
         return np.full(problem.n_classes, float(search.ridge))
-    ridges, n_splits = RIDGE_GRID, len(problem.splits)
+    ridges, n_splits = tuple(ridge * problem.unit for ridge in RIDGE_GRID), len(problem.splits)
     if search.learns_ridge:
-        ridges, n_splits = RIDGE_GRID[::START_STRIDE], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
+        ridges, n_splits = ridges[::START_STRIDE], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
     elif labels is not None and settings.decision == "logistic":
         losses = held_out_log_losses(problem, ridges, labels)
         if losses is not None:

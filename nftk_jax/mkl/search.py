@@ -169,6 +169,6 @@ def _pose(
     if not settings.learns_ridge:
         return objective, start, FeasibleSet(settings.constraint)
     # the ridge stays within those that ``ridge="auto"`` tries
-    low, high = (np.log(bound / ridge[:rows]) for bound in (RIDGE_GRID[0], RIDGE_GRID[-1]))
+    low, high = (np.log(bound * problem.unit / ridge[:rows]) for bound in (RIDGE_GRID[0], RIDGE_GRID[-1]))
     within = FeasibleSet(settings.constraint, bounds=(low, high))
     return LearnedRidgeObjective(objective), np.column_stack([start, np.zeros(rows)]), within

@@ -1,4 +1,7 @@
-"""Random draws of rows in the proportions of their classes: for subsets of the data and for held-out rows."""
+"""Random draws of rows in the proportions of their classes: for subsets of the data and for held-out rows.
+
+A draw depends on which rows share a class, not on the names or the numbers of the classes.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ def draw_rows(
     """Draw rows at random without replacement, stratified by class.
 
     Each class gets its exact share size * count / total rounded down, and the rows left over go to the classes with the
-    largest remainders (ties to the lower class). scikit-learn's train_test_split allocates the same way but refuses a
-    class of one sample or a remainder smaller than the number of classes, and loses rare classes; this does neither.
+    largest remainders (ties to the class that appears first). scikit-learn's train_test_split allocates the same way
+    but refuses a class of one sample or a remainder smaller than the number of classes, and loses rare classes; this
+    does neither.
 
     Args:
       labels: class indices, shape (total,), an integer dtype; or None to draw uniformly.
@@ -32,6 +36,7 @@ def draw_rows(
     order = rng.permutation(total)
     if labels is None:
         return order[:size], order[size:]
+    labels = number_by_appearance(labels)
     counts = np.bincount(labels)
     shares = allocate(counts, size, at_least_one=at_least_one)
     # Sorting a random order by class, stably, leaves every class in random order: its first `share` rows are the draw.
@@ -64,7 +69,7 @@ def draw_folds(
     """
     dealt = rng.permutation(total)
     if labels is not None:
-        dealt = dealt[np.argsort(labels[dealt], kind="stable")]
+        dealt = dealt[np.argsort(number_by_appearance(labels)[dealt], kind="stable")]
     everyone = np.arange(total)
     held = [np.sort(dealt[fold::folds]) for fold in range(folds)]
     return tuple((np.setdiff1d(everyone, rows, assume_unique=True), rows) for rows in held)
@@ -87,6 +92,16 @@ def restrict_splits(
     position[rows] = np.arange(len(rows))
     kept = [tuple(position[part][position[part] >= 0] for part in split) for split in splits]
     return tuple((train, held) for train, held in kept if len(train) and len(held))
+
+
+def number_by_appearance(labels: np.ndarray) -> np.ndarray:
+    """Class indices of the same partition, numbered in the order in which the classes appear, shape (n,).
+
+    >>> number_by_appearance(np.array([7, 2, 7, 5]))
+    array([0, 1, 0, 2])
+    """
+    _, first, index = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[index]
 
 
 def allocate(counts: np.ndarray, n: int, *, at_least_one: bool) -> np.ndarray:

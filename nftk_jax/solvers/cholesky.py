@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,15 @@ def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
     return jax.scipy.linalg.cho_solve((lower, True), y)
 
 
+def spread_ridge(ridge: np.ndarray | float, weight: np.ndarray, dtype: Any) -> np.ndarray:
+    """ridge / weight of every row, float64: what a sample weight makes of the ridge.
+
+    It stops where its square, summed over many rows, still fits the dtype; a row of so little weight has no effect.
+    """
+    with np.errstate(over="ignore"):
+        return np.minimum(ridge / weight, float(np.finfo(dtype).max) ** 0.45)
+
+
 def factor_ridge(
     k: jax.Array, *, ridge: float, jitter: bool = False, weight: np.ndarray | None = None
 ) -> CholeskyFactor:
@@ -83,13 +93,16 @@ def factor_ridge(
         raise ValueError(f"the Gram matrix must be square; got shape {k.shape}")
     if not ridge > 0:
         raise ValueError(f"ridge must be > 0; got {ridge!r}")
-    diagonal = ridge if weight is None else jnp.asarray(ridge / weight, k.dtype)
+    diagonal, least, heaviest = ridge, ridge, 1.0
+    if weight is not None:
+        spread = spread_ridge(ridge, weight, k.dtype)
+        diagonal, least, heaviest = jnp.asarray(spread, k.dtype), float(spread.min()), float(weight.max())
     factor = CholeskyFactor(cholesky_lower(k, diagonal), ridge)
     if factor.is_valid:
         return factor
     if not np.isfinite(np.asarray(jnp.sum(k))):
         raise NotPositiveDefiniteError("the Gram matrix holds NaN or infinity")
-    unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), ridge)
+    unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), least)
     extra = 0.0
     for extra in (unit * 10.0**power for power in range(-1, 4)):
         raised = CholeskyFactor(cholesky_lower(k, diagonal + extra), ridge, extra)
@@ -99,9 +112,8 @@ def factor_ridge(
         raise NotPositiveDefiniteError(
             f"K + {ridge:g} I is not positive definite, nor with {extra:.1e} added: K is no kernel matrix"
         )
-    message = (
-        f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {ridge + extra:.1e}"
-    )
+    worked = ridge + extra * heaviest
+    message = f"K + {ridge:g} I is not positive definite in {k.dtype}; the smallest ridge that worked is {worked:.1e}"
     if not jitter:
         raise NotPositiveDefiniteError(f"{message}; use that `ridge`, or `precision='float64'`")
     warnings.warn(f"{message}, and is used", JitterWarning, stacklevel=2)
@@ -131,7 +143,8 @@ class CholeskySolver(RidgeSolver):
         n, dtype = len(y), self._rows.dtype
         size = padded_size(n)  # rows of zeros below, so that few sizes are compiled
         y = pad_rows(y.astype(dtype), size)
-        weight = pad_rows(np.ones(n) if self._weight is None else self._weight, size, 1.0)
+        weight = np.ones(n) if self._weight is None else self._weight
+        weight = pad_rows(weight, size, weight.max())
         dual_coef = np.empty(y.shape, dtype)
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
         jitter, conditions, done = 0.0, [], 0
@@ -143,7 +156,7 @@ class CholeskySolver(RidgeSolver):
             dual_coef[:, few] = solve_lower(factor.lower, jnp.asarray(y[:, few], k.dtype))
             jitter = max(jitter, factor.jitter)
             if condition:
-                diagonal = jnp.asarray(row[-1] / weight, k.dtype)
+                diagonal = jnp.asarray(spread_ridge(row[-1], weight, k.dtype), k.dtype)
                 conditions.append(float(estimate_condition(k, factor.lower, diagonal, n)))
             done += len(members)
             report("solve", done, len(omega))

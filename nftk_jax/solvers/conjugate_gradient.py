@@ -18,7 +18,7 @@ import numpy as np
 
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.cholesky import CholeskySolver, spread_ridge
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, Preconditioner, ReferenceFactor
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
@@ -318,7 +318,6 @@ class ConjugateGradientSolver(RidgeSolver):
         report("angles", 0, 1)
         self._rows = rows.storing(plan.store_bytes)
         self._weight, self._fallback = weight, plan.fallback
-        self._inverse_weight = np.ones((rows.n, 1)) if weight is None else 1 / weight[:, None]
         precision = "float64" if rows.dtype == np.float64 else "float32"
         self._tolerance = plan.tolerance or TOLERANCE[plan.preconditioner, precision]
         report("angles", 1, 1)
@@ -331,7 +330,8 @@ class ConjugateGradientSolver(RidgeSolver):
             self._precondition = LowRank(
                 self._rows,
                 omega,
-                ridge=ridge * float(self._inverse_weight.mean()),
+                ridge=ridge,
+                weight=weight,
                 rank=min(plan.rank, rows.n),
                 rng=np.random.default_rng(plan.seed),
                 report=lambda done, total: report("preconditioner", done, total),
@@ -350,8 +350,11 @@ class ConjugateGradientSolver(RidgeSolver):
         del condition  # the iteration's own vectors give an estimate
         check_system(self._rows, omega, ridge, y)
 
+        weight = np.ones(len(y)) if self._weight is None else self._weight
+        noise = spread_ridge(ridge, weight[:, None], self._rows.dtype)
+
         def apply(v: np.ndarray, classes: np.ndarray) -> np.ndarray:
-            return self._rows.apply(omega[classes], v) + ridge[classes] * self._inverse_weight * v
+            return self._rows.apply(omega[classes], v) + noise[:, classes] * v
 
         def passed(now: State) -> None:
             if journal is not None:

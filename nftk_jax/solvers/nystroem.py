@@ -35,6 +35,7 @@ class NystroemSolver(RidgeSolver):
     def __init__(self, rows: Rows, plan: SolvePlan, *, weight: np.ndarray | None = None) -> None:
         """Args: as of `prepare`; `plan.rank` landmarks are drawn by `plan.seed`."""
         self._rows, self._weight = rows, np.ones(rows.n) if weight is None else weight
+        self._heaviest = float(self._weight.max())  # weights and ridge are divided by it: products then fit the dtype
         drawn = np.random.default_rng(plan.seed).permutation(rows.n)[: plan.rank]
         self._landmarks = np.sort(drawn).astype(np.int32)
         self._among = rows.take(self._landmarks)
@@ -70,11 +71,11 @@ class NystroemSolver(RidgeSolver):
                 tile = start + np.arange(step)
                 inside = np.minimum(tile, rows.n - 1)  # the last tile is filled up with rows that weigh nothing
                 k = rows.columns(row[:-1], self._landmarks, inside)
-                weight = np.where(tile < rows.n, self._weight[inside], 0).astype(dtype)
+                weight = np.where(tile < rows.n, self._weight[inside] / self._heaviest, 0).astype(dtype)
                 spread = [place(a, rows.mesh, P(AXIS)) for a in (y[inside][:, members].astype(dtype), weight)]
                 parts = _products(rows.mesh, lower, k, *spread)
                 sums = parts if start == 0 else _add(sums, parts)
-            inner = factor_ridge(sums[0], ridge=float(row[-1]), jitter=True)
+            inner = factor_ridge(sums[0], ridge=float(row[-1]) / self._heaviest, jitter=True)
             if not np.isfinite(np.asarray(sums[1])).all():
                 raise NotPositiveDefiniteError(
                     "the landmarks' kernel is singular; use fewer `landmarks` or `precision='float64'`"

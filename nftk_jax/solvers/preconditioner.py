@@ -26,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels.devices import AXIS, place, shard_map
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.solvers.cholesky import cholesky_lower, factor_ridge, solve_lower
+from nftk_jax.preprocessing.padding import pad_rows
+from nftk_jax.solvers.cholesky import cholesky_lower, factor_ridge, solve_lower, spread_ridge
 from nftk_jax.solvers.plan import BLOCK
 
 HIGHEST = lax.Precision.HIGHEST
@@ -65,6 +66,7 @@ class LowRank:
     (Chen, Epperly, Tropp & Webber 2023; as a preconditioner: Diaz, Epperly, Frangella, Tropp & Webber 2023). The shift
     is the ridge plus the mean of that diagonal in the end, what F F' does not hold of the kernel's trace. With
     :math:`G = F'F + shift\,I` it is :math:`v - F G^{-1} F' v`: about 2 n r^2 operations to make, 4 n r to apply.
+    With sample weights the shift differs by row, and F and v are divided by its root, relative to the least shift.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class LowRank:
         ridge: float,
         rank: int,
         rng: np.random.Generator,
+        weight: np.ndarray | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Build it.
@@ -85,21 +88,31 @@ class LowRank:
           ridge: absolute, in the kernel's units.
           rank: r, at most n.
           rng: draws the pivots; all processes must give the same.
+          weight: positive sample weights, shape (n,); None is 1 everywhere.
           report: called with the blocks of pivots done and their number.
         """
-        self._rows = rows
-        self._factor, remaining = pivoted_cholesky(rows, weights, rank=rank, rng=rng, report=report)
+        self._rows, self._root, noise = rows, None, None
+        if weight is not None:
+            noise = spread_ridge(ridge, weight, rows.dtype)
+            ridge = float(noise.min())
+        self._factor, remaining = pivoted_cholesky(rows, weights, rank=rank, rng=rng, noise=noise, report=report)
         shift = ridge + float(remaining.mean())
+        if noise is not None:
+            self._root = np.sqrt((noise + float(remaining.mean())) / shift)[:, None]
+            root = place(pad_rows(self._root.astype(rows.dtype), rows.padded_rows, 1.0), rows.mesh, P(AXIS))
+            self._factor = self._factor / root
         self._lower = _capacitance(rows.mesh, self._factor, shift)
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         own = self._rows
+        v = v if self._root is None else v / self._root
         padded = np.zeros((own.padded_rows, len(classes) + -len(classes) % COLUMNS), own.dtype)
         scale = np.abs(v).max(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
         padded[: own.n, : len(classes)] = v / scale
         out = _apply(own.mesh, self._factor, self._lower, place(padded, own.mesh, P(AXIS)))
-        return np.asarray(out, np.float64)[: own.n, : len(classes)] * scale
+        out = np.asarray(out, np.float64)[: own.n, : len(classes)] * scale
+        return out if self._root is None else out / self._root
 
 
 def pivoted_cholesky(
@@ -108,6 +121,7 @@ def pivoted_cholesky(
     *,
     rank: int,
     rng: np.random.Generator,
+    noise: np.ndarray | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[jax.Array, np.ndarray]:
     """Partial Cholesky factor of a kernel by randomly drawn blocks of pivots.
@@ -117,6 +131,7 @@ def pivoted_cholesky(
       weights: of one kernel, shape (L,).
       rank: columns of the factor.
       rng: draws the pivots.
+      noise: what is added to the diagonal, shape (n,), where it differs by row: rows that it hides are no pivots.
       report: called with the blocks of pivots done and their number.
 
     Returns:
@@ -127,12 +142,13 @@ def pivoted_cholesky(
     block = min(BLOCK, rank)
     count = -(-rank // block)
     diagonal = weights @ rows.diagonals
+    seen = 1.0 if noise is None else diagonal.mean() / (diagonal.mean() + noise)
     left, free = diagonal.copy(), np.ones(n, bool)
     factor = place_zeros(rows, count, block)
     for number in range(count):
         report(number, count)
         # a little of the mean keeps the draw possible where everything left is rounding
-        chance = np.where(free, np.maximum(left, 0) + 1e-9 * diagonal.mean(), 0)
+        chance = np.where(free, (np.maximum(left, 0) + 1e-9 * diagonal.mean()) * seen, 0)
         if (chance > 0).sum() < block:
             break
         chosen = np.sort(rng.choice(n, block, replace=False, p=chance / chance.sum())).astype(np.int32)

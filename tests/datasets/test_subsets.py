@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from nftk_jax.datasets import DataError, load_dataset
 from nftk_jax.datasets.subsets import choose_rows
-from nftk_jax.preprocessing.sampling import allocate
+from nftk_jax.preprocessing.sampling import allocate, draw_splits, number_by_appearance
 
 _COUNTS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
@@ -44,7 +44,21 @@ def test_rows_are_drawn_once_each_in_the_allocated_numbers(counts: list[int], se
     n = data.draw(st.integers(len(counts), len(y)))
     rows = np.arange(len(y))[choose_rows("data", y, n, seed=seed, n_classes=len(counts))]
     assert len(np.unique(rows)) == len(rows) == n
-    np.testing.assert_array_equal(np.bincount(y[rows]), allocate(np.array(counts), n, at_least_one=True))
+    y = number_by_appearance(y)
+    np.testing.assert_array_equal(np.bincount(y[rows]), allocate(np.bincount(y), n, at_least_one=True))
+
+
+@pytest.mark.parametrize("n", [8, 25])
+def test_classes_renamed_draw_the_same_rows(n: int, rng: np.random.Generator) -> None:
+    y = rng.integers(0, 5, 60)
+    renamed = rng.permutation(5)[y]
+    first, second = (choose_rows("data", labels, n, seed=3, n_classes=5) for labels in (y, renamed))
+    np.testing.assert_array_equal(first, second)
+    for folds in (1, 4):
+        ours, theirs = (draw_splits(a, 60, np.random.default_rng(1), folds=folds) for a in (y, renamed))
+        for split, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(split[0], other[0])
+            np.testing.assert_array_equal(split[1], other[1])
 
 
 def test_the_numbers_agree_with_scikit_learn_where_it_has_no_ties_to_break() -> None:

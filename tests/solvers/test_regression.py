@@ -162,3 +162,21 @@ def test_nystroem_traces_its_kernels_once_whatever_the_classes(rng, x64, monkeyp
     with prepare(MLP(3).bind(x), SolvePlan("nystroem", (), rank=32), omega=np.ones(3), ridge=0.1) as solver:
         solver.solve(rng.dirichlet(np.ones(3), 3), RIDGE, rng.normal(size=(170, 3)))
     assert (wide, square) == ([(170, 7)], [(32, 7)])  # K_nm and K_mm, not one a class
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_weights_from_tiny_to_huge_are_solved(plan, problem, recwarn):
+    """At a ridge in the heavy rows' unit the light rows count for nothing, in every solver."""
+    x, omega, y, _ = problem
+    weight = np.where(np.arange(N) % 3, 1e12, 1e-12)
+    heavy, rows = weight > 1, MLP(3).bind(x)
+    with prepare(rows, PLANS[plan], omega=omega.mean(axis=0), ridge=1.3e11, weight=weight) as solver:
+        solution = solver.solve(omega, np.full(3, 1.3e11), y)
+    centres = x if solution.landmarks is None else x[solution.landmarks]
+    found = MLP(3).bind(centres).predict(omega, solution.dual_coef, x)
+    k = np.asarray(combined_kernel(MLP(3), omega, x))
+    for c in range(3):
+        alpha = np.linalg.solve(k[c][np.ix_(heavy, heavy)] + 0.13 * np.eye(heavy.sum()), y[heavy, c])
+        np.testing.assert_allclose(found[:, c], k[c][:, heavy] @ alpha, atol=1e-6)
+    assert solution.jitter == 0
+    assert not recwarn.list
