@@ -57,7 +57,7 @@ class TrainingRows:
         among the search rows are used; None draws them as the settings say.
 
     Raises:
-      ValueError: a weight is not positive, all are too small or too large, or float64 does not hold an input or a target.
+      ValueError: a weight is not positive, all are too small or too large, or float64 cannot hold an input or target.
     """
 
     x: np.ndarray
