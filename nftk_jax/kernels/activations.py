@@ -82,3 +82,8 @@ def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
     if name in _LINEAR and parameters[0] == 1:
         return _LINEAR[name], ()
     return name, parameters
+
+
+def is_step(activation: str) -> bool:
+    """Whether the activation jumps at 0: its kernel has an infinite slope at angle 0 from depth 2 on."""
+    return parse_activation(activation) in (("sign", ()), ("rectified_monomial", (0.0,)))

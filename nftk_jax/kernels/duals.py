@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nftk_jax.kernels.activations import parse_activation
@@ -83,7 +84,7 @@ class Pair(NamedTuple):
         return Pair(new1, new2, below + more, above + more + 2 * b_std**2)
 
 
-#: A pair to the pair of phi(u) and phi(v), and E[phi'(u) phi'(v)].
+# the pair of phi(u) and phi(v), and E[phi'(u) phi'(v)]
 Dual = Callable[[Pair], tuple[Pair, jax.Array]]
 
 
@@ -233,9 +234,7 @@ def _gabor() -> Dual:
 
 
 def _arcsines(pair: Pair, c: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""asin(w/(1 + w)) - asin(c cov / sqrt((1 + w)(1 + w'))) for w = c s^2 and for w' = c s'^2, and the root
-    sqrt((1 + w)(1 + w') - c^2 cov^2).
-    """
+    """asin(w/(1 + w)) - asin(c cov / q) for w = c s^2 and w' = c s'^2, q^2 = (1 + w)(1 + w'); sqrt(q^2 - c^2 cov^2)."""
     sines = c**2 * pair.below * pair.above
     w1, w2 = c * pair.std1**2, c * pair.std2**2
     slant = jnp.sqrt(1 + w1 + w2 + sines)
@@ -327,11 +326,9 @@ def _polynomial(*coefficients: float) -> Dual:
 
 def hermite_coefficients(degree: float) -> tuple[float, ...]:
     """The normalised Hermite polynomial as a plain one, constant first."""
-    order, n = int(degree), math.factorial(int(degree))
-    out = [0.0] * (order + 1)
-    for i in range(order // 2 + 1):
-        out[order - 2 * i] = (-1) ** i * math.sqrt(n) / (math.factorial(i) * math.factorial(order - 2 * i) * 2**i)
-    return tuple(out)
+    order = int(degree)
+    plain = np.polynomial.hermite_e.herme2poly([0] * order + [1]) / math.sqrt(math.factorial(order))
+    return tuple(plain.tolist())
 
 
 _DUALS: dict[str, Callable[..., Dual]] = {

@@ -46,8 +46,7 @@ def test_no_gradient_is_nan_at_equal_opposite_and_zero_rows(activation):
     x = 0.3 * np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     x[1], x[2], x[3], x[4], x[6], x[7] = x[0], -x[0], 0, x[5] * (1 + 1e-6), 0, 2 * x[0]
 
-    for basis, b_std in (("layers", 0.0), ("depths", 1.0)):
-        mlp = MLP(5, activation, 0.7, b_std, basis=basis)
+    for mlp in (MLP(5, activation, 0.7, basis="layers"), MLP(5, activation, 0.7, 1.0)):
 
         @jax.jit
         def total(omega, a, mlp=mlp):

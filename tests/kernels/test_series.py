@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nftk_jax.kernels.angles import angle, angle_of_complement
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import basis_kernels, depth_ntks
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.angles import angle, angle_of_complement
 from nftk_jax.kernels.series import angle_series, evaluate, piecewise_linear_diagonals
 
 CASES = [(MLP(10), 1.0), (MLP(50), 1.0), (MLP(6, "abs"), 1.0), (MLP(6, "gelu", 1.4, 0.3), 0.7), (MLP(6, "erf"), 0.7)]
