@@ -252,14 +252,14 @@ def _erf(a: float, b: float, c: float) -> Dual:
 
     def dual(pair: Pair) -> tuple[Pair, jax.Array]:
         scale = 2 * b**2
-        variances = (
+        variance1, variance2 = (
             (2 * a**2 / math.pi) * jnp.arctan2(scale * std**2, jnp.sqrt(1 + 2 * scale * std**2))
             for std in (pair.std1, pair.std2)
         )
         first, second, slant = _arcsines(pair, scale)
         opposite = _arcsines(pair._replace(below=pair.above, above=pair.below), scale)[:2]
         gap, total = ((a**2 / math.pi) * (one + two) for one, two in ((first, second), opposite))
-        return _from_gap(*variances, gap, total).affine(1.0, abs(c)), (2 * scale * a**2 / math.pi) / slant
+        return _from_gap(variance1, variance2, gap, total).affine(1.0, abs(c)), (2 * scale * a**2 / math.pi) / slant
 
     return dual
 
@@ -277,7 +277,7 @@ def _gelu() -> Dual:
             variances.append(v / 4 + v / math.pi * (v / ((1 + v) * q) + jnp.arctan2(v, q) / 2))
         # u Phi(u) = u/2 + an even function, whose gap this is
         even = (parts[0] + parts[1] + 2 * angle * pair.gap) / math.pi
-        out = _from_gap(*variances, (pair.gap + even) / 4, jnp.zeros_like(cov))
+        out = _from_gap(variances[0], variances[1], (pair.gap + even) / 4, jnp.zeros_like(cov))
         slope = cov / slant * (1 / slant**2 + 1 / (1 + v1) + 1 / (1 + v2))
         out = out._replace(above=_positive(2 * out.std1 * out.std2 - out.below))
         return out, 0.25 + (angle + slope) / (2 * math.pi)
