@@ -100,7 +100,7 @@ def from_covariance(covariance: jax.Array, variance1: jax.Array, variance2: jax.
 
 
 def _positive(x: jax.Array) -> jax.Array:
-    return jnp.where(x < 0, 0, x)  # unlike maximum with a whole derivative at 0
+    return x - lax.stop_gradient(jnp.minimum(x, 0))  # below 0 by rounding alone: the derivative stays
 
 
 def _from_gap(variance1: jax.Array, variance2: jax.Array, gap: jax.Array, total: jax.Array) -> Pair:

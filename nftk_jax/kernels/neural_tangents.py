@@ -79,7 +79,7 @@ _LAYERS: dict[str, Callable[..., Any]] = {
     "monomial": lambda degree: stax.Monomial(int(degree)),
     "rectified_monomial": _rectified_monomial,
     "hermite": lambda degree: _polynomial(*hermite_coefficients(degree)),
-    "polynomial": lambda *coefficients: stax.Polynomial(coefficients),
+    "polynomial": _polynomial,
 }
 
 
