@@ -82,6 +82,35 @@ def _angle_jvp(primals, tangents):
     return angle(cos), slope * dcos
 
 
+@functools.lru_cache(maxsize=2)
+def _arctan_polynomial(dtype: str) -> tuple[float, ...]:
+    """P with arctan(m) = m P(2 m^2 - 1) on [0, 1], as monomials: analytic in m^2 up to -1."""
+    nodes = np.cos((np.arange(64) + 0.5) * (math.pi / 64))
+    m = np.sqrt((nodes + 1) / 2)
+    size = {"float32": 9, "float64": 22}[dtype]
+    return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebfit(nodes, np.arctan(m) / m, size - 1)))
+
+
+@jax.custom_jvp
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of (x, y) != 0 from multiply-adds: several times the speed of XLA's on a CPU."""
+    a, b = jnp.abs(y), jnp.abs(x)
+    ratio = jnp.minimum(a, b) / jnp.maximum(a, b)
+    coefficients = _arctan_polynomial("float64" if ratio.dtype == jnp.float64 else "float32")
+    value = ratio * horner(coefficients, 2 * ratio * ratio - 1)
+    value = jnp.where(a > b, math.pi / 2 - value, value)
+    value = jnp.where(x < 0, math.pi - value, value)
+    return jnp.where(y < 0, -value, value)
+
+
+@arctan2.defjvp
+def _arctan2_jvp(primals, tangents):
+    (y, x), (dy, dx) = primals, tangents
+    largest = jnp.maximum(jnp.abs(y), jnp.abs(x))
+    v, u = y / largest, x / largest
+    return arctan2(y, x), (u * dy - v * dx) / (largest * (u * u + v * v))
+
+
 def horner(coefficients, v):
     """A polynomial from its coefficients, constant first: even and odd parts side by side, as Horner alone waits on
     itself.

@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from nftk_jax.kernels.activations import parse_activation
-from nftk_jax.kernels.angles import angle_between
+from nftk_jax.kernels.angles import angle_between, arctan2
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
@@ -242,7 +242,7 @@ def _arcsines(pair: Pair, c: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     def rise(own: jax.Array, other: jax.Array, w: jax.Array, w_other: jax.Array) -> jax.Array:
         q = jnp.sqrt(1 + 2 * w)
         sin = w * ((w_other - w + sines) / (slant + q)) + c * (own * (own - other) + pair.below) * q
-        return jnp.arctan2(sin, q * slant + w * (c * pair.covariance))
+        return arctan2(sin, q * slant + w * (c * pair.covariance))
 
     return rise(pair.std1, pair.std2, w1, w2), rise(pair.std2, pair.std1, w2, w1), slant
 
@@ -253,7 +253,7 @@ def _erf(a: float, b: float, c: float) -> Dual:
     def dual(pair: Pair) -> tuple[Pair, jax.Array]:
         scale = 2 * b**2
         variance1, variance2 = (
-            (2 * a**2 / math.pi) * jnp.arctan2(scale * std**2, jnp.sqrt(1 + 2 * scale * std**2))
+            (2 * a**2 / math.pi) * arctan2(scale * std**2, jnp.sqrt(1 + 2 * scale * std**2))
             for std in (pair.std1, pair.std2)
         )
         first, second, slant = _arcsines(pair, scale)
@@ -268,13 +268,13 @@ def _gelu() -> Dual:
     def dual(pair: Pair) -> tuple[Pair, jax.Array]:
         v1, v2, cov = pair.std1**2, pair.std2**2, pair.covariance
         first, second, slant = _arcsines(pair, 1.0)
-        angle = jnp.arctan2(cov, slant)
+        angle = arctan2(cov, slant)
         parts, variances = [], []
         for v, other, rise in ((v1, v2, first), (v2, v1, second)):
             q = jnp.sqrt(1 + 2 * v)
             ratio = (other - v + pair.below * pair.above) / (slant + q) * (1 / (q * slant) - 1 + 2 / (1 + v))
             parts.append(ratio + v * rise)
-            variances.append(v / 4 + v / math.pi * (v / ((1 + v) * q) + jnp.arctan2(v, q) / 2))
+            variances.append(v / 4 + v / math.pi * (v / ((1 + v) * q) + arctan2(v, q) / 2))
         # u Phi(u) = u/2 + an even function, whose gap this is
         even = (parts[0] + parts[1] + 2 * angle * pair.gap) / math.pi
         out = _from_gap(variances[0], variances[1], (pair.gap + even) / 4, jnp.zeros_like(cov))
