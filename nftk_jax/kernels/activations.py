@@ -34,6 +34,8 @@ ACTIVATIONS: dict[str, tuple[float | None, ...]] = {
 #: phi(c u) = c phi(u) for every c > 0: without biases the NTK is then |x||x'| times a function of the angle.
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abrelu", "abs", "identity"})
 
+# other names of piecewise linear activations, which have the fast and exact route
+_LINEAR = {"rectified_monomial": "relu", "monomial": "identity", "hermite": "identity"}
 _INTEGER_DEGREE = {"monomial": range(0, 6), "rectified_monomial": range(0, 4), "hermite": range(0, 9)}
 
 
@@ -44,7 +46,7 @@ def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
       activation: a name of `ACTIVATIONS`, with its parameters in brackets where it takes any.
 
     Returns:
-      The name, and one float for every parameter.
+      The name, and one float for every parameter. Monomials of degree 1 go by the name of the activation that they are.
 
     Raises:
       ValueError: the name is not known, or the parameters are not the ones that it takes.
@@ -72,7 +74,16 @@ def parse_activation(activation: str) -> tuple[str, tuple[float, ...]]:
     parameters = given + tuple(value for value in defaults[len(given) :] if value is not None)
     if not all(math.isfinite(value) for value in parameters):
         raise ValueError(f"the parameters of activation {name} must be finite; got {activation!r}")
+    if name == "rbf" and parameters[0] < 0:
+        raise ValueError(f"the parameter of activation rbf must be at least 0; got {parameters[0]:g}")
     if name in _INTEGER_DEGREE and parameters[0] not in _INTEGER_DEGREE[name]:
         degrees = _INTEGER_DEGREE[name]
         raise ValueError(f"{name} takes a whole degree from {degrees[0]} to {degrees[-1]}; got {parameters[0]:g}")
+    if name in _LINEAR and parameters[0] == 1:
+        return _LINEAR[name], ()
     return name, parameters
+
+
+def is_step(activation: str) -> bool:
+    """Whether the activation jumps at 0: its kernel has an infinite slope at angle 0 from depth 2 on."""
+    return parse_activation(activation) in (("sign", ()), ("rectified_monomial", (0.0,)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
+from nftk_jax.kernels.activations import HOMOGENEOUS, is_step, parse_activation
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.kernels.neural_tangents import basis_kernels
 from nftk_jax.kernels.precision import enable_x64
@@ -203,7 +203,7 @@ def kernel_route(
     - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete
       arrays are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that
       length.
-    - "recursion": everything else, traced arrays under `inputs="auto"` included.
+    - "recursion": everything else, traced arrays under `inputs="auto"`, and traced ones of a step function, included.
 
     Returns:
       The route, and |x|^2 / p on a sphere (1 otherwise).
@@ -218,7 +218,7 @@ def kernel_route(
     if inputs == "general" or not arrays or x1.shape[1] == 0:
         return "recursion", 1.0
     if any(isinstance(x, Tracer) for x in arrays):
-        if inputs == "auto":
+        if inputs == "auto" or is_step(mlp.activation):  # of which no series converges
             return "recursion", 1.0
         return "sphere", jnp.mean(jnp.mean(arrays[0] * arrays[0], axis=1))
     low, mean, high = np.stack([_mean_square_range(np.asarray(x)) for x in arrays]).T

@@ -7,7 +7,6 @@ neither, so a bare package object takes the place of the package's own `__init__
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nftk_jax.kernels.activations import parse_activation
+from nftk_jax.kernels.duals import dual, from_covariance, hermite_coefficients
 from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.preprocessing.arrays import check_real
 
@@ -36,39 +36,28 @@ if "neural_tangents" not in sys.modules:
 from neural_tangents import stax
 
 
-def _hermite(degree: float):
-    """The normalised Hermite polynomial as a plain polynomial: stax.Hermite's kernel holds at unit variance alone."""
-    order = int(degree)
-    return stax.Polynomial(np.polynomial.hermite_e.herme2poly([0] * order + [1]) / math.sqrt(math.factorial(order)))
+def _own(phi: Callable[[Any], Any], activation: str) -> Any:
+    """A layer with the kernel of `duals.py`, where that of stax is NaN at zero rows or at angle 0.
 
-
-def _rectified_monomial(degree: float):
-    """u^d for u >= 0: the arc-cosine kernels of Cho & Saul (2009), finite at angle 0 where stax.RectifiedMonomial is
-    NaN.
+    stax.Hermite's kernel, moreover, holds at unit variance alone.
     """
-    order = int(degree)
-
-    def moment(d: int, covariance, variance1, variance2):
-        norm = jnp.sqrt(variance1 * variance2)
-        cos = jnp.clip(covariance / norm, -1.0, 1.0)
-        sin, angle = jnp.sqrt(1.0 - cos**2), jnp.arccos(cos)
-        j = (
-            jnp.pi - angle,
-            sin + (jnp.pi - angle) * cos,
-            3 * sin * cos + (jnp.pi - angle) * (1 + 2 * cos**2),
-            15 * sin - 11 * sin**3 + (jnp.pi - angle) * (9 * cos + 6 * cos**3),
-        )[d]
-        return norm**d * j / (2 * jnp.pi)
-
-    def derivative(covariance, variance1, variance2):
-        if order == 0:
-            return jnp.zeros_like(covariance)
-        return order**2 * moment(order - 1, covariance, variance1, variance2)
-
+    kernel = dual(activation)
     return stax.Elementwise(
-        lambda u: jnp.where(u >= 0, u, 0.0) ** order if order else (u >= 0) * 1.0,
-        nngp_fn=lambda *covariances: moment(order, *covariances),
-        d_nngp_fn=derivative,
+        phi,
+        nngp_fn=lambda *moments: kernel(from_covariance(*moments))[0].covariance,
+        d_nngp_fn=lambda *moments: kernel(from_covariance(*moments))[1],
+    )
+
+
+def _polynomial(*coefficients: float) -> Any:
+    text = ", ".join(map(repr, coefficients))
+    return _own(lambda u: jnp.polyval(np.asarray(coefficients[::-1]), u), f"polynomial({text})")
+
+
+def _rectified_monomial(degree: float) -> Any:
+    order = int(degree)
+    return _own(
+        lambda u: jnp.where(u >= 0, u, 0.0) ** order if order else (u >= 0) * 1.0, f"rectified_monomial({order})"
     )
 
 
@@ -91,8 +80,8 @@ _LAYERS: dict[str, Callable[..., Any]] = {
     "exp_normalized": stax.ExpNormalized,
     "monomial": lambda degree: stax.Monomial(int(degree)),
     "rectified_monomial": _rectified_monomial,
-    "hermite": _hermite,
-    "polynomial": lambda *coefficients: stax.Polynomial(coefficients),
+    "hermite": lambda degree: _polynomial(*hermite_coefficients(degree)),
+    "polynomial": _polynomial,
 }
 
 

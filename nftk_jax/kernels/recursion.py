@@ -15,7 +15,7 @@ and with a = w_std sqrt(m) sigma, sigma_next^2 = a^2 + b_std^2, the complement o
     \delta_{next} = \Big( \frac{b^2 (a - a')^2}{\sigma_{next}\sigma'_{next} + a a' + b^2}
                     + a a' \frac{D}{m} \Big) \Big/ (\sigma_{next}\sigma'_{next}).
 
-All other activations go through neural_tangents, tile by tile.
+All other activations go through `duals.py`, in the same tiles.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nftk_jax.kernels import tiles
+from nftk_jax.kernels import duals, tiles
 from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
-from nftk_jax.kernels.neural_tangents import basis_kernels
-from nftk_jax.kernels.series import angle_of_complement, slopes
+from nftk_jax.kernels.angles import angle_of_complement
+from nftk_jax.kernels.series import slopes
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
@@ -63,69 +63,50 @@ def _complement(a1: jax.Array, a2: jax.Array, bias: float, ratio: jax.Array) -> 
 
 
 def _piecewise_linear(mlp: MLP, omega, delta, r1, r2) -> jax.Array:
-    """K_c of one tile from the complements (m, n) of the inputs' angles and the lengths over sqrt(p).
-
-    A weighted sum of the layers' contributions is the NTK's recursion with every covariance weighted, since what a
-    layer contributes passes through all later layers alike.
-    """
+    """K_c of one tile from the complements (m, n) of the inputs' angles and the lengths over sqrt(p)."""
     below, above = slopes(mlp)
     r, s = ((below + above) / 2) ** 2, ((above - below) / 2) ** 2
     gain = mlp.w_std * math.sqrt(r + s)
     a1, a2 = mlp.w_std * r1, mlp.w_std * r2
     norms, delta = _complement(a1, a2, mlp.b_std, delta)
-    layers = mlp.basis == "layers"
-    if mlp.basis == "increments":  # in terms of the depths
-        omega = omega - jnp.pad(omega[:, 1:], ((0, 0), (0, 1)))
-    weight = lambda place: omega[:, place, None, None]  # noqa: E731
-    tangent = norms * (1 - delta)
-    if layers:
-        tangent = weight(0) * tangent
-    out = jnp.full((len(omega), *delta.shape), mlp.readout_bias**2 - mlp.b_std**2, delta.dtype)
-    out = out * (weight(-1) if layers else jnp.sum(omega, axis=1)[:, None, None])
-    for depth in range(mlp.depth):
+    weights, tangent, out = duals.begin(mlp, omega, norms * (1 - delta))
+    for weight in weights:
         derivative = (r + s) - (2 * s / math.pi) * angle_of_complement(delta)
         ratio = _deficit(r, s, delta) / (r + s) if r + s else jnp.zeros_like(delta)
         a1, a2 = gain * jnp.sqrt(a1**2 + mlp.b_std**2), gain * jnp.sqrt(a2**2 + mlp.b_std**2)
         norms, delta = _complement(a1, a2, mlp.b_std, ratio)
-        sigma = norms * (1 - delta)
-        tangent = (weight(depth + 1) * sigma if layers else sigma) + mlp.w_std**2 * derivative * tangent
-        if not layers:
-            out = out + weight(depth) * (tangent if mlp.kind == "ntk" else sigma)
-    return out + tangent if layers else out
+        tangent, out = duals.add_layer(mlp, weight, derivative, norms * (1 - delta), tangent, out)
+    return out + tangent if mlp.basis == "layers" else out
+
+
+def _tile(mlp: MLP, omega, u1, r1, u2, r2) -> jax.Array:
+    """K_c of one tile from the rows' unit vectors and their lengths over sqrt(p)."""
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+        t, _ = tiles.exact_angles(u1, u2, None)
+        return _piecewise_linear(mlp, omega, 2 * jnp.sin(t / 2) ** 2, r1, r2)
+    near, far = tiles.exact_complements(u1, u2)
+    std1, std2 = mlp.w_std * r1[:, None], mlp.w_std * r2[None, :]
+    return duals.kernels(mlp, omega, duals.Pair(std1, std2, std1 * std2 * near, std1 * std2 * far))
+
+
+def _plain(mlp: MLP, omega, x1, x2) -> jax.Array:
+    """The differentiable formula: no second look at nearly parallel rows, no loops."""
+    (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
+    scale = 1 / math.sqrt(max(1, x1.shape[1]))
+    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+        delta = jnp.clip(1 - tiles.dot(u1, u2), 0, 2)
+        return _piecewise_linear(mlp, omega, delta, scale * r1, scale * r2)
+    # not from unit vectors: smooth activations have a derivative at zero rows
+    gain = mlp.w_std * scale
+    variance1, variance2 = (gain * r1)[:, None] ** 2, (gain * r2)[None, :] ** 2
+    return duals.kernels(mlp, omega, duals.from_covariance(gain**2 * tiles.dot(x1, x2), variance1, variance2))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _fast(mlp: MLP, budget: int, omega, x1, x2) -> jax.Array:
-    """Row tiles of the piecewise linear recursion, nearly parallel rows by the difference of their unit vectors."""
-    (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
-    n1, n2, c = len(x1), len(x2), len(omega)
-    scale = 1 / math.sqrt(max(1, x1.shape[1]))
-    rows = int(min(n1, 512, max(1, budget // ((12 + c) * n2 * x1.dtype.itemsize))))
-    starts = jnp.asarray(tiles.tile_starts(n1, rows))
-
-    def fill(k, out):
-        i = starts[k]
-        t, _ = tiles.exact_angles(lax.dynamic_slice_in_dim(u1, i, rows), u2, None)
-        r = scale * lax.dynamic_slice_in_dim(r1, i, rows)
-        tile = _piecewise_linear(mlp, omega, 2 * jnp.sin(t / 2) ** 2, r, scale * r2)
-        return lax.dynamic_update_slice_in_dim(out, tile, i, 1)
-
-    return lax.fori_loop(0, len(starts), fill, jnp.zeros((c, n1, n2), x1.dtype))
-
-
-@_fast.defjvp
-def _fast_jvp(mlp, budget, primals, tangents):
-    def plain(omega, x1, x2):
-        (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
-        scale = 1 / math.sqrt(max(1, x1.shape[1]))
-        delta = jnp.clip(1 - tiles.dot(u1, u2), 0, 2)
-        return _piecewise_linear(mlp, omega, delta, scale * r1, scale * r2)
-
-    return _fast(mlp, budget, *primals), jax.jvp(plain, primals, tangents)[1]
-
-
 def recursion(mlp: MLP, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """K_c(x1, x2) for any inputs, shape (C, n1, n2), dtype of `x1`, without any exact diagonal. Traceable.
+
+    Row tiles, with the angles of nearly parallel rows from the difference of their unit vectors.
 
     Args:
       mlp: the architecture and its family of kernels.
@@ -134,21 +115,22 @@ def recursion(mlp: MLP, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Ar
       x1: inputs, shape (n1, p).
       x2: inputs, shape (n2, p).
     """
-    c, n1, n2 = len(omega), len(x1), len(x2)
-    if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-        return _fast(mlp, budget, omega, x1, x2)
-    rows = int(min(n1, 64, max(1, budget // ((mlp.n_kernels + c + 8) * n2 * x1.dtype.itemsize))))
+    (u1, r1), (u2, r2) = tiles.unit_rows(x1), tiles.unit_rows(x2)
+    n1, n2, c = len(x1), len(x2), len(omega)
+    scale = 1 / math.sqrt(max(1, x1.shape[1]))
+    rows = int(min(n1, 512, max(1, budget // ((12 + c) * n2 * x1.dtype.itemsize))))
     starts = jnp.asarray(tiles.tile_starts(n1, rows))
 
-    def tile(i):
-        kernels = basis_kernels(mlp, lax.dynamic_slice_in_dim(x1, i, rows), x2).astype(x1.dtype)
-        return jnp.einsum("cl,lnm->cnm", omega, kernels, precision=tiles.HIGHEST)
+    def fill(k, out):
+        i = starts[k]
+        r = scale * lax.dynamic_slice_in_dim(r1, i, rows)
+        tile = _tile(mlp, omega, lax.dynamic_slice_in_dim(u1, i, rows), r, u2, scale * r2)
+        return lax.dynamic_update_slice_in_dim(out, tile, i, 1)
 
-    if rows == n1:
-        return tile(0)
+    return lax.fori_loop(0, len(starts), fill, jnp.zeros((c, n1, n2), x1.dtype))
 
-    def fill(out, i):
-        return lax.dynamic_update_slice_in_dim(out, tile(i), i, 1), None
 
-    # a scan, unlike a loop with a counter, can be differentiated in reverse
-    return lax.scan(fill, jnp.zeros((c, n1, n2), x1.dtype), starts)[0]
+@recursion.defjvp
+def _recursion_jvp(mlp, budget, primals, tangents):
+    tangent = jax.jvp(functools.partial(_plain, mlp), primals, tangents)[1]
+    return recursion(mlp, budget, *primals), tangent

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nftk_jax.kernels.series import Form, angle, evaluate
+from nftk_jax.kernels.angles import angle
+from nftk_jax.kernels.series import Form, evaluate
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -94,14 +95,27 @@ def exact_angles(u1: jax.Array, u2: jax.Array, keep: jax.Array | None) -> tuple[
     Returns:
       The angles and where they were corrected, shape (m, n).
     """
+    _, t, near = _with_distances(u1, u2, keep, angle, _from_distance)
+    return t, near
+
+
+def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 - cos and 1 + cos of one tile, shape (m, n), each exact where it is small."""
+    plain = lambda cos: jnp.maximum(1 - jnp.abs(cos), 0)  # noqa: E731
+    cos, small, _ = _with_distances(u1, u2, None, plain, lambda square, cos: square / 2)
+    return jnp.where(cos < 0, 2 - small, small), jnp.where(cos < 0, small, 2 - small)
+
+
+def _with_distances(u1, u2, keep, plain, exact) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The cosines, ``plain(cos)``, where they are nearly parallel ``exact(|u - sign(cos) v|^2, cos)``, and where."""
     cos = dot(u1, u2)
     near = jnp.abs(cos) > _threshold(cos.dtype)
     if keep is not None:
         near = near & keep
     partners = jnp.max(jnp.sum(near, axis=1, dtype=jnp.int32))
-    t = _walk(u1, u2, cos, near & (partners <= _MAX_WALK), angle(cos))
+    value = _walk(u1, u2, cos, near & (partners <= _MAX_WALK), plain(cos), exact)
     square = _square_distances(u1, u2, cos, partners > _MAX_WALK)
-    return jnp.where(near & (partners > _MAX_WALK), _from_distance(square, cos), t), near
+    return cos, jnp.where(near & (partners > _MAX_WALK), exact(square, cos), value), near
 
 
 def _from_distance(square: jax.Array, cos: jax.Array) -> jax.Array:
@@ -109,7 +123,7 @@ def _from_distance(square: jax.Array, cos: jax.Array) -> jax.Array:
     return jnp.where(cos < 0, math.pi - t, t)
 
 
-def _walk(u1: jax.Array, u2: jax.Array, cos: jax.Array, near: jax.Array, t: jax.Array) -> jax.Array:
+def _walk(u1: jax.Array, u2: jax.Array, cos: jax.Array, near: jax.Array, t: jax.Array, exact) -> jax.Array:
     """Correct the near pairs, one of every row at a time, from the last column to the first."""
     rows = jnp.arange(u1.shape[0])
     columns = lax.broadcasted_iota(jnp.int32, near.shape, 1)
@@ -121,8 +135,8 @@ def _walk(u1: jax.Array, u2: jax.Array, cos: jax.Array, near: jax.Array, t: jax.
         t, j = state
         c = cos[rows, jnp.maximum(j, 0)]
         difference = u1 - jnp.where(c < 0, -1, 1)[:, None].astype(u1.dtype) * u2[jnp.maximum(j, 0)]
-        exact = _from_distance(jnp.sum(difference * difference, axis=1), c)
-        t = t.at[rows, jnp.where(j >= 0, j, near.shape[1])].set(exact, mode="drop")
+        corrected = exact(jnp.sum(difference * difference, axis=1), c)
+        t = t.at[rows, jnp.where(j >= 0, j, near.shape[1])].set(corrected, mode="drop")
         return t, partner(j)
 
     start = partner(jnp.full(u1.shape[0], near.shape[1], jnp.int32))

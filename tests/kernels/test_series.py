@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nftk_jax.kernels.angles import angle, angle_of_complement, arctan2
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import basis_kernels, depth_ntks
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.series import angle, angle_of_complement, angle_series, evaluate, piecewise_linear_diagonals
+from nftk_jax.kernels.series import angle_series, evaluate, piecewise_linear_diagonals
 
 CASES = [(MLP(10), 1.0), (MLP(50), 1.0), (MLP(6, "abs"), 1.0), (MLP(6, "gelu", 1.4, 0.3), 0.7), (MLP(6, "erf"), 0.7)]
 
@@ -50,6 +51,20 @@ def test_the_arccos_is_exact_to_rounding(dtype):
         np.testing.assert_allclose(
             np.asarray(angle_of_complement(jnp.asarray(delta))), exact, rtol=1e-6 if dtype == "float32" else 1e-13
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_arctan2_is_exact_to_rounding_and_has_its_derivative(dtype):
+    y, x = np.random.default_rng(0).normal(size=(2, 500)) * np.geomspace(1e-12, 1, 500)[::-1]
+    y, x = (
+        np.concatenate([y, x, [0, 0, 1, -1]]).astype(dtype),
+        np.concatenate([x[::-1], y, [1, -1, 0, 0]]).astype(dtype),
+    )
+    with enable_x64(dtype == "float64"):
+        got, slope = jax.jvp(lambda y: arctan2(y, jnp.asarray(x)), (jnp.asarray(y),), (jnp.ones_like(y),))
+        rtol = 1e-6 if dtype == "float32" else 1e-14
+        np.testing.assert_allclose(got, np.arctan2(y.astype(float), x), rtol=rtol)
+        np.testing.assert_allclose(slope, x / (x.astype(float) ** 2 + y.astype(float) ** 2), rtol=2 * rtol)
 
 
 @pytest.mark.parametrize("mlp", [MLP(10), MLP(50)])

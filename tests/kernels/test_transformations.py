@@ -36,6 +36,15 @@ def test_jit_and_vmap_give_the_same_kernel(mlp):
     np.testing.assert_allclose(batched[0], eager, rtol=1e-5, atol=1e-5)
 
 
+def test_a_step_on_a_traced_sphere_takes_the_recursion():
+    x = rows(5, 3, dtype=np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    traced = jax.jit(lambda a: combined_ntk(MLP(2, "sign"), np.eye(2), a, x, inputs="sphere"))(x)
+    np.testing.assert_allclose(
+        traced, combined_ntk(MLP(2, "sign"), np.eye(2), x, x.copy(), inputs="general"), atol=1e-6
+    )
+
+
 def test_a_traced_sphere_is_taken_at_its_word():
     mlp, omega, x = MLP(6, "relu", 1.3, 0.4), np.full((1, 6), 1 / 6, np.float32), rows(9, 4)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
@@ -63,7 +72,7 @@ def test_gradients_equal_central_differences(mlp, same):
 
 
 @pytest.mark.parametrize("dtype", [np.float32])
-@pytest.mark.parametrize("mlp", [MLP(3), MLP(2, "relu", 1.3, 0.4), MLP(2, "abs", 1.0)])
+@pytest.mark.parametrize("mlp", [MLP(3), MLP(2, "relu", 1.3, 0.4), MLP(2, "abs", 1.0), MLP(2, "sign")])
 def test_gradients_are_finite_at_identical_opposite_and_zero_rows(mlp, dtype):
     x = rows(8, 4, dtype=dtype)
     x[1], x[2], x[3], x[4] = x[0], -x[0], 0, x[5] * (1 + 1e-6)
