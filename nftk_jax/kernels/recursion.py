@@ -69,13 +69,17 @@ def _piecewise_linear(mlp: MLP, omega, delta, r1, r2) -> jax.Array:
     gain = mlp.w_std * math.sqrt(r + s)
     a1, a2 = mlp.w_std * r1, mlp.w_std * r2
     norms, delta = _complement(a1, a2, mlp.b_std, delta)
-    weights, tangent, out = duals.begin(mlp, omega, norms * (1 - delta))
-    for weight in weights:
+
+    def layer(state, weight):
+        delta, a1, a2, tangent, out = state
         derivative = (r + s) - (2 * s / math.pi) * angle_of_complement(delta)
         ratio = _deficit(r, s, delta) / (r + s) if r + s else jnp.zeros_like(delta)
         a1, a2 = gain * jnp.sqrt(a1**2 + mlp.b_std**2), gain * jnp.sqrt(a2**2 + mlp.b_std**2)
         norms, delta = _complement(a1, a2, mlp.b_std, ratio)
-        tangent, out = duals.add_layer(mlp, weight, derivative, norms * (1 - delta), tangent, out)
+        return (delta, a1, a2, *duals.add_layer(mlp, weight, derivative, norms * (1 - delta), tangent, out)), None
+
+    weights, tangent, out = duals.begin(mlp, omega, norms * (1 - delta))
+    *_, tangent, out = lax.scan(layer, (delta, a1, a2, tangent, out), weights)[0]  # compiled once, whatever the depth
     return out + tangent if mlp.basis == "layers" else out
 
 
