@@ -26,6 +26,8 @@ HIGHEST = lax.Precision.HIGHEST
 _NEAR = {"float32": 1e-3, "float64": 1e-8}
 # rows with more near-parallel partners than this are recomputed densely instead of partner by partner
 _MAX_WALK = 32
+# up to so many products the dense way takes less time than a program that knows both takes to compile
+_SMALL_TILE = 2**20
 _NEAR_ROWS = 64
 # the fast pass: rows of a tile, and bytes of all its temporaries
 _ROWS = 256
@@ -112,10 +114,12 @@ def _with_distances(u1, u2, keep, plain, exact) -> tuple[jax.Array, jax.Array, j
     near = jnp.abs(cos) > _threshold(cos.dtype)
     if keep is not None:
         near = near & keep
-    partners = jnp.max(jnp.sum(near, axis=1, dtype=jnp.int32))
-    value = _walk(u1, u2, cos, near & (partners <= _MAX_WALK), plain(cos), exact)
-    square = _square_distances(u1, u2, cos, partners > _MAX_WALK)
-    return cos, jnp.where(near & (partners > _MAX_WALK), exact(square, cos), value), near
+    partners, value = jnp.max(jnp.sum(near, axis=1, dtype=jnp.int32)), plain(cos)
+    longest = 0 if cos.size * u1.shape[1] <= _SMALL_TILE else _MAX_WALK
+    if longest:
+        value = _walk(u1, u2, cos, near & (partners <= longest), value, exact)
+    square = _square_distances(u1, u2, cos, partners > longest)
+    return cos, jnp.where(near & (partners > longest), exact(square, cos), value), near
 
 
 def _from_distance(square: jax.Array, cos: jax.Array) -> jax.Array:
