@@ -225,8 +225,9 @@ def test_heavy_rows_are_interpolated_at_a_given_ridge(blobs, rng):
 
 @pytest.mark.parametrize("weight", [1e308, 1e-308, 5e-324])
 def test_weights_out_of_range_are_refused(weight, blobs):
+    x, y = blobs
     with pytest.raises(ValueError, match=r"the largest sample weight must be from 1e-100 to 1e100; got .*divide all"):
-        NFTKClassifier(depth=1).fit(*blobs, np.full(len(blobs[1]), weight))
+        NFTKClassifier(depth=1).fit(x, y, np.full(len(y), weight))
 
 
 def test_boosting_is_no_worse_than_one_fit(rng):
