@@ -1,6 +1,7 @@
 """Kernel regression on closed-form neural tangent kernels that learns, per class, how much each kernel contributes."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,8 +51,21 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'nftk_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nftk_jax.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"nftk_jax.{_HOMES[name]}"), name)
+    except Exception as error:
+        from nftk_jax.commands import shadows
+
+        if (line := shadows.explain(error)) is not None:
+            raise ImportError(line) from error
+        raise
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if getattr(sys, "argv", [""])[0] == "-m":  # `python -m nftk_jax.fit`, which looks in the current directory first
+    from nftk_jax.commands import shadows
+
+    shadows.watch_imports("nftk_jax")

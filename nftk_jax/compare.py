@@ -22,6 +22,7 @@ from nftk_jax.settings import (
     SearchSettings,
     SolveSettings,
     check_count,
+    check_seed,
     flatten,
     gather,
 )
@@ -103,23 +104,25 @@ def main(config: CompareConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
-    run = Run("compare", config, prefix="compare-")
-    kernel, training = _check(config)
-    with run.progress() as report:
-        dataset = config.data.load(report)
-    if dataset.classes is None:
-        raise CommandError(f"{dataset.name} has real targets; compare needs classes: give labels as integers or text")
-    check_rows("--n-search", config.infinite.n_search, dataset)
-    run.describe(dataset, f"depth {config.depth}, width {config.finite.width}, {config.seeds} seeds")
-    with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+    with Run("compare", config, prefix="compare-") as run:
+        kernel, training = _check(config)
         with run.progress() as report:
-            finite = _train(config, kernel, training, dataset, checkpoint, report)
-            blocks = _compare(config, kernel, dataset, finite, checkpoint, report)
-        metrics = run.metrics(blocks)
-        run.write(metrics, _write)
-    from nftk_jax.reports.comparison import summary
+            dataset = config.data.load(report)
+        if dataset.classes is None:
+            raise CommandError(
+                f"{dataset.name} has real targets; compare needs classes: give labels as integers or text"
+            )
+        check_rows("--n-search", config.infinite.n_search, dataset)
+        run.describe(dataset, f"depth {config.depth}, width {config.finite.width}, {config.seeds} seeds")
+        with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+            with run.progress() as report:
+                finite = _train(config, kernel, training, dataset, checkpoint, report)
+                blocks = _compare(config, kernel, dataset, finite, checkpoint, report)
+            metrics = run.metrics(blocks)
+            run.write(metrics, _write)
+        from nftk_jax.reports.comparison import summary
 
-    run.conclude(summary(metrics))
+        run.conclude(summary(metrics))
 
 
 def _check(config: CompareConfig) -> tuple[MLP, TrainSettings | AlternatingSettings]:
@@ -127,6 +130,7 @@ def _check(config: CompareConfig) -> tuple[MLP, TrainSettings | AlternatingSetti
     from nftk_jax.kernels.mlp import MLP
 
     check_count("seeds", config.seeds)
+    check_seed(config.data.seed + config.seeds - 1, name="`seed` + `seeds` - 1")
     alternating = gather(AlternatingSettings, flatten(config))
     if config.training == "alternating" and config.train.loss != "mse":
         raise CommandError(

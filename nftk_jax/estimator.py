@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
+from nftk_jax.preprocessing.arrays import check_real
+from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.settings import (
     BasisName,
@@ -38,8 +40,10 @@ from nftk_jax.settings import (
     SolverName,
     SolveSettings,
     WeightsName,
+    check_seed,
     flatten,
     gather,
+    shown,
 )
 
 #: Where the estimators' defaults differ from those of the settings, on purpose: they are for tables, the command is for
@@ -68,8 +72,9 @@ _PARAMETERS = """
       tolerance, max_iterations: of the descent.
       n_search: rows used to learn Omega; None takes all up to 3000.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
-        scikit-learn splitter, or an iterable of pairs of row numbers; None takes 5 folds, stratified for classes, up
-        to 600 rows, and above that holds out one third once.
+        scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
+        held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
+        can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
       one_standard_error: keep equal weights for a class whose gain on the held-out rows is within its standard error.
       scaling: of the inputs: "auto" standardises features, except uint8 inputs, which are divided by 255,
         images of a `KernelFamily`, divided by their largest value, and its row numbers, which stay as they are.
@@ -80,7 +85,8 @@ _PARAMETERS = """
       solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
-      random_state: seed of the search rows and the held-out rows: an integer, a RandomState, or None for numpy's.
+      random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
+        numpy's.
 
     Attributes:
       omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
@@ -183,13 +189,23 @@ class _NFTKEstimator(BaseEstimator):
         values = self.get_params(deep=False)
         seed = values["random_state"]
         if not isinstance(seed, (int, np.integer)):
-            seed = check_random_state(seed).randint(2**31)
+            try:
+                seed = check_random_state(seed).randint(2**31)
+            except ValueError:
+                raise ValueError(
+                    "random_state must be a whole number from 0 to 4294967295, a numpy.random.RandomState or None; got "
+                    f"{shown(seed)}"
+                ) from None
+        check_seed(seed, name="random_state")
         settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
         given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
         if not given:
             return MLP(**flatten(gather(MLPSettings, values))), settings
         if len(given) > 1 or not isinstance(given[0], Kernel):
-            raise ValueError(f"kernel must be one Kernel, or None for an MLP; got {given}")
+            raise ValueError(
+                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None "
+                f"for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
+            )
         return given[0], settings
 
     def _learn(self, data: TrainingRows) -> None:
@@ -217,12 +233,10 @@ class _NFTKEstimator(BaseEstimator):
         self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
     ) -> TrainingRows:
         """The rows of positive weight, with the splits of `cv` among them."""
-        splits = None
-        if self.cv is not None:
-            splitter: Any = check_cv(self.cv, y, classifier=classifier)
-            splits = list(splitter.split(x, y, groups))
+        splits = None if self.cv is None else read_splits(self.cv, x, y, groups, classifier=classifier)
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
+        check_real("sample_weight", np.asarray(sample_weight))
         weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weight)
         if len(rows) < 2:
@@ -231,9 +245,18 @@ class _NFTKEstimator(BaseEstimator):
             splits = restrict_splits(splits, rows, len(x))
         return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
 
-    def _scores(self, x: Any) -> np.ndarray:
+    def __sklearn_clone__(self) -> Any:
+        if isinstance(self.cv, Iterator):
+            raise ValueError(f"{ONE_FIT} and cannot be cloned; give `cv` a list of its pairs")
+        return super().__sklearn_clone__()
+
+    def _inputs(self, x: Any) -> np.ndarray:
+        """New inputs, shape (m, p)."""
         check_is_fitted(self)
-        return self.model_.decision_function(np.asarray(validate_data(self, x, reset=False)))
+        return read_arrays(self, x, reset=False)
+
+    def _scores(self, x: Any) -> np.ndarray:
+        return self.model_.decision_function(self._inputs(x))
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
@@ -256,7 +279,7 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = validate_data(self, x, y, ensure_min_samples=2)
+        x, y = read_arrays(self, x, y, ensure_min_samples=2, copy=True)
         check_classification_targets(y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=True)
         classes, indices = np.unique(data.y, return_inverse=True)
@@ -318,7 +341,8 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = validate_data(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        x, y = read_arrays(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
+        check_real("y", y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1
         self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
@@ -353,6 +377,5 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         mean = scores[:, 0] if self._single_output else scores
         if not return_std:
             return mean
-        inputs = np.asarray(validate_data(self, x, reset=False))
-        std = self.model_.posterior_std(inputs, covariance=covariance)
+        std = self.model_.posterior_std(self._inputs(x), covariance=covariance)
         return mean, std[:, 0] if self._single_output else std

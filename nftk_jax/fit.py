@@ -75,25 +75,25 @@ def main(config: FitConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
-    run = Run("fit", config, dry=config.dry_run, writes=not config.processes.process_id)
-    kernel, settings = _settings(config)
-    _join_processes(config.processes)
-    with run.progress() as report:
-        dataset = config.data.load(report)
-    check_rows("--n-search", config.search.n_search, dataset)
-    plan = _plan(dataset, kernel, settings)
-    if config.dry_run:
-        _print_plan(run.console, plan, dataset)
-        return
-    plan.check()
-    run.describe(dataset, f"depths 1 to {config.mlp.depth}; solver {plan.solve.solver}")
-    with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
-        blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
-        metrics = run.metrics(blocks)
-        run.write(metrics, lambda directory, metrics: _write(directory, metrics, model))
-    from nftk_jax.reports.tables import summary
+    with Run("fit", config, dry=config.dry_run, writes=not config.processes.process_id) as run:
+        kernel, settings = _settings(config)
+        _join_processes(config.processes)
+        with run.progress() as report:
+            dataset = config.data.load(report)
+        check_rows("--n-search", config.search.n_search, dataset)
+        plan = _plan(dataset, kernel, settings)
+        if config.dry_run:
+            _print_plan(run.console, plan, dataset)
+            return
+        plan.check()
+        run.describe(dataset, f"depths 1 to {config.mlp.depth}; solver {plan.solve.solver}")
+        with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+            blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
+            metrics = run.metrics(blocks)
+            run.write(metrics, lambda directory, metrics: _write(directory, metrics, model))
+        from nftk_jax.reports.tables import summary
 
-    run.conclude(summary(metrics))
+        run.conclude(summary(metrics))
 
 
 def _settings(config: FitConfig) -> tuple[MLP, LearnSettings]:

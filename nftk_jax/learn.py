@@ -20,7 +20,7 @@ from nftk_jax.kernels.kernel import Kernel, unit_diagonal_scale
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.mkl.calibration import calibrate, prefer_uniform
-from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, warn_if_indefinite
+from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, check_finite, warn_if_indefinite
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
@@ -201,6 +201,7 @@ def _learn(
     problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions))
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
+    check_finite(problem.k, kernel.labels)
     if kernel.may_be_indefinite:
         warn_if_indefinite(problem.k)
     # ridge and descend

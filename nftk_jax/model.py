@@ -19,6 +19,7 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.saved import from_dict
+from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.scaling import InputScaling
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
@@ -102,15 +103,20 @@ class NFTKModel:
         """Inputs as the kernel sees them, shape (m, p), dtype of `dual_coef`.
 
         Raises:
-          ValueError: `x` is not a matrix with the training inputs' number of columns, or is not finite.
+          ValueError: `x` is not a real matrix with the training inputs' number of columns, or is not finite.
         """
-        features = self.x_train.shape[1]
-        if x.ndim != 2 or x.shape[1] != features:
-            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+        self._check(x)
         z = self.input_scaling.apply(x, self.dual_coef.dtype)
         if not np.isfinite(z).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         return z
+
+    def _check(self, x: np.ndarray) -> None:
+        """Raise ValueError unless `x` has the type and the shape of inputs."""
+        features = self.x_train.shape[1]
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+        check_real("inputs", x)
 
     def bind(self, kernel: Kernel | None = None, dtype: Any = None) -> Rows:
         """The kernels of unit mean diagonal on the training rows, or another kernel in their place.
@@ -138,7 +144,7 @@ class NFTKModel:
         Raises:
           ValueError: the inputs' shape is wrong or they are not finite.
         """
-        self.scaled(x[:0])  # its shape
+        self._check(x)
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
@@ -254,7 +260,7 @@ class NFTKModel:
         text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
-        (directory / "model.json").write_text(text)
+        (directory / "model.json").write_text(text, encoding="utf-8")
 
     def _tensor(self, name: str) -> np.ndarray:
         owner = self.input_scaling if name.startswith("input_") else self
@@ -281,16 +287,19 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
       ModelError: files are missing, damaged, of another schema, or do not fit together or with `kernel`.
     """
     directory = pathlib.Path(directory)
+    if directory.is_file():
+        raise ModelError(f"{directory} is a file; give the directory that holds it, {directory.parent}")
     try:
-        header = json.loads((directory / "model.json").read_text())
+        header = json.loads((directory / "model.json").read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        missing = error.filename or "model.safetensors"
+        missing = pathlib.Path(error.filename or "model.safetensors").name
         raise ModelError(
             f"no model in {directory}: {missing} is missing; give the output directory of nftk_jax.fit"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the model in {directory} is damaged ({error}); fit it again") from None
+        cause = getattr(error, "strerror", None) or error
+        raise ModelError(f"the model in {directory} is damaged ({cause}); fit it again") from None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
         raise ModelError(

@@ -77,29 +77,29 @@ def main(config: PathsConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: training diverged; nothing is written.
     """
-    run = Run("paths", config, prefix="paths-")
-    settings, rule = _check_flags(config)
-    with run.progress() as report:
-        dataset, texts = _load(config, report)
-    network = _network(config, dataset.n_features, dataset.n_outputs)
-    _check_memory(dataset)
-    run.describe(dataset, f"depth {config.depth}, width {config.width}, {config.steps} steps")
-    from nftk_jax.kernels.precision import enable_x64
-    from nftk_jax.path_kernels.path_kernel import path_terms
+    with Run("paths", config, prefix="paths-") as run:
+        settings, rule = _check_flags(config)
+        with run.progress() as report:
+            dataset, texts = _load(config, report)
+        network = _network(config, dataset.n_features, dataset.n_outputs)
+        _check_memory(dataset)
+        run.describe(dataset, f"depth {config.depth}, width {config.width}, {config.steps} steps")
+        from nftk_jax.kernels.precision import enable_x64
+        from nftk_jax.path_kernels.path_kernel import path_terms
 
-    with enable_x64(config.precision == "float64"), run.progress() as report:
-        clock = time.perf_counter()
-        trajectory, x_test = _train(config, dataset, network, settings, report)
-        train_s = time.perf_counter() - clock
-        clock = time.perf_counter()
-        terms = path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
-        path_s = time.perf_counter() - clock
-    blocks = _measure(config, dataset, texts, trajectory, terms)
-    metrics = run.metrics({**blocks, "timings": {"train_s": train_s, "path_s": path_s}})
-    run.write(metrics, lambda directory, metrics: _write(directory, metrics, terms, dataset))
-    from nftk_jax.reports.paths import summary
+        with enable_x64(config.precision == "float64"), run.progress() as report:
+            clock = time.perf_counter()
+            trajectory, x_test = _train(config, dataset, network, settings, report)
+            train_s = time.perf_counter() - clock
+            clock = time.perf_counter()
+            terms = path_terms(trajectory, x_test, rule=rule, tolerance=config.tolerance, report=report)
+            path_s = time.perf_counter() - clock
+        blocks = _measure(config, dataset, texts, trajectory, terms)
+        metrics = run.metrics({**blocks, "timings": {"train_s": train_s, "path_s": path_s}})
+        run.write(metrics, lambda directory, metrics: _write(directory, metrics, terms, dataset))
+        from nftk_jax.reports.paths import summary
 
-    run.conclude(summary(metrics))
+        run.conclude(summary(metrics))
 
 
 def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:

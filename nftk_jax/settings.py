@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -37,13 +38,39 @@ FLOAT64_ROWS = 2000
 #: Folds of the objective `kfold`, and of every other up to so many search rows.
 FOLDS, FOLD_ROWS = 5, 600
 
+#: Seeds are whole numbers below this. Of larger ones JAX's keys take the last 32 bits alone in float32.
+SEEDS = 2**32
+
 Settings = TypeVar("Settings")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and not all of a long one."""
+    return textwrap.shorten(repr(value), 100, placeholder=" ...")
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
     """Raise ValueError unless `value` is a whole number >= `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}; got {shown(value)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is True or False; NumPy's, 1 and 0 are."""
+    if getattr(value, "shape", ()) != () or value not in (True, False):
+        raise ValueError(f"{name} must be True or False; got {shown(value)}")
+
+
+def check_name(name: str, value: Any, example: str) -> None:
+    """Raise ValueError unless `value` is text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a name, such as {example!r}; got {shown(value)}")
+
+
+def check_seed(value: Any, *, name: str = "seed") -> None:
+    """Raise ValueError unless `value` is a whole number from 0 to 2^32 - 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < SEEDS:
+        raise ValueError(f"{name} must be a whole number from 0 to {SEEDS - 1}; got {value!r}")
 
 
 def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
@@ -54,13 +81,13 @@ def check_number(name: str, value: Any, *, zero: bool = False, instead: str = ""
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
         other = f", or {instead}" if instead else ""
-        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {value!r}")
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the choices of a Literal."""
     if not isinstance(value, str) or value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {shown(value)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +114,7 @@ class ScalingSettings:
     """What is done to the inputs before a kernel sees them.
 
     Raises:
-      ValueError: `scaling` is no such choice.
+      ValueError: `scaling` is no such choice, or `unit_norm` neither True nor False.
     """
 
     scaling: ScalingName = "auto"
@@ -97,6 +124,8 @@ class ScalingSettings:
 
     def __post_init__(self) -> None:
         check_choice("scaling", self.scaling, ScalingName)
+        check_flag("unit_norm", self.unit_norm)
+        object.__setattr__(self, "unit_norm", bool(self.unit_norm))  # 1, or NumPy's True, would not be saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +183,7 @@ class SearchSettings:
             check_count("n_search", self.n_search, least=4)
         if self.cv is not None:
             check_count("cv", self.cv, least=2)
+        check_flag("one_standard_error", self.one_standard_error)
 
     @property
     def learns_ridge(self) -> bool:
@@ -221,7 +251,7 @@ class LearnSettings:
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
 
     Raises:
-      ValueError: `decision` is no such choice, or the seed is no whole number >= 0.
+      ValueError: `decision` is no such choice, or the seed is no whole number from 0 to 2^32 - 1.
     """
 
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
@@ -234,7 +264,7 @@ class LearnSettings:
 
     def __post_init__(self) -> None:
         check_choice("decision", self.decision, DecisionName)
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
 
 
 def gather(kind: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -167,6 +167,10 @@ def test_the_nftk_mlp_is_trained_by_alternating_minimisation(data, tmp_path, run
 BAD = {
     "epochs": (["--epochs", "0"], "--epochs must be a whole number >= 1"),
     "seeds": (["--seeds", "0"], "--seeds must be a whole number >= 1"),
+    "seed": (
+        ["--seed", str(2**32 - 2), "--seeds", "3"],
+        "--seed + --seeds - 1 must be a whole number from 0 to 4294967295",
+    ),
     "width": (["--width", "0"], "--width must be a whole number"),
     "rate": (["--learning-rate", "-1"], "--learning-rate must be"),
     "resume": (["--resume"], "--resume needs the --output"),

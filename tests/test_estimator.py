@@ -104,6 +104,7 @@ BAD = {
     "w_std": ["a", 0, True],
     "b_std": [-1, np.inf],
     "objective": [None, "margin"],
+    "random_state": [-1, 2**32, 2**63, True],
 }
 
 

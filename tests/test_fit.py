@@ -168,6 +168,7 @@ BAD_FLAGS = {
     "penalty": (["--penalty", "-2"], "--penalty must be"),
     "resamples": (["--resamples", "-1"], "--resamples must be"),
     "seed": (["--seed", "-1"], "--seed must be"),
+    "large seed": (["--seed", str(2**32)], "--seed must be a whole number from 0 to 4294967295"),
     "unknown": (["--colour", "red"], "--colour"),
     "choice": (["--objective", "magic"], "magic"),
     "number": (["--depth", "deep"], "deep"),
@@ -281,6 +282,9 @@ def test_what_does_not_fit_is_refused_with_what_would(data, tmp_path, monkeypatc
 
 PREDICT_ERRORS = {
     "no model": (lambda d: {"--model": d / "none"}, "no model in"),
+    "a file as model": (lambda d: {"--model": d / "narrow.npz"}, "narrow.npz is a file; give the directory that holds"),
+    "no directory": (lambda d: {"--output": d / "none" / "scores.npz"}, "there is no directory"),
+    "too long": (lambda d: {"--output": d / f"{'n' * 300}.npz"}, "File name too long"),
     "no input": (lambda d: {"--input": d / "none.npz"}, "none.npz"),
     "wrong features": (lambda d: {"--input": d / "narrow.npz"}, "must have shape"),
     "suffix": (lambda d: {"--output": d / "scores.txt"}, "must end in .npz"),

@@ -128,6 +128,7 @@ def test_inputs_that_are_all_zero_are_refused_in_words():
         ({"ridge": "none"}, r"^ridge must be .* or auto or learned; got 'none'$"),
         ({"cv": 1}, "cv must be a whole number >= 2"),
         ({"seed": -1}, "seed must be"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):

@@ -127,6 +127,8 @@ BAD = {
     "momentum": (["--momentum", "1"], 2, "--momentum must be"),
     "steps": (["--steps", "0"], 2, "--steps must be"),
     "seed": (["--seed", "-1"], 2, "--seed must be"),
+    "large seed": (["--seed", str(2**32)], 2, "--seed must be a whole number from 0 to 4294967295; got 4294967296"),
+    "larger seed": (["--seed", str(2**63)], 2, "--seed must be"),
     "activation": (["--activation", "softmax"], 2, "--activation must be one of"),
     "loss": (["--loss", "hinge"], 2, "hinge"),
     "width": (["--width", "0"], 2, "--width must be"),

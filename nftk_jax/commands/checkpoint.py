@@ -7,11 +7,15 @@ import os
 import pathlib
 import shutil
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
+
+from nftk_jax.commands.files import hidden, reason
+from nftk_jax.commands.output import find_absolute
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,13 +52,12 @@ class Checkpoint(MutableMapping[str, Arrays]):
         writes: bool = True,
         seconds: float | None = None,
     ) -> None:
-        output = output.absolute()
-        self.directory: pathlib.Path = output.parent / f".{output.name}-checkpoint"
+        self.directory: pathlib.Path = hidden(find_absolute(output), "checkpoint")
         self._settings = json.loads(json.dumps(settings, default=str))
         self._writes, self._seconds = writes, SECONDS if seconds is None else seconds
         self._written: dict[str, float] = {}
         self._waiting: dict[str, Arrays] = {}
-        self._resume = resume
+        self._resume, self._full = resume, False
         if resume:
             self._check()
 
@@ -63,7 +66,7 @@ class Checkpoint(MutableMapping[str, Arrays]):
         if not file.exists():
             raise CheckpointError(f"nothing to resume: no {self.directory}; leave out `resume` to start anew")
         try:
-            theirs = json.loads(file.read_text())
+            theirs = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise CheckpointError(f"{file} is damaged; leave out `resume` to start anew") from None
         names = sorted(set(theirs) | set(self._settings))
@@ -112,22 +115,38 @@ class Checkpoint(MutableMapping[str, Arrays]):
 
     @property
     def exists(self) -> bool:
-        """Whether anything has been saved, by this run or the one it resumes."""
-        return len(self) > 0
+        """Whether anything is in files, by this run or the one it resumes."""
+        return bool(self._written) or (self._resume and len(self) > 0)
 
     def flush(self) -> None:
-        """Write what waits; each file appears under its name when it is complete."""
-        if self._writes and self._waiting:
-            self._prepare()
-            for name in list(self._waiting):
-                aside = self.directory / f"{name}.part"
+        """Write what waits; each file appears under its name when it is complete.
+
+        A directory that takes no more, as on a full disk, is no reason to end the run: it gives one warning, what was
+        written stays, and all else is kept in memory.
+        """
+        if not self._writes or self._full:
+            return
+        for name in list(self._waiting):
+            aside = self.directory / f"{name}.part"
+            try:
+                self._prepare()
                 with aside.open("wb") as file:
                     np.savez(file, allow_pickle=False, **self._waiting[name])
                     file.flush()
                     os.fsync(file.fileno())
                 aside.replace(self._file(name))
-                del self._waiting[name]
-                self._written[name] = time.monotonic()
+            except OSError as error:
+                self._give_up(aside, error)
+                return
+            del self._waiting[name]
+            self._written[name] = time.monotonic()
+
+    def _give_up(self, aside: pathlib.Path, error: OSError) -> None:
+        self._full = True
+        aside.unlink(missing_ok=True)
+        if not self._written and not self._resume:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        warnings.warn(f"the checkpoint in {self.directory} cannot be kept up ({reason(error)})", stacklevel=3)
 
     def _file(self, name: str) -> pathlib.Path:
         return self.directory / f"{name}.npz"
@@ -139,7 +158,7 @@ class Checkpoint(MutableMapping[str, Arrays]):
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         aside = self.directory / "settings.part"
-        aside.write_text(json.dumps(self._settings, indent=1) + "\n")
+        aside.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
         aside.replace(self.directory / "settings.json")
 
     def remove(self) -> None:

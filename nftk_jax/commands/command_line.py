@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import re
@@ -15,6 +16,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tyro
+
+from nftk_jax.commands.files import reason, try_writing
+from nftk_jax.commands.streams import usable_streams
 
 Config = TypeVar("Config")
 
@@ -54,12 +58,22 @@ def _raise_again(lost: Any) -> None:
 
 def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str) -> int:
     """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error."""
-    if threading.current_thread() is threading.main_thread():
+    with usable_streams() as lost:
+        status = _run(main, config_type, prog, description)
+    if lost and not status:
+        print(f"{prog}: all is done, but standard output was lost ({reason(lost[0])})", file=sys.stderr)
+        return EXIT_FAILURE
+    return status
+
+
+def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, description: str) -> int:
+    in_main_thread, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
+    if in_main_thread:
         signal.signal(signal.SIGTERM, _terminate)
     hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         config = _parse(config_type, prog, description)
-        use_compilation_cache()
+        _set_up_libraries()
         main(config)
     except (CommandError, ValueError, ArithmeticError, MemoryError, OSError) as error:
         status = getattr(
@@ -73,6 +87,8 @@ def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str,
         return interrupt_status(stop)
     finally:
         sys.unraisablehook = hook
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return 0
 
 
@@ -92,6 +108,7 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
             raise
         message = _one_line(_without_box(captured.getvalue()))
         message = re.sub(r" (Got errors|Argument helptext): .*", "", message)
+        message = re.sub(r"^(\w[\w ]*\w):? (?=\1\b)", "", message)  # a title that the message repeats
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
 
@@ -141,16 +158,35 @@ def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def use_compilation_cache() -> None:
+def _set_up_libraries() -> None:
+    """Make the libraries independent of what a user has set for other programs."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with a name that it does not know
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its notes on a home that it cannot write
+    if (note := use_compilation_cache()) is not None:
+        print(f"note: {note}")
+
+
+def use_compilation_cache() -> str | None:
     """Let JAX keep what it compiles in ~/.cache/nftk_jax/compiled, so that only the first run of a shape compiles.
 
     JAX reads these variables when it is first imported; those that are set already are kept.
+
+    Returns:
+      A note where the directory takes no files, and nothing is kept.
     """
-    directory = pathlib.Path.home() / ".cache" / "nftk_jax" / "compiled"
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    directory = pathlib.Path(os.path.expanduser("~/.cache/nftk_jax/compiled"))
     try:
+        if not directory.is_absolute():
+            raise FileNotFoundError("there is no home directory")
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(directory, os.W_OK):
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        try_writing(directory)
+    except OSError as error:
+        return (
+            f"compiled code is not kept for the next run: {directory} cannot be written ({reason(error)}); "
+            "JAX_COMPILATION_CACHE_DIR names another directory"
+        )
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    return None

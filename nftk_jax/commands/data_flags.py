@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nftk_jax.commands.command_line import CommandError
-from nftk_jax.settings import check_count
+from nftk_jax.settings import check_seed
 
 if TYPE_CHECKING:
     from nftk_jax.datasets import Dataset
@@ -19,7 +19,7 @@ class DataFlags:
     """What is learned from.
 
     Raises:
-      ValueError: the seed is no whole number >= 0.
+      ValueError: the seed is no whole number from 0 to 2^32 - 1.
     """
 
     dataset: str = "mnist-small"
@@ -40,7 +40,7 @@ class DataFlags:
     """Draws everything that is random, subsets first."""
 
     def __post_init__(self) -> None:
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
 
     @property
     def stem(self) -> str:

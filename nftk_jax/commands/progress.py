@@ -1,9 +1,37 @@
-"""Progress bars: one for every stage of a run."""
+"""Progress bars: one for every stage of a run, and the notes that come up meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
 import rich.progress
 from rich.console import Console
+
+from nftk_jax.commands.command_line import speak_of_flags
+
+#: JAX warns once for every program that it compiles.
+_CACHE_WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '.*?': (.*)", re.DOTALL)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console, config_type: type[Any]) -> Iterator[StageReport]:
+    """Progress bars for stages that are reported; warnings given meanwhile become notes afterwards, each once."""
+    with warnings.catch_warnings(record=True) as caught, make_progress(console) as progress:
+        warnings.simplefilter("always")
+        yield StageReport(progress)
+    notes, texts = dict[str, None](), (str(item.message) for item in caught)
+    for text in texts:
+        if failure := _CACHE_WARNING.fullmatch(text):
+            text = f"JAX's cache of compiled code failed, and those programs are compiled anew ({failure[1]})"
+            if any(note.startswith("JAX's cache") for note in notes):
+                continue
+        notes[speak_of_flags(text, config_type)] = None
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def make_progress(console: Console) -> rich.progress.Progress:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
+import os
 import pathlib
 import shlex
+import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from nftk_jax.commands.command_line import CommandError, interrupt_status, speak_of_flags
+from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError, interrupt_status
 from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.environment import environment, peak_memory_bytes, version
-from nftk_jax.commands.output import check_output, output_directory
-from nftk_jax.commands.progress import StageReport, make_progress
+from nftk_jax.commands.files import reason
+from nftk_jax.commands.output import OutputTakenError, ReportError, output_directory, reserve_output
+from nftk_jax.commands.progress import StageReport, show_progress
 from nftk_jax.settings import flatten
 
 if TYPE_CHECKING:
@@ -72,8 +75,10 @@ class Config(Protocol):
     def files(self) -> OutputFlags: ...
 
 
-class Run:
+class Run(contextlib.AbstractContextManager["Run"]):
     """A run from its start: the output directory, messages, and the parts of metrics.json that every command has.
+
+    As a context it holds the output directory against other processes.
 
     Args:
       command: its name.
@@ -83,7 +88,8 @@ class Run:
       writes: whether this process prints and writes; of several processes only the first does.
 
     Raises:
-      CommandError: the output exists and may not be replaced, or cannot be written.
+      CommandError: on entering: the output exists and may not be replaced, is being written, or cannot be. On leaving:
+        an interrupt after the results were written.
     """
 
     def __init__(
@@ -91,56 +97,91 @@ class Run:
     ) -> None:
         self._started = time.perf_counter()
         self.command, self.config, self.writes = command, config, writes
-        name = f"{prefix}{config.data.stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        self.output: pathlib.Path = config.files.output or pathlib.Path("runs") / name
+        self._name = f"{prefix}{config.data.stem[:40]}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        self.output: pathlib.Path = config.files.output or pathlib.Path("runs") / self._name
         self.console = Console(quiet=not writes)
-        if writes and not dry:
-            check_output(self.output, overwrite=config.files.overwrite)
+        self._reserves, self._held = writes and not dry, contextlib.ExitStack()
+        self._aside: os.stat_result | None = None
+
+    def __enter__(self) -> Run:
+        """Reserve the output directory, and try what writing it needs; a default name that is taken gets a number."""
+        named, overwrite = self.config.files.output is not None, self.config.files.overwrite
+        for number in itertools.count(2) if self._reserves else ():
+            try:
+                self._held.enter_context(reserve_output(self.output, overwrite=overwrite))
+                break
+            except OutputTakenError:
+                if named:
+                    raise
+                self.output = self.output.with_name(f"{self._name}-{number}")
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._held.close()
+        if isinstance(error, KeyboardInterrupt) and self.published:
+            status = interrupt_status(error)
+            raise CommandError(f"interrupted when the results were in {self.output} already", status) from None
+
+    @property
+    def published(self) -> bool:
+        """Whether the output directory is this run's result."""
+        with contextlib.suppress(OSError):
+            return self._aside is not None and os.path.samestat(self._aside, self.output.stat())
+        return False
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def describe(self, dataset: Dataset, how: str) -> None:
-        """Print what is learned from, and how."""
+        """Print what is learned from, and how; all that can be tried before the work has been when this returns."""
+        if self._reserves:
+            _try_drawing()
         outputs = "targets" if dataset.classes is None else "classes"
         text = f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, "
         self.console.print(
             f"{text}{dataset.n_features} features, {dataset.n_outputs} {outputs}; {how}", markup=False, highlight=False
         )
 
-    @contextlib.contextmanager
-    def progress(self) -> Iterator[StageReport]:
+    def progress(self) -> contextlib.AbstractContextManager[StageReport]:
         """Progress bars for stages that are reported; warnings given meanwhile are printed as notes afterwards."""
-        with warnings.catch_warnings(record=True) as caught, make_progress(self.console) as progress:
-            warnings.simplefilter("always")
-            yield StageReport(progress)
-        for message in dict.fromkeys(str(item.message) for item in caught):
-            note = speak_of_flags(message, type(self.config))
-            self.console.print(f"note: {note}", markup=False, highlight=False)
+        return show_progress(self.console, type(self.config))
 
     @contextlib.contextmanager
     def checkpoint(self, dataset: Dataset, *, resume: bool) -> Iterator[Checkpoint]:
         """Arrays that outlive an interrupt, for a run that resumes, and are removed when the result is written.
 
+        They also outlive a full disk and the like, and are removed where going on would fail in the same way.
+
         Raises:
           CheckpointError: there is nothing to resume, or a run with other settings.
-          CommandError: an interrupt, where something was saved.
+          CommandError: an interrupt or a failure after which the run can go on, where something was saved.
         """
-        from nftk_jax.commands.checkpoint import Checkpoint
+        from nftk_jax.commands.checkpoint import Checkpoint, CheckpointError
 
         settings = {name: value for name, value in flatten(self.config).items() if name not in WITHOUT_EFFECT}
         kept = Checkpoint(self.output, {**settings, "sha256": dataset.sha256}, resume=resume, writes=self.writes)
         try:
             yield kept
-        except KeyboardInterrupt as stop:
+        except CheckpointError:
+            raise
+        except (KeyboardInterrupt, OSError, MemoryError, CommandError) as stop:
+            if self.published:
+                kept.remove()
+                raise
             kept.flush()
             if not kept.exists:
                 raise
+            what, status = reason(stop), getattr(stop, "status", EXIT_FAILURE)
+            if isinstance(stop, KeyboardInterrupt):
+                what, status = "stopped", interrupt_status(stop)
             named = "" if self.config.files.output else f"--output {shlex.quote(str(self.output))} "
             raise CommandError(
-                f"stopped; the same command with {named}--resume goes on from {kept.directory}", interrupt_status(stop)
+                f"{what}; the same command with {named}--resume goes on from {kept.directory}", status
             ) from None
+        except (ArithmeticError, ValueError):
+            kept.remove()
+            raise
         kept.remove()
 
     def metrics(self, blocks: Metrics) -> Metrics:
@@ -162,13 +203,25 @@ class Run:
         if not self.writes:
             return
         with output_directory(self.output, overwrite=self.config.files.overwrite) as aside:
+            self._aside = aside.stat()
+            text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
+            (aside / "metrics.json").write_text(text, encoding="utf-8")
             write_files(aside, metrics)
-            (aside / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
     def conclude(self, summary: Any) -> None:
         """Print the summary of the result, and where it is."""
         self.console.print(summary)
         self.say(f"results: {self.output}   report: {self.output / 'report.html'}")
+
+
+def _try_drawing() -> None:
+    """Find out before any work whether figures can be drawn at all."""
+    from nftk_jax.reports.figures import try_drawing
+
+    try:
+        try_drawing()
+    except Exception as error:
+        raise CommandError(f"matplotlib cannot draw a figure ({reason(error)}); mend its installation") from error
 
 
 def write_report(directory: pathlib.Path, draw: Callable[[pathlib.Path], Any], render: Callable[[Any], str]) -> None:
@@ -178,7 +231,15 @@ def write_report(directory: pathlib.Path, draw: Callable[[pathlib.Path], Any], r
       directory: of the result.
       draw: writes the figures into a directory and returns their files by name.
       render: makes the page from them.
+
+    Raises:
+      ReportError: either cannot be done; nothing of it is left.
     """
-    (directory / "figures").mkdir()
-    figures = draw(directory / "figures")
-    (directory / "report.html").write_text(render(figures), encoding="utf-8")
+    folder, page = directory / "figures", directory / "report.html"
+    try:
+        folder.mkdir()
+        page.write_text(render(draw(folder)), encoding="utf-8")
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        page.unlink(missing_ok=True)
+        raise ReportError(reason(error)) from error

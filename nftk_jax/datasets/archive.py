@@ -165,6 +165,12 @@ def _open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
     except PermissionError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except _DAMAGE as error:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise DataError(
+                    f"{path} is a .npy file, one array without a name; expected a .npz archive of named arrays: "
+                    "numpy.savez(FILE, name=array, ...) writes one"
+                ) from None
         raise DataError(
             f"{path} is not a .npz archive, or is cut short ({describe_cause(error)}); write it with numpy.savez"
         ) from error

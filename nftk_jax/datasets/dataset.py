@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nftk_jax.datasets.errors import DataError
 from nftk_jax.datasets.subsets import check_request, choose_rows
 from nftk_jax.datasets.validation import check_layouts, clean_inputs, clean_targets, encode_labels, is_regression
 
@@ -108,6 +109,7 @@ def make_dataset(
         y_train, y_test = clean_targets(name, "y_train", y_train), clean_targets(name, "y_test", y_test)
     else:
         y_train, y_test, classes = encode_labels(name, y_train, y_test)
+        _check_text(name, classes)
     rows_train = choose_rows(
         name, y_train, n_train, seed=(seed, 0), n_classes=None if classes is None else len(classes)
     )
@@ -138,6 +140,18 @@ def make_dataset(
         sha256=_digest(x_train, y_train, x_test, y_test, classes),
         titles=titles,
     )
+
+
+def _check_text(name: str, classes: np.ndarray) -> None:
+    """Refuse labels that no file can hold: parts of a character, as a wrong decoding leaves them."""
+    for label in classes.tolist() if classes.dtype.kind == "U" else ():
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{name}: the label {label!a} is no text (an unpaired surrogate); read the labels with the "
+                "encoding that they were written in"
+            ) from None
 
 
 def _digest(*arrays: np.ndarray | None) -> str:

@@ -87,7 +87,8 @@ def load_dataset(
         image_set = mnist.IMAGE_SETS[name]
         check_request(name, n_train, image_set.shapes["x_train"][0], n_test, image_set.shapes["x_test"][0], seed)
         folder = data_folder(data_dir)
-        arrays = mnist.load_image_set(image_set, folder, report=report)
+        named = data_dir is not None or bool(os.environ.get("NFTK_DATA"))
+        arrays = mnist.load_image_set(image_set, folder, make=not named, report=report)
         return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=image_set.titles)
     if name in BUNDLED:
         with importlib.resources.as_file(importlib.resources.files(f"{__package__}.bundled") / f"{name}.npz") as path:
@@ -95,6 +96,15 @@ def load_dataset(
     if name.lower().endswith(".npz"):
         path = pathlib.Path(os.path.expanduser(name))
         return _load_file(path, path.name, n_train, n_test, seed)
+    path = pathlib.Path(os.path.expanduser(name))
+    if os.path.exists(path):
+        what = "a directory" if os.path.isdir(path) else f"a file of another kind ({path.suffix or 'no ending'})"
+        hint = ""
+        if os.path.isfile(path):
+            hint = "; make one of it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
+        raise DataError(
+            f"{shorten(name, 120)} is {what}; expected a file ending in .npz, with the arrays {', '.join(_KEYS)}{hint}"
+        )
     closest = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {closest[0]}?" if closest else ""
     raise DataError(

@@ -115,7 +115,12 @@ class _NotThisSetError(DataError):
 
 
 def load_image_set(
-    image_set: ImageSet, data_dir: pathlib.Path, *, timeout: float = 10.0, report: download.Report | None = None
+    image_set: ImageSet,
+    data_dir: pathlib.Path,
+    *,
+    make: bool = True,
+    timeout: float = 10.0,
+    report: download.Report | None = None,
 ) -> dict[str, np.ndarray]:
     """Find a set on disk, or fetch it into ``data_dir/<name>``.
 
@@ -127,6 +132,7 @@ def load_image_set(
     Args:
       image_set: which.
       data_dir: the user's data directory.
+      make: whether it may be made where it is absent; otherwise it is refused before anything is fetched.
       timeout: seconds without a byte after which a mirror is given up.
       report: called as bytes arrive.
 
@@ -149,6 +155,13 @@ def load_image_set(
             return arrays
     if refused is not None:
         raise refused
+    if os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise DataError(f"the data directory {data_dir} is a file; name a directory with `data_dir` or $NFTK_DATA")
+    if not make and not os.path.exists(data_dir):
+        raise DataError(
+            f"the data directory {data_dir} does not exist; make it, to have {image_set.name} fetched into it, or name "
+            "another with `data_dir` or $NFTK_DATA"
+        )
     _fetch(image_set, home, timeout, report)
     arrays = _read_folder(image_set, home)
     if arrays is None:

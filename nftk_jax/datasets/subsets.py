@@ -9,6 +9,7 @@ import numpy as np
 
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.preprocessing.sampling import draw_rows
+from nftk_jax.settings import check_seed
 
 
 def check_request(
@@ -25,7 +26,7 @@ def check_request(
       seed: of the draw.
 
     Raises:
-      DataError: a number is not a whole one, too small or too large.
+      DataError: a number is not a whole one, too small or too large; of seeds, not from 0 to 2^32 - 1.
     """
     for what, asked, least, available in (
         ("n_train", n_train, 2, n_train_available),
@@ -38,8 +39,10 @@ def check_request(
                 f"{what} must be a whole number from {least} to {available}, the rows that {name} has; "
                 f"got {shorten(asked)}: lower it, or leave it out to take all rows"
             )
-    if not _is_whole(seed) or seed < 0:
-        raise DataError(f"seed must be a whole number, zero or more; got {shorten(seed)}")
+    try:
+        check_seed(seed)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def choose_rows(

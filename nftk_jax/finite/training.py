@@ -23,6 +23,7 @@ from jax import lax
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, omega_array, project_omega
 from nftk_jax.finite.settings import LossName, TrainSettings
+from nftk_jax.settings import check_seed
 
 Report = Callable[[str, int, int], None]
 
@@ -231,7 +232,13 @@ def _apply_seeds(network: NetworkSettings, params: Params, x: jax.Array) -> jax.
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """One key of jax.random for every seed, shape (S,)."""
+    """One key of jax.random for every seed, shape (S,).
+
+    Raises:
+      ValueError: a seed is no whole number from 0 to 2^32 - 1: JAX would take the last 32 bits of any other.
+    """
+    for seed in seeds:
+        check_seed(seed)
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 

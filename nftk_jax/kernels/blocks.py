@@ -18,12 +18,20 @@ from nftk_jax.kernels.precision import enable_x64
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel
 
+#: What JAX raises where code wants the values of arrays that it traces, as NumPy does.
+UNTRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
 #: Bytes of temporary arrays beside a result.
 MEMORY_BUDGET = 2**29
 #: Rows and columns of the largest tile: one that a processor's cache holds.
 _ROWS, _COLUMNS = 64, 4096
 #: Rows of the blocks whose diagonals are taken.
 _DIAGONAL_ROWS = 16
+#: Largest |K - K^T|, over the largest diagonal entry, that passes for rounding.
+_ASYMMETRY = 1e-3
 
 
 def combined(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -50,24 +58,57 @@ def combined(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2: j
 
 def diagonals(kernel: Kernel, budget: int, x: jax.Array) -> jax.Array:
     """K^(l)(x_i, x_i), shape (L, n), from small blocks on the diagonal. Traceable."""
+    return _diagonals_and_gaps(kernel, budget, x)[0]
+
+
+def _diagonals_and_gaps(kernel: Kernel, budget: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same, and the largest |K - K^T| of every kernel in these blocks, shape (L,)."""
     n = len(x)
     size = max(1, min(n, _DIAGONAL_ROWS, math.isqrt(_pairs(kernel, budget, 0, x))))
     parts = jnp.pad(x, ((0, -n % size), (0, 0)), mode="edge" if n else "constant").reshape(-1, size, x.shape[1])
-    found = lax.map(lambda part: jnp.diagonal(_checked(kernel, part, part), axis1=1, axis2=2), parts)
-    return found.transpose(1, 0, 2).reshape(kernel.n_kernels, -1)[:, :n]
+
+    def look(part):
+        k = _checked(kernel, part, part)
+        return jnp.diagonal(k, axis1=1, axis2=2), jnp.max(jnp.abs(k - k.mT), axis=(1, 2))
+
+    found, gaps = lax.map(look, parts)
+    return found.transpose(1, 0, 2).reshape(kernel.n_kernels, -1)[:, :n], jnp.max(gaps, axis=0, initial=0)
 
 
 def float64_diagonals(kernel: Kernel, x: np.ndarray) -> np.ndarray:
-    """`diagonals` in float64, also while JAX traces something else."""
+    """`diagonals` in float64, also while JAX traces something else.
+
+    Raises:
+      ValueError: JAX cannot trace a kernel, or it is not finite or not symmetric on blocks of a few rows.
+    """
     with enable_x64():
-        return np.asarray(_compile_diagonals(kernel, x.shape)(x.astype(np.float64)))
+        try:
+            compiled = _compile_diagonals(kernel, x.shape)
+        except UNTRACEABLE as error:
+            raise ValueError(
+                f"JAX cannot trace {type(kernel).__name__}.evaluate ({type(error).__name__}); write it with jax.numpy "
+                "in place of numpy, or give its functions to a KernelFamily, which calls NumPy too"
+            ) from error
+        found, gaps = map(np.asarray, compiled(x.astype(np.float64)))
+    largest = np.abs(found).max(axis=1, initial=0)
+    for label, gap, most in zip(kernel.labels, gaps, largest, strict=True):
+        if not np.isfinite(gap):
+            raise ValueError(
+                f"the kernel '{label}' is NaN or infinite on some of these inputs; mend it, or leave it out"
+            )
+        if gap > _ASYMMETRY * most and not kernel.symmetric:
+            raise ValueError(
+                f"the kernel '{label}' is asymmetric: k(x, x') and k(x', x) differ by {gap:.3g} on some of these "
+                f"inputs, where the largest k(x, x) is {most:.3g}; give a symmetric function"
+            )
+    return found
 
 
 @functools.lru_cache(maxsize=64)
-def _compile_diagonals(kernel: Kernel, shape: tuple[int, ...]) -> Callable[[np.ndarray], jax.Array]:
+def _compile_diagonals(kernel: Kernel, shape: tuple[int, ...]) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
     """Compiled ahead of time: before JAX 0.8 `jax.ensure_compile_time_eval` knows no loops."""
     some = jax.ShapeDtypeStruct(shape, np.float64)
-    return jax.jit(functools.partial(diagonals, kernel, MEMORY_BUDGET)).lower(some).compile()
+    return jax.jit(functools.partial(_diagonals_and_gaps, kernel, MEMORY_BUDGET)).lower(some).compile()
 
 
 def _checked(kernel: Kernel, x1: jax.Array, x2: jax.Array) -> jax.Array:

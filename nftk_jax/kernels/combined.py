@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
-from nftk_jax.kernels.neural_tangents import as_inputs
+from nftk_jax.kernels.neural_tangents import as_inputs, own_array
 from nftk_jax.settings import InputsName
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def combined_kernel(
     a, b = as_inputs(x1, x2)
     for x in (a,) if b is None else (a, b):
         kernel.check(x)
-    weights = jnp.asarray(omega).astype(a.dtype)
+    weights = own_array("omega", omega).astype(a.dtype)
     if weights.ndim != 2 or weights.shape[1] != kernel.n_kernels:
         raise ValueError(
             f"omega must have shape (n_classes, {kernel.n_kernels}), one weight for every kernel of {kernel!r}; got "

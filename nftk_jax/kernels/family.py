@@ -15,20 +15,26 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from nftk_jax.kernels.blocks import UNTRACEABLE
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.settings import ScalingName
 
 #: Row numbers up to this are exact in float32.
 _LARGEST_ROW = 2**24
+#: |K - K^T| of a Gram matrix, over its largest entry, that passes; and that inexact arithmetic may explain.
+_ROUNDING, _ROUGH_ROUNDING = 1e-5, 1e-2
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class KernelFamily(Kernel):
     r"""Kernels Theta^(1), ..., Theta^(L) of any kind, given by functions.
 
-    A function maps rows (n1, \*input_shape) and (n2, \*input_shape) to their kernel (n1, n2). JAX must be able to
-    trace it; it must be symmetric, positive semi-definite and cheap enough to be evaluated again wherever a tile is
-    needed. Two families are equal if they are one object, so that a copy shares what is compiled.
+    A function maps rows (n1, \*input_shape) and (n2, \*input_shape) to their kernel (n1, n2). It must be symmetric,
+    positive semi-definite and cheap enough to be evaluated again wherever a tile is needed. One that JAX cannot trace,
+    such as scikit-learn's ``rbf_kernel``, is called with NumPy arrays of the rows while compiled programs wait for it:
+    slower, and without gradients in the inputs; it must not call JAX itself. Two families are equal if they are one
+    object, so that a copy shares what is compiled.
 
     Args:
       functions: the kernels, at least one; a mapping from names to functions names Omega's columns.
@@ -88,24 +94,29 @@ class KernelFamily(Kernel):
         """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
 
         Args:
-          grams: Gram matrices, shape (L, n, n), float32 or float64. They stay in main memory as long as programs that
-            read them are compiled (`jax.clear_caches`).
+          grams: Gram matrices, shape (L, n, n), float32 or float64. They are copied; the copy stays in main memory as
+            long as programs that read it are compiled (`jax.clear_caches`).
 
         Raises:
-          ValueError: the matrices are not square, finite and symmetric, or have more than 2^24 rows.
+          ValueError: the matrices are not real, square, finite and symmetric, or have more than 2^24 rows.
         """
         grams = np.asarray(grams)
-        if not np.issubdtype(grams.dtype, np.floating):
-            grams = grams.astype(np.float64)
+        check_real("grams", grams)
+        # a copy always: what a caller writes to the array later on is none of the family's
+        grams = np.array(grams, None if np.issubdtype(grams.dtype, np.floating) else np.float64)
         if grams.ndim != 3 or grams.shape[1] != grams.shape[2]:
             raise ValueError(f"grams must have shape (L, n, n), one square matrix a kernel; got {grams.shape}")
         for number, gram in enumerate(grams, 1):
             if not np.isfinite(gram).all():
                 raise ValueError(f"Gram matrix {number} holds NaN or infinity")
             gap = float(np.abs(gram - gram.T).max(initial=0))
-            if gap > 1e-5 * float(np.abs(gram).max(initial=0)):
-                raise ValueError(f"Gram matrix {number} differs from its transpose by {gap:g}; give (K + K.T) / 2")
+            if gap > _ROUNDING * float(np.abs(gram).max(initial=0)):
+                raise ValueError(_asymmetric(number, gap, float(np.abs(gram).max())))
         return cls(tuple(functools.partial(_look_up, gram) for gram in grams), n_rows=grams.shape[1])
+
+    @property
+    def symmetric(self) -> bool:
+        return self.n_rows is not None  # `precomputed` has looked
 
     def __repr__(self) -> str:
         what = f"input_shape={self.input_shape}" if self.n_rows is None else f"n_rows={self.n_rows}"
@@ -141,6 +152,13 @@ class KernelFamily(Kernel):
             )
         return "none"
 
+    def diagonals(self, x: Any) -> np.ndarray:
+        try:
+            return super().diagonals(x)
+        except jax.errors.JaxRuntimeError as error:  # a function of NumPy raised: its own words come last
+            words = str(error).strip().splitlines()[-1]
+            raise ValueError(f"a function of {self!r} failed on these inputs: {words}") from error
+
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         left, right = (x.reshape(-1, *(self.input_shape or x.shape[1:])) for x in (x1, x2))
         return jnp.stack([_checked(self, number, left, right) for number in range(self.n_kernels)])
@@ -148,7 +166,16 @@ class KernelFamily(Kernel):
 
 def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """One function's kernel, if it is one."""
-    k = family.functions[number](x1, x2)
+    function = family.functions[number]
+    try:
+        k = function(x1, x2)
+    except UNTRACEABLE:
+        k = _call_back(family, number, x1, x2)
+    return _kernel(family, number, x1, x2, k).astype(x1.dtype)
+
+
+def _kernel(family: KernelFamily, number: int, x1: Any, x2: Any, k: Any) -> Any:
+    """What a function returned, if it is a kernel of these rows."""
     shape = getattr(k, "shape", None)
     if isinstance(k, tuple) or shape != (len(x1), len(x2)):
         raise ValueError(
@@ -156,7 +183,41 @@ def _checked(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) ->
             f"shape {(len(x1), len(x2))}; got {type(k).__name__} of shape {shape}; for neural_tangents use "
             "KernelFamily.from_neural_tangents"
         )
-    return k.astype(x1.dtype)
+    check_real(f"the kernel of function {number + 1} of {family!r}", k)
+    return k
+
+
+def _asymmetric(number: int, gap: float, largest: float) -> str:
+    """What is wrong with a Gram matrix that differs from its transpose."""
+    found = f"Gram matrix {number} differs from its transpose by {gap:g}"
+    if gap <= _ROUGH_ROUNDING * largest:
+        return f"{found}, more than rounding explains; give (K + K.T) / 2"
+    return (
+        f"{found}, with a largest entry of {largest:g}: it is no Gram matrix; give the kernel between all rows, those "
+        "of training and of test together, and not a block between two sets"
+    )
+
+
+def _call_back(family: KernelFamily, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """The kernel of a function that JAX cannot trace, called with arrays of NumPy whenever a program runs.
+
+    Rows and entries travel as words of 32 bits, see `_look_up`.
+    """
+    dtype, shape = np.dtype(x1.dtype), (len(x1), len(x2))
+
+    def numbers(words: Any) -> np.ndarray:
+        words = np.ascontiguousarray(words)
+        return words.view(dtype).reshape(words.shape if dtype.itemsize == 4 else words.shape[:-1])
+
+    def call(rows: Any, columns: Any) -> np.ndarray:
+        rows, columns = numbers(rows), numbers(columns)
+        k = _kernel(family, number, rows, columns, family.functions[number](rows, columns))
+        return np.ascontiguousarray(k, dtype).view(np.uint32).reshape(words.shape)
+
+    words = jax.ShapeDtypeStruct((*shape, dtype.itemsize // 4), np.uint32)
+    rows, columns = (lax.bitcast_convert_type(x, np.uint32) for x in (x1, x2))
+    found = jax.pure_callback(call, words, rows, columns, vmap_method="sequential")
+    return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
 
 
 def _look_up(gram: np.ndarray, x1: jax.Array, x2: jax.Array) -> jax.Array:

@@ -85,6 +85,11 @@ class Kernel(abc.ABC):
         return False
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the kernels are known to be symmetric, so that `diagonals` need not look."""
+        return False
+
+    @property
     @abc.abstractmethod
     def labels(self) -> tuple[KernelLabel, ...]:
         """One label for every column of Omega."""
@@ -123,7 +128,10 @@ class Kernel(abc.ABC):
         return scaling
 
     def diagonals(self, x: Any) -> np.ndarray:
-        """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p)."""
+        """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p).
+
+        Raises ValueError where JAX cannot trace `evaluate`, or its results are not finite or not symmetric.
+        """
         x = np.asarray(x)
         self.check(x)
         return blocks.float64_diagonals(self, x)
@@ -176,7 +184,8 @@ class Kernel(abc.ABC):
         """The kernels on rows.
 
         Args:
-          x: inputs, shape (n, p), float32 or float64; every process holds all of them.
+          x: inputs, shape (n, p), float32 or float64; every process holds all of them. They are not copied: leave the
+            array as it is while the rows are used.
           scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
           inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at them.
           store_bytes: what entries (or angles) that are kept between passes may take on every device.
@@ -379,8 +388,10 @@ def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None
     scale = np.average(kernel.diagonals(x), axis=1, weights=weight)
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
     if bad.size:
+        label = kernel.labels[bad[0]]
+        remedy = "use inputs that are not all zero"
+        remedy += ", or leave it out" if label.depth is None else ", a smaller `w_std` or a smaller `depth`"
         raise ValueError(
-            f"the kernel '{kernel.labels[bad[0]]}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be "
-            "scaled; use inputs that are not all zero, a smaller `w_std` or a smaller `depth`"
+            f"the kernel '{label}' has mean diagonal {scale[bad[0]]:g} on these inputs and cannot be scaled; {remedy}"
         )
     return scale

@@ -22,7 +22,16 @@ from nftk_jax.kernels.series import (
     scalar_diagonals,
     traced_series,
 )
-from nftk_jax.settings import BasisName, InputsName, KindName, MLPSettings, check_choice, check_count, check_number
+from nftk_jax.settings import (
+    BasisName,
+    InputsName,
+    KindName,
+    MLPSettings,
+    check_choice,
+    check_count,
+    check_name,
+    check_number,
+)
 
 Route = Literal["angle", "sphere", "recursion"]
 
@@ -70,6 +79,7 @@ class MLP(Kernel):
 
     def __post_init__(self) -> None:
         check_count("depth", self.depth)
+        check_name("activation", self.activation, "relu")
         parse_activation(self.activation)
         check_number("w_std", self.w_std)
         for name in ("b_std", "readout_bias"):

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from nftk_jax.kernels.activations import parse_activation
 from nftk_jax.kernels.duals import dual, from_covariance, hermite_coefficients
+from nftk_jax.preprocessing.arrays import check_real
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
@@ -90,20 +91,33 @@ def stax_layer(activation: str) -> Any:
 
 
 def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
-    """Both inputs as arrays of the floating-point type of `x1`.
+    """Both inputs as arrays of the floating-point type of `x1`, which share no memory with arrays of NumPy.
 
     Raises:
-      ValueError: they are not of shapes (n1, p) and (n2, p).
+      ValueError: they are not real, or not of shapes (n1, p) and (n2, p).
     """
-    x1 = jnp.asarray(x1)
+    x1 = own_array("x1", x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
     if x2 is not None:
-        x2 = jnp.asarray(x2).astype(x1.dtype)
+        x2 = own_array("x2", x2).astype(x1.dtype)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (x.ndim != 2 or x.shape[1:] != x1.shape[1:]):
             raise ValueError(f"x1 and x2 must have shapes (n1, p) and (n2, p); got {name} of shape {x.shape}")
     return x1, x2
+
+
+def own_array(name: str, x: ArrayLike) -> jax.Array:
+    """An array of JAX, of real numbers, whose memory a caller cannot write to.
+
+    JAX reads an array of NumPy some time after `jnp.asarray` or `jnp.array` has returned, or never copies it.
+    """
+    if hasattr(x, "__array__") and not isinstance(x, jax.Array):
+        x = np.array(x)
+        check_real(name, x)
+    x = jnp.asarray(x)
+    check_real(name, x)
+    return x
 
 
 def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:

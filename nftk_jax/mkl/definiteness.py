@@ -1,4 +1,4 @@
-"""Which kernels of a family are not positive semi-definite: increments of depth need not be."""
+"""Which kernels of a family are none: not finite, or not positive semi-definite, as increments of depth may be."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
     """
     rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
     return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
+
+
+def check_finite(k: jax.Array | np.ndarray, labels: Sequence[object]) -> None:
+    """Raise ValueError if a kernel has entries that are NaN or infinite.
+
+    Args:
+      k: kernels, shape (L, n, n).
+      labels: what the message calls them, L of them.
+    """
+    bad = np.flatnonzero(~np.isfinite(np.asarray(k.sum(axis=(1, 2)))))
+    if bad.size:
+        raise ValueError(
+            f"the kernel '{labels[bad[0]]}' is NaN or infinite between some of the training rows; mend it, leave it "
+            "out, or leave these rows out"
+        )
 
 
 def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:

@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.errors import TraceContextError
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from nftk_jax.path_kernels.checks import check_params, check_samples
 
 Array = jax.Array
 Apply = Callable[[Any, Array], Array]
@@ -57,7 +60,7 @@ class Line(NamedTuple):
 class Network:
     """A function f(params, x) of a batch, taken apart into its parameters and the dense layers among them.
 
-    Made by `trace_network`. Samples must not see one another (no batch normalisation in training mode).
+    Made by `trace_network`, which refuses a network whose samples see one another.
 
     Attributes:
       apply: f(params, x), x of shape (m, ...), values of shape (m, n_outputs).
@@ -159,24 +162,43 @@ def trace_network(apply: Apply, params: Any, x: Any) -> Network:
     """Take a network apart: which of its parameters are dense layers.
 
     Args:
-      apply: f(params, x) for x of shape (m, ...), values of shape (m, n_outputs); for a flax nnx module the function
-        ``lambda params, x: nnx.merge(graphdef, params)(x)`` with ``graphdef, params = nnx.split(module)``.
-      params: a tree of float arrays.
-      x: a batch of samples; only its shape and dtype matter.
+      apply: f(params, x) for x of shape (m, ...), values of shape (m, n_outputs). Row i of the values must depend on
+        x[i] alone, and the call must change no state.
+      params: a tree of arrays, all of float32 or all of float64.
+      x: a batch of samples, m >= 1; on a few of them `apply` is compared with itself on single samples.
 
     Returns:
       The network.
 
     Raises:
-      ValueError: the function does not return one row of outputs a sample, or a parameter is not a float array.
+      ValueError: `params` hold something else; or `apply` does not return one row of finite outputs a sample, mixes
+        samples, is random, or changes the state of a module.
+
+    A flax nnx module holds more than parameters: running statistics, counters, keys. They stay as they are, in `rest`:
+
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> class Classifier(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.hidden, self.readout = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+    ...         self.norm, self.dropout = nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.readout(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
+    >>> module = Classifier(nnx.Rngs(0))
+    >>> module.eval()
+    >>> graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    >>> network = trace_network(lambda params, x: nnx.merge(graphdef, params, rest)(x), params, np.eye(5))
+    >>> len(network.names), network.n_outputs
+    (6, 3)
     """
+    check_params(params)
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     names = tuple(jax.tree_util.keystr(path) for path, _ in paths)
-    for name, (_, leaf) in zip(names, paths, strict=True):
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"every parameter must be an array of floats; {name} is {type(leaf).__name__}")
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in paths)
-    return _trace(apply, tree, names, shapes, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    network = _trace(apply, tree, names, shapes, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    check_samples(network, [leaf for _, leaf in paths], x)
+    return network
 
 
 @functools.lru_cache(maxsize=64)
@@ -186,11 +208,19 @@ def _trace(apply: Apply, tree, names: tuple[str, ...], shapes: tuple[jax.ShapeDt
     def one(leaves, z):
         return apply(jax.tree_util.tree_unflatten(tree, leaves), z[None])
 
-    out = jax.eval_shape(one, shapes, sample)
+    try:
+        out = jax.eval_shape(one, shapes, sample)
+    except TraceContextError as error:
+        raise ValueError(
+            f"apply must not change the state of a module ({error}); put BatchNorm and Dropout in evaluation mode, "
+            "module.eval()"
+        ) from error
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != 1:
         raise ValueError(
             f"the network must return an array of shape (m, n_outputs) for m samples; for one it returned {out}"
         )
+    if out.dtype != (dtype := jax.dtypes.canonicalize_dtype(shapes[0].dtype)):
+        raise ValueError(f"the network must return {dtype}, as its parameters are; it returned {out.dtype}")
     jaxpr = jax.make_jaxpr(lambda leaves, z: one(leaves, z)[0])(shapes, sample)
     found = _find_dense(jaxpr, shapes, sample)
     return Network(

@@ -24,12 +24,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.path_kernels.checks import as_samples, check_finite, check_samples
 from nftk_jax.path_kernels.gradient_sums import Summation
 from nftk_jax.path_kernels.gradients import Array, Factor, Line, Network
 from nftk_jax.path_kernels.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
@@ -77,8 +78,9 @@ class PathTerms:
 
     @property
     def relative_error(self) -> float:
-        """`max_abs_error` over max |output|."""
-        return self.max_abs_error / float(np.abs(self.output).max())
+        """`max_abs_error` over max |output|; infinite where all outputs are zero and the reconstruction is not."""
+        error, largest = self.max_abs_error, float(np.abs(self.output).max())
+        return error / largest if largest else (np.inf if error else 0.0)
 
 
 def path_terms(
@@ -94,7 +96,7 @@ def path_terms(
 
     Args:
       trajectory: the training.
-      x: queries, shape (n_queries, ...), dtype of the training inputs.
+      x: queries, shape (n_queries, ...), of the training inputs' kind: floats, or whole numbers.
       rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
       tolerance: bound on the error of the quadrature as a share of max |f|, kept by bisecting intervals; None applies
         the rule once a step.
@@ -105,7 +107,10 @@ def path_terms(
       The terms and what they add up to.
 
     Raises:
-      ValueError: the tolerance is not positive.
+      ValueError: the tolerance is not positive; the queries are not of the training inputs' shape and kind, not finite,
+        or see one another in the network; a term is not finite.
+      ArithmeticError: quadrature errors are not finite, or bisection does not lower them, as where the network computes
+        in half precision inside.
     """
     walk = _Walk(trajectory, x, rule or gauss_legendre(8), tolerance, memory_bytes)
     settings, names = trajectory.settings, trajectory.network.names
@@ -119,6 +124,7 @@ def path_terms(
         regulariser[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
         intervals += len(step.intervals)
         errors[tile] += np.bincount(step.intervals.query, step.intervals.error, len(step.with_params))
+    check_finite("the terms", terms)
     return PathTerms(
         terms=np.moveaxis(terms, 1, 2),
         start=walk.start,
@@ -173,9 +179,12 @@ def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | No
 
     Returns:
       Shape (n_parameters, n1, n_outputs, n2, n_outputs), float64.
+
+    Raises:
+      ValueError: samples are not of the training inputs' shape and kind, not finite, or see one another.
     """
     rule = rule or gauss_legendre(8)
-    x1, x2 = jnp.asarray(x1, trajectory.x.dtype), jnp.asarray(x2, trajectory.x.dtype)
+    x1, x2 = _as_queries("x1", x1, trajectory), _as_queries("x2", x2, trajectory)
     total = 0.0
     for _, start, step in trajectory.points():
         total = total + np.asarray(_kernel_along(trajectory.network, rule, start, step, x1, x2), np.float64)
@@ -192,6 +201,23 @@ def _kernel_along(network: Network, rule: Rule, start, step, x1: Array, x2: Arra
     nodes, weights = (jnp.asarray(values, start[0].dtype) for values in rule)
     empty = jnp.zeros_like(jax.eval_shape(at, nodes[0]))
     return jax.lax.scan(lambda total, node: (total + node[1] * at(node[0]), None), empty, (nodes, weights))[0]
+
+
+def _as_queries(name: str, x: Any, trajectory: Trajectory) -> Array:
+    """Queries in the dtype of the training inputs.
+
+    Raises:
+      ValueError: they are not of the training inputs' shape and kind, not finite, or see one another in the network.
+    """
+    x, like = as_samples(name, x, trajectory.start[0].dtype), trajectory.x
+    if x.shape[1:] != like.shape[1:] or not np.can_cast(x.dtype, like.dtype, "same_kind"):
+        raise ValueError(
+            f"{name} must hold samples of shape {like.shape[1:]} and dtype {like.dtype}, as the training inputs; "
+            f"got {x.shape[1:]}, {x.dtype}"
+        )
+    x = x.astype(like.dtype)
+    check_samples(trajectory.network, trajectory.end, x)
+    return x
 
 
 def as_slice(rows: np.ndarray, n: int) -> np.ndarray | slice:
@@ -227,14 +253,15 @@ class _Walk:
         check_tolerance(tolerance)
         network, settings = trajectory.network, trajectory.settings
         size, dtype = trajectory.batches.shape[1], trajectory.start[0].dtype
-        self.trajectory, self.x = trajectory, jnp.asarray(x, trajectory.x.dtype)
+        self.trajectory, self.x = trajectory, _as_queries("x", x, trajectory)
         self.output = np.asarray(trajectory.network.output(trajectory.end, self.x), np.float64)
+        check_finite("the trained network's outputs", self.output)
         self.start = np.asarray(trajectory.network.output(trajectory.start, self.x), np.float64)
         largest = float(np.abs(self.output).max())
         self._allowed = None if tolerance is None else tolerance * largest / settings.steps
         self._rounding = largest * float(jnp.finfo(dtype).eps)
         self._sums = Summation(network, rule, size, settings.momentum > 0, str(dtype))
-        self._queries = max(1, min(len(x), memory_bytes // self._sums.query_bytes()))
+        self._queries = max(1, min(len(self.x), memory_bytes // self._sums.query_bytes()))
         self._chunk = self._sums.chunk(self._queries)
 
     def steps(self, report: Report) -> Iterator[tuple[slice, _Step]]:

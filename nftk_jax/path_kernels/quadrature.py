@@ -27,6 +27,8 @@ from nftk_jax.settings import check_number
 _ROUNDING = 16
 #: Bisections of one interval at most: beyond, a float32 no longer tells its ends apart.
 _DEEPEST = 20
+#: Intervals of a query that are bisected at once, at most: jumps need one each, errors that never fall need all.
+_WIDEST = 2**13
 
 
 class Rule(NamedTuple):
@@ -162,15 +164,30 @@ def refine(measure: Callable[[Intervals], np.ndarray], n_queries: int, *, allowe
 
     Returns:
       The intervals with their errors.
+
+    Raises:
+      ArithmeticError: errors are not finite, or do not fall with the intervals, as where the network rounds to half
+        precision inside.
     """
     new = Intervals.whole(n_queries)
     settled: list[Intervals] = []
     for depth in range(_DEEPEST + 1):
         new = dataclasses.replace(new, error=measure(new))
+        if not np.isfinite(new.error).all():
+            raise ArithmeticError(
+                "quadrature errors are not finite: the network has no finite derivative along a step, as of sqrt at 0; "
+                "smooth it, or do without a `tolerance`"
+            )
         every = join([*settled, new])
         bisect = _worst(every, n_queries, allowed) & (every.error > _ROUNDING * scale)
         if not bisect.any() or depth == _DEEPEST:
             return every
+        if bisect.sum() > _WIDEST * n_queries:
+            raise ArithmeticError(
+                f"quadrature errors do not fall: after {depth} bisections of a step {bisect.sum()} intervals of "
+                f"{n_queries} queries are above the tolerance; let apply compute in the precision of its parameters, "
+                "or raise `tolerance`"
+            )
         settled, new = [every.take(~bisect)], every.take(bisect).halves()
     raise AssertionError
 

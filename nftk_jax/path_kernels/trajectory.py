@@ -22,6 +22,7 @@ import numpy as np
 
 from nftk_jax.finite.settings import LossName
 from nftk_jax.finite.training import DivergenceError, mean_loss
+from nftk_jax.path_kernels.checks import as_samples, check_params
 from nftk_jax.path_kernels.gradients import Apply, Array, Network, trace_network
 from nftk_jax.path_kernels.settings import DescentSettings
 
@@ -146,19 +147,24 @@ def record_trajectory(
 
     Args:
       problem: what is minimised.
-      params: where to start, a tree of float arrays of one dtype, which is the dtype of all arithmetic.
+      params: where to start, a tree of arrays, all of float32 or all of float64, which is the dtype of all arithmetic;
+        of a flax nnx module its nnx.Param alone, see `trace_network`.
       settings: of the descent.
       batches: rows of every step, shape (steps, batch_size), from `draw_batches`; all rows where None.
       memory_bytes: what the kept parameters may take; below it every step is kept.
       report: called with the stage "train", the steps done and their number.
 
     Raises:
-      ValueError: the shapes do not match.
-      DivergenceError: the loss is no longer finite, or a hundred times what it was at the start.
+      ValueError: the shapes do not match; x or y hold NaN or infinity; `params` or `apply` are refused by
+        `trace_network`, for one thing because samples of a batch see one another.
+      DivergenceError: the loss is not finite, or a hundred times what it was at the start.
     """
-    network, start = trace_network(problem.apply, params, problem.x), jax.tree_util.tree_leaves(params)
-    batches = _check_shapes(problem, network.n_outputs, settings, batches)
-    x, y = jnp.asarray(problem.x), jnp.asarray(problem.y, start[0].dtype)
+    dtype = check_params(params)
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), params)  # copies: a trajectory owns its memory
+    x, y = as_samples("x", problem.x, dtype), as_samples("y", problem.y, dtype)
+    network, start = trace_network(problem.apply, params, x), jax.tree_util.tree_leaves(params)
+    batches = _check_shapes(len(x), y, network.n_outputs, settings, batches)
+    y = y.astype(dtype)
     size = sum(leaf.nbytes for leaf in start)
     stride = settings.steps if size * settings.steps <= memory_bytes else math.ceil(math.sqrt(2 * settings.steps))
     state = start, [jnp.asarray(np.zeros(leaf.shape), leaf.dtype) for leaf in start]
@@ -188,14 +194,14 @@ def record_trajectory(
 
 
 def _check_shapes(
-    problem: Problem, n_outputs: int, settings: DescentSettings, batches: np.ndarray | None
+    n: int, y: Array, n_outputs: int, settings: DescentSettings, batches: np.ndarray | None
 ) -> np.ndarray:
     """Raise ValueError for targets or batches that do not match; the batches, all rows where they are None."""
-    n = len(problem.x)
-    if problem.y.shape != (n, n_outputs):
-        raise ValueError(f"y must have shape ({n}, {n_outputs}); got {problem.y.shape}")
+    if y.shape != (n, n_outputs) or jnp.iscomplexobj(y):
+        raise ValueError(f"y must be real, of shape ({n}, {n_outputs}); got {y.dtype}, {y.shape}")
     if batches is None:
         return np.broadcast_to(np.arange(n, dtype=np.int32), (settings.steps, n))
+    batches = np.array(batches)
     if batches.ndim != 2 or len(batches) != settings.steps or batches.min() < 0 or batches.max() >= n:
         raise ValueError(f"batches must hold rows below {n} in shape ({settings.steps}, batch_size)")
     if (np.diff(np.sort(batches, axis=1)) == 0).any():
@@ -236,6 +242,8 @@ def _scan_steps(network: Network, loss: Loss, numbers, data, state: State, batch
 
 def _check(losses: np.ndarray, params: list[Array], settings: DescentSettings) -> None:
     """Raise where the training has diverged."""
+    if not np.isfinite(losses[0]):
+        raise DivergenceError(f"the loss is {losses[0]:.3g} before the first step: start with smaller parameters")
     bad = ~np.isfinite(losses) | (losses > DIVERGED * losses[0])
     if not bad.any() and not all(bool(jnp.isfinite(leaf).all()) for leaf in params):
         bad[-1] = True

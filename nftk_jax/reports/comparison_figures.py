@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +110,4 @@ def draw_training(metrics: Metrics) -> figures.Figure:
 def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
     """Draw every figure and write it as PNG; the files by figure: "omegas", "accuracies", "training"."""
     draw = {"omegas": draw_omegas, "accuracies": draw_accuracies, "training": draw_training}
-    paths = {}
-    for name, function in draw.items():
-        paths[name] = directory / f"{name}.png"
-        function(metrics).savefig(paths[name], dpi=figures.DPI, facecolor="white")
-    return paths
+    return figures.save({name: partial(function, metrics) for name, function in draw.items()}, directory)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -29,6 +32,34 @@ RANK_LEVEL = 1e-3
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")  # Okabe and Ito
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """matplotlib's own defaults meanwhile, with the font that it brings: a user's matplotlibrc may ask for LaTeX."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def save(drawings: Mapping[str, Callable[[], Figure | None]], directory: Path) -> dict[str, Path]:
+    """Draw figures with `own_settings` and write each as PNG into a directory; the files by name, without None."""
+    paths = {}
+    with own_settings():
+        for name, draw in drawings.items():
+            figure = draw()
+            if figure is not None:
+                paths[name] = directory / f"{name}.png"
+                figure.savefig(paths[name], dpi=DPI, facecolor="white")
+    return paths
+
+
+def try_drawing() -> None:
+    """Draw a figure with text and formula for nobody, to learn before any work whether it can be done."""
+    with own_settings():
+        figure = Figure(figsize=(1, 1))
+        figure.text(0.5, 0.5, r"text $\Omega^\top$")
+        FigureCanvasAgg(figure).print_png(io.BytesIO())
 
 
 def new_figure(height: float) -> Figure:

@@ -5,6 +5,7 @@ Every `draw_*` returns a matplotlib Figure that belongs to nobody else: no pyplo
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -240,10 +241,4 @@ def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
         "search": draw_search,
         "identifiability": draw_identifiability,
     }
-    paths = {}
-    for name, function in draw.items():
-        figure = function(metrics)
-        if figure is not None:
-            paths[name] = directory / f"{name}.png"
-            figure.savefig(paths[name], dpi=figures.DPI, facecolor="white")
-    return paths
+    return figures.save({name: partial(function, metrics) for name, function in draw.items()}, directory)

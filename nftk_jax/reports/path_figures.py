@@ -135,18 +135,13 @@ def save_figures(
     Returns:
       The files by figure: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
     """
-    drawn = {
-        "reconstruction": draw_reconstruction(metrics, output, rebuilt),
-        "influences": draw_influences(metrics, x_train, x_test, image_shape),
-        "layers": draw_layers(metrics),
-        "classes": draw_classes(metrics),
+    drawings = {
+        "reconstruction": lambda: draw_reconstruction(metrics, output, rebuilt),
+        "influences": lambda: draw_influences(metrics, x_train, x_test, image_shape),
+        "layers": lambda: draw_layers(metrics),
+        "classes": lambda: draw_classes(metrics),
     }
-    paths = {}
-    for name, figure in drawn.items():
-        if figure is not None:
-            paths[name] = directory / f"{name}.png"
-            figure.savefig(paths[name], dpi=figures.DPI, facecolor="white")
-    return paths
+    return figures.save(drawings, directory)
 
 
 def _image(ax: figures.Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -181,6 +181,23 @@ def test_settings_that_refuse_a_flag_end_in_one_line_about_the_flag(monkeypatch,
     )
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "╭─ Unrecognized options ───────╮\n│ Unrecognized options: --depht │\n╰──────────────────────────────╯",
+        "Error\nUnrecognized options\nUnrecognized options: --depht",
+    ],
+)
+def test_a_title_that_the_parser_repeats_is_said_once(printed, monkeypatch, run):
+    def refuse(*_, **__):
+        print(printed, file=sys.stderr)  # noqa: T201
+        raise SystemExit(2)
+
+    monkeypatch.setattr(command_line.tyro, "cli", refuse)
+    result = run(lambda: command_line.run(print, Config, prog="p", description=""))
+    assert result == (2, "", "p: Unrecognized options: --depht\n")
+
+
 def test_help_does_not_wait_for_numpy_or_jax():
     code = (
         "import sys\nsys.argv = ['x', '--help']\n"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nftk_jax.datasets import DataError, archive, load_dataset
+from nftk_jax.datasets import DataError, archive, load_dataset, load_inputs
 
 _X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
 _ARRAYS = {"x_train": _X, "y_train": np.arange(40) % 2, "x_test": _X[:4], "y_test": np.arange(4) % 2}
@@ -122,3 +122,25 @@ def test_corrupted_bytes_give_the_same_data_or_a_data_error(
         warnings.simplefilter("ignore", UserWarning)  # numpy's, for headers that look as if Python 2 wrote them
         found = load_dataset(str(path)).sha256
     assert found == expected
+
+
+def test_labels_that_are_no_text_are_named(tmp_path: pathlib.Path) -> None:
+    labels = {key: np.array(["\udcfc", "b"])[y] for key, y in _ARRAYS.items() if key[0] == "y"}
+    np.savez(tmp_path / "file.npz", **{**_ARRAYS, **labels})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"the label '\\udcfc' is no text"):
+        load_dataset(str(tmp_path / "file.npz"))
+
+
+def test_files_of_other_kinds_are_told_what_is_expected(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name, message in (
+        ("table.csv", r"is a file of another kind \(\.csv\); expected a file ending in \.npz, with the arrays.*savez"),
+        ("", r"is a directory; expected a file ending in \.npz, with the arrays x_train, y_train, x_test, y_test$"),
+        ("array.npz", r"is a \.npy file, one array without a name; expected a \.npz archive"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_dataset(f"{tmp_path}/{name}".rstrip("/"))
+    with pytest.raises(DataError, match=r"is a \.npy file"):
+        load_inputs(tmp_path / "array.npz")

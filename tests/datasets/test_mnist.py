@@ -178,12 +178,30 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path) -> None:
 @pytest.mark.usefixtures("sets")
 def test_without_files_or_network_one_line_says_what_to_put_where(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError) as caught:
-        load_dataset("mnist", data_dir=tmp_path / "data")
+        load_dataset("mnist", data_dir=tmp_path)
     message = str(caught.value)
     assert "\n" not in message
-    for part in (*FILES.values(), "mnist.npz", str(tmp_path / "data" / "mnist"), "`data_dir`", "$NFTK_DATA", "refused"):
+    for part in (*FILES.values(), "mnist.npz", str(tmp_path / "mnist"), "`data_dir`", "$NFTK_DATA", "refused"):
         assert part in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("sets")
+def test_a_data_directory_that_is_none_is_refused_before_the_network_is_asked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(mnist.download, "fetch", ask)
+    monkeypatch.delenv("NFTK_DATA", raising=False)
+    (tmp_path / "file").write_text("no directory")
+    for name, reason in (("absent", "absent does not exist; make it"), ("file", "file is a file; name a directory")):
+        with pytest.raises(DataError, match=reason):
+            load_dataset("mnist", data_dir=tmp_path / name)
+        monkeypatch.setenv("NFTK_DATA", str(tmp_path / name))
+        with pytest.raises(DataError, match=reason):
+            load_dataset("mnist")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -218,6 +236,7 @@ def test_an_absent_set_is_fetched_once_from_the_mirror_that_answers(
     sets["mnist"] = dataclasses.replace(sets["mnist"], mirrors=mirrors)
     calls: list[tuple[str, int, int]] = []
     home = tmp_path / "data"
+    home.mkdir()
     first = load_dataset("mnist", data_dir=home, report=lambda *call: calls.append(call))
     assert sorted(path.name for path in (home / "mnist").iterdir()) == sorted(ZIPPED["mnist"])
     assert [call[0] for call in calls if call[1] == call[2]] == [
@@ -233,7 +252,7 @@ def test_a_mirror_with_the_other_set_is_refused(
 ) -> None:
     sets["mnist"] = dataclasses.replace(sets["mnist"], mirrors=(f"{mirror}fashion-mnist/",))
     with pytest.raises(DataError, match=r"wrong contents|bytes"):
-        load_dataset("mnist", data_dir=tmp_path / "data")
+        load_dataset("mnist", data_dir=tmp_path)
 
 
 def test_an_interrupted_fetch_is_taken_up_again(
@@ -242,6 +261,7 @@ def test_an_interrupted_fetch_is_taken_up_again(
     sets["mnist"] = dataclasses.replace(sets["mnist"], mirrors=(f"{mirror}mnist/",))
     served, hidden = tmp_path / "mirror" / "mnist" / f"{FILES['x_test']}.gz", tmp_path / "hidden"
     served.rename(hidden)
+    (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz could not be fetched"):
         load_dataset("mnist", data_dir=tmp_path / "data")
     hidden.rename(served)

@@ -148,7 +148,7 @@ def test_missing_arrays_are_listed_with_those_found(tmp_path: pathlib.Path) -> N
         ("folder.npz", "folder.npz is a directory"),
         ("text.npz", r"text.npz is not a \.npz archive"),
         ("empty.npz", r"empty.npz is not a \.npz archive"),
-        ("array.npz", r"array.npz is not a \.npz archive"),
+        ("array.npz", r"array.npz is a \.npy file, one array without a name"),
         ("socket.npz", "socket.npz is not a regular file"),
         ("x" * 300 + ".npz", r"is not a \.npz archive.*too long"),
         ("line\nbreak.npz", "line break.npz does not exist"),
@@ -189,7 +189,8 @@ def test_the_closest_name_is_suggested(name: str, closest: str) -> None:
         ({"n_train": 2}, r"n_train=2 cannot hold all 3 classes"),
         ({"n_test": 0}, r"n_test must be a whole number from 1 to 9, .* got 0"),
         ({"n_test": 10}, r"n_test must be a whole number from 1 to 9"),
-        ({"seed": -1}, r"seed must be a whole number, zero or more; got -1"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 4294967295; got -1"),
+        ({"seed": 2**32}, r"seed must be a whole number from 0 to 4294967295; got 4294967296"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(save: Save, request_: dict, message: str) -> None:

@@ -169,6 +169,13 @@ def test_divergence_is_named_with_the_epoch_and_the_seeds(data):
         trained(NFTK, TrainSettings(batch_size=4, learning_rate=50.0), 1e3 * x, y, seeds=[0, 1], epochs=3)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5, True])
+def test_seeds_that_jax_would_cut_to_32_bits_are_refused(seed):
+    """JAX's keys of S and of S + 2^32 are one in float32, and 2^63 is an error of C."""
+    with pytest.raises(ValueError, match=r"^seed must be a whole number from 0 to 4294967295; got"):
+        start_training(NFTK, TrainSettings(), [0, seed], np.float32)
+
+
 def test_progress_and_misuse(data):
     x, y = data
     told = []

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics.pairwise
 
+from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
 from nftk_jax.kernels import blocks
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.kernel import unit_diagonal_scale
+from nftk_jax.kernels.kernel import Kernel, KernelLabel, unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import depth_ntks, stax
 from nftk_jax.kernels.precision import enable_x64
@@ -160,7 +162,16 @@ def test_a_copy_is_the_family_itself(dense):
         (lambda: KernelFamily.precomputed(np.eye(3)), r"shape \(L, n, n\)"),
         (lambda: KernelFamily.precomputed(np.ones((2, 3, 4))), r"shape \(L, n, n\)"),
         (lambda: KernelFamily.precomputed(np.full((1, 2, 2), np.nan)), "matrix 1 holds NaN"),
-        (lambda: KernelFamily.precomputed([np.eye(2), [[1, 2], [0, 1]]]), "matrix 2 differs from its transpose by 2"),
+        (
+            lambda: KernelFamily.precomputed([np.eye(2), [[1, 2], [0, 1]]]),
+            "matrix 2 differs from its transpose by 2, .* all rows, those of training and of test together",
+        ),
+        (
+            lambda: KernelFamily.precomputed([[[1, 0.5001], [0.5, 1]]]),
+            r"differs from its transpose by 0.0001, .*\(K \+ K.T\) / 2",
+        ),
+        (lambda: KernelFamily.precomputed(np.eye(2)[None] + 1j), "real numbers; got values of type complex128"),
+        (lambda: KernelFamily.precomputed(np.ones((1, 2, 2), "m8[D]")), r"real numbers; got .* timedelta64\[D\]"),
     ],
 )
 def test_what_is_no_family_is_refused_in_one_line(make, message):
@@ -206,3 +217,93 @@ def test_a_mapping_names_the_columns(dense):
     assert [str(label) for label in dense.labels] == ["kernel 1", "kernel 2", "kernel 3"]
     x = np.ones((3, 4), np.float32)
     np.testing.assert_array_equal(combined_kernel(named, np.eye(2), x), combined_kernel(dense, np.eye(3)[:2], x))
+
+
+def test_precomputed_grams_stay_as_they_were_given(rng):
+    z = rng.normal(size=(1, 9, 3))
+    gram, rows = z @ z.swapaxes(1, 2), np.arange(9.0)[:, None]
+    known, given = KernelFamily.precomputed(gram), gram.copy()
+    gram[:] = 0
+    with enable_x64():
+        np.testing.assert_array_equal(combined_kernel(known, np.ones((1, 1)), rows), given)
+
+
+def periodic(x1, x2):
+    """By NumPy, with a decision on values."""
+    distance = np.abs(np.asarray(x1)[:, None, 0] - np.asarray(x2)[None, :, 0])
+    return np.exp(-2 * np.sin(distance) ** 2) if distance.max() >= 0 else distance
+
+
+NUMPY = {"rbf": sklearn.metrics.pairwise.rbf_kernel, "periodic": periodic}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("estimator", [NFTKClassifier, NFTKRegressor])
+def test_functions_of_numpy_are_kernels_like_their_precomputed_grams(estimator, precision, rng):
+    x, rows = rng.normal(size=(60, 3)), np.arange(60.0)[:, None]
+    y = np.sin(x[:, 0]) if estimator is NFTKRegressor else (x[:, 0] > x[:, 1]).astype(int)
+    rounded = x.astype(precision)
+    grams = np.stack([function(rounded, rounded) for function in NUMPY.values()])
+    called = estimator(kernel=KernelFamily(NUMPY), scaling="none", precision=precision).fit(x[:45], y[:45])
+    known = estimator(kernel=KernelFamily.precomputed(grams), precision=precision).fit(rows[:45], y[:45])
+    tolerance = {"float32": 1e-4, "float64": 1e-10}[precision]
+    np.testing.assert_allclose(called.omega_, known.omega_, atol=tolerance)
+    np.testing.assert_allclose(called.predict(x[45:]), known.predict(rows[45:]), atol=tolerance)
+    if isinstance(called, NFTKRegressor) and isinstance(known, NFTKRegressor):
+        deviations = [one.predict(new, return_std=True)[1] for one, new in ((called, x), (known, rows))]
+        np.testing.assert_allclose(deviations[0], deviations[1], atol=10 * tolerance)
+
+
+def test_functions_of_numpy_are_called_from_threads_in_float64_and_multiplied(rng, x64):
+    family, x, v = KernelFamily([NUMPY["rbf"]]), rng.normal(size=(300, 3)), rng.normal(size=(300, 1))
+    truth = sklearn.metrics.pairwise.rbf_kernel(x)
+    np.testing.assert_allclose(combined_kernel(family, np.ones((1, 1)), x)[0], truth, rtol=1e-14)
+    np.testing.assert_allclose(family.bind(x).apply(np.ones((1, 1)), v), truth @ v, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x1, x2: jnp.full((len(x1), len(x2)), jnp.nan), "'mine' is NaN or infinite on some of these inputs"),
+        (lambda x1, x2: np.full((len(x1), len(x2)), np.nan), "'mine' is NaN or infinite on some of these inputs"),
+        (
+            lambda x1, x2: x1 @ np.triu(np.ones((3, 3))) @ x2.T,
+            r"'mine' is asymmetric: k\(x, x'\) and k\(x', x\) differ",
+        ),
+        (lambda x1, x2: x1 @ x2.T + 0j, "function 2 of .* must hold real numbers; got values of type complex128"),
+        (
+            lambda x1, x2: np.exp(x1),
+            r"function 2 of .* to a kernel of shape \(16, 16\); got ndarray of shape \(16, 3\)",
+        ),
+        (sklearn.metrics.pairwise.chi2_kernel, "failed on these inputs: ValueError: X contains negative values"),
+        (
+            lambda x1, x2: jnp.zeros((len(x1), len(x2))),
+            "mean diagonal 0 .*; use inputs that are not all zero, or leave it",
+        ),
+        (
+            lambda x1, x2: jnp.where(abs(x1[:, :1] - x2[:, 0]) > 3, jnp.nan, jnp.exp(-abs(x1[:, :1] - x2[:, 0]))),
+            "'mine' is NaN or infinite",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ridge", ["auto", 0.1])
+def test_what_is_no_kernel_is_refused_by_its_name_before_it_is_solved(function, message, ridge, rng):
+    x = np.sort(rng.normal(size=(60, 3)), axis=0)
+    family = KernelFamily({"good": lambda x1, x2: x1 @ x2.T, "mine": function})
+    with pytest.raises(ValueError, match=message) as caught:
+        NFTKRegressor(kernel=family, ridge=ridge, scaling="none").fit(x, x[:, 0])
+    assert "\n" not in str(caught.value)
+    assert "w_std" not in str(caught.value)
+
+
+def test_a_class_of_ones_own_that_jax_cannot_trace_is_refused():
+    class Own(Kernel):
+        @property
+        def labels(self):
+            return (KernelLabel("own"),)
+
+        def evaluate(self, x1, x2):
+            return periodic(x1, x2)[None]
+
+    with pytest.raises(ValueError, match=r"JAX cannot trace Own.evaluate .*; write it with jax.numpy"):
+        Own().diagonals(np.ones((4, 1)))

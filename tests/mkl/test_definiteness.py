@@ -11,7 +11,7 @@ from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.kernel import unit_diagonal_scale
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
-from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, indefinite_kernels, least_eigenvalues
+from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, check_finite, indefinite_kernels, least_eigenvalues
 from nftk_jax.settings import LearnSettings, gather
 
 
@@ -55,3 +55,12 @@ def test_a_fit_warns_of_indefinite_increments_and_explains_a_failed_solve(monkey
         pytest.raises(ArithmeticError, match=r"no kernel matrix\. An increment of depth need not be positive"),
     ):
         learn(rows, kernel, settings)
+
+
+def test_a_kernel_that_is_not_finite_is_named():
+    k = np.stack([np.eye(5)] * 3)
+    check_finite(k, "abc")
+    for value in (np.nan, np.inf):
+        k[1, 4, 0] = value
+        with pytest.raises(ValueError, match="the kernel 'b' is NaN or infinite between some of the training rows"):
+            check_finite(k, "abc")
