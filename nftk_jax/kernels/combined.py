@@ -171,7 +171,7 @@ def _combine(
 ) -> jax.Array:
     """The combined kernels of one part."""
     series = kernel.series(x1, x2, inputs)
-    traced, wide = isinstance(x1, Tracer), _widen(kernel, series, x1, x2)
+    traced, wide = isinstance(x1, Tracer), _widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
     if series is None:
         if x2 is not None:
             return _rectangle(kernel, budget, omega, *wide)
@@ -185,17 +185,13 @@ def _combine(
     return _series_gram(plan, omega, arrays, wide[0])
 
 
-def _widen(
-    kernel: Kernel, series: KernelSeries | None, x1: jax.Array, x2: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """The inputs with columns that change no kernel, so that few numbers of features are compiled."""
-    size = padded_features(x1.shape[1])
-    arrays = [x for x in (x1, x2) if x is not None]
-    if size == x1.shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
-        return x1, x2
+def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> list[jax.Array]:
+    """Inputs with columns that change no kernel, so that few numbers of features are compiled."""
+    size = padded_features(arrays[0].shape[1])
+    if size == arrays[0].shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
+        return list(arrays)
     widen = kernel.widened if series is None else pad_features
-    wide = [jnp.asarray(widen(np.asarray(x), size)) for x in arrays]
-    return wide[0], wide[1] if len(wide) > 1 else None
+    return [jnp.asarray(widen(np.asarray(x), size)) for x in arrays]
 
 
 def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[tiles.Plan, KernelSeries]:

@@ -27,8 +27,8 @@ class _Arrays(NamedTuple):
 
     k_train: jax.Array
     k_held: jax.Array
-    y_train: jax.Array
-    y_held: jax.Array
+    y_train: jax.Array | np.ndarray
+    y_held: jax.Array | np.ndarray
     ridge: jax.Array
     share: jax.Array
 
