@@ -60,3 +60,14 @@ def test_another_covariance_is_refused(data):
     x, y, x_new = data
     with pytest.raises(ValueError, match="covariance must be one of ntk, nngp"):
         NFTKRegressor(depth=1).fit(x, y).predict(x_new, return_std=True, covariance="rbf")
+
+
+def test_deviations_of_a_float32_model_are_those_of_float64(data):
+    """At small ridges they are small differences of large numbers, which float32 does not hold."""
+    x, y, x_new = data
+    both = np.vstack([x, x_new])
+    single, double = (
+        NFTKRegressor(depth=3, weights="uniform", ridge=1e-6, precision=precision).fit(x, y).predict(both, True)[1]
+        for precision in ("float32", "float64")
+    )
+    np.testing.assert_allclose(single, double, rtol=1e-5)
