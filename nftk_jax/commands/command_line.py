@@ -160,6 +160,8 @@ def _one_line(text: str) -> str:
 
 def _set_up_libraries() -> None:
     """Make the libraries independent of what a user has set for other programs."""
+    for strict in ("JAX_NUMPY_RANK_PROMOTION", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD"):
+        os.environ.pop(strict, None)  # people set them for their own code
     os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with a name that it does not know
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its notes on a home that it cannot write
     if (note := use_compilation_cache()) is not None:

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.finite.networks import Dense, NetworkSettings, NFTKNetwork, Params, build
+from nftk_jax.kernels.precision import lenient_jax
 
 #: Name of Omega's own part of the tangent kernel.
 OMEGA = "omega"
 
 
+@lenient_jax()
 def empirical_ntk_by_layer(
     settings: NetworkSettings,
     params: Params,
@@ -62,6 +64,7 @@ def empirical_ntk_by_layer(
     return kernels
 
 
+@lenient_jax()
 def empirical_ntk(
     settings: NetworkSettings,
     params: Params,

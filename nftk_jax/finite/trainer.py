@@ -22,6 +22,7 @@ from nftk_jax.finite.training import (
     start_training,
     train,
 )
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.settings import ScalingSettings
 
@@ -82,6 +83,7 @@ class Trained:
     omega: np.ndarray | None
 
 
+@lenient_jax()
 def train_on(
     rows: ClassRows,
     network: NetworkSettings,

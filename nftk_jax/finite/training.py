@@ -23,6 +23,7 @@ from jax import lax
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, omega_array, project_omega
 from nftk_jax.finite.settings import LossName, TrainSettings
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.settings import check_seed
 
 Report = Callable[[str, int, int], None]
@@ -148,6 +149,7 @@ def mean_loss(loss: LossName, outputs: jax.Array, y: jax.Array, weight: jax.Arra
     return weight @ losses / weight.sum()
 
 
+@lenient_jax()
 def start_training(
     network: NetworkSettings, settings: TrainSettings, seeds: Sequence[int], dtype: Any
 ) -> Training[TrainSettings, TrainState]:
@@ -171,6 +173,7 @@ def start_training(
     return Training(network, settings, tuple(seeds), state, history, count_zeros(state.params, len(seeds)))
 
 
+@lenient_jax()
 def train(
     start: Training[TrainSettings, TrainState],
     x: np.ndarray,
@@ -215,6 +218,7 @@ def train(
     return training
 
 
+@lenient_jax()
 def predict(network: NetworkSettings, params: Params, x: np.ndarray) -> np.ndarray:
     """Outputs of all seeds' networks, shape (S, n, C), in tiles of rows; `x` has shape (n, p)."""
     rows = min(_PREDICT_ROWS, max(1, len(x)))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax.errors import TraceContextError
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.path_kernels.checks import check_params, check_samples
 
 Array = jax.Array
@@ -158,6 +159,7 @@ class Network:
         return value.value, layer_inputs
 
 
+@lenient_jax()
 def trace_network(apply: Apply, params: Any, x: Any) -> Network:
     """Take a network apart: which of its parameters are dense layers.
 

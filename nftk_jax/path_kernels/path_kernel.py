@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.path_kernels.checks import as_samples, check_finite, check_samples
 from nftk_jax.path_kernels.gradient_sums import Summation
 from nftk_jax.path_kernels.gradients import Array, Factor, Line, Network
@@ -83,6 +84,7 @@ class PathTerms:
         return error / largest if largest else (np.inf if error else 0.0)
 
 
+@lenient_jax()
 def path_terms(
     trajectory: Trajectory,
     x: Array | np.ndarray,
@@ -139,6 +141,7 @@ def path_terms(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@lenient_jax()
 def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Array) -> Array:
     """K_w(x, x') = <grad f_k(x), grad f_k'(x')> (Definition 1), by parameter.
 
@@ -165,6 +168,7 @@ def tangent_kernel(network: Network, params: Sequence[Array], x1: Array, x2: Arr
     return jnp.stack(kernels)
 
 
+@lenient_jax()
 def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | None = None) -> np.ndarray:
     """The path kernel of Definition 2, by parameter: the integral of the tangent kernel over training time.
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from nftk_jax.finite.settings import LossName
 from nftk_jax.finite.training import DivergenceError, mean_loss
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.path_kernels.checks import as_samples, check_params
 from nftk_jax.path_kernels.gradients import Apply, Array, Network, trace_network
 from nftk_jax.path_kernels.settings import DescentSettings
@@ -134,6 +135,7 @@ class Problem:
     loss: Loss
 
 
+@lenient_jax()
 def record_trajectory(
     problem: Problem,
     params: Any,

@@ -226,3 +226,11 @@ def test_a_few_rows_are_compared_in_float64_as_well(rng, x64):
     assert trace_network(plain, params, x).n_outputs == C
     with pytest.raises(ValueError, match=r"up to 1e-08 of the largest"):
         trace_network(lambda p, x: plain(p, x) + 1e-4 * x.mean(), params, x)
+
+
+def test_strict_modes_of_jax_are_for_the_callers_own_code(data, rng):
+    params = draw(rng)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"):
+        trajectory = record(plain, params, data)
+        assert path_terms(trajectory, data[2]).relative_error < 1e-3
+        assert np.isfinite(path_kernel(trajectory, data[2], data[0])).all()
