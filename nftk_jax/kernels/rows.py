@@ -185,6 +185,7 @@ class Rows:
         scores = np.zeros((len(x2), dual_coef.shape[1]))
         for start in range(0, len(x2), size):
             tile = scaled(x2[start : start + size])
+            self.kernel.check(tile)
             n = len(tile)  # one size of array for every number of queries, so that one program serves them all
             left = jnp.asarray(np.concatenate([tile, np.repeat(tile[-1:], size - n, axis=0)]), self.dtype)
             for share, v in zip(work, vectors, strict=True):

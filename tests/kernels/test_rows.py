@@ -117,7 +117,7 @@ def test_a_padded_gram_is_the_gram_and_zeros(kept, rng):
     rows, omega = MLP(3, b_std=0.5).bind(rng.normal(size=(161, 4))), np.full((2, 3), 1 / 3)
     rows = rows.keeping() if kept else rows
     padded = np.asarray(rows.padded_gram(omega))
-    assert padded.shape == (2, 192, 192)
+    assert padded.shape == (2, 256, 256)
     np.testing.assert_allclose(padded[:, :161, :161], rows.gram(omega), rtol=1e-5)
     assert not padded[:, 161:].any()
     assert not padded[:, :, 161:].any()
