@@ -366,7 +366,7 @@ def test_a_family_takes_the_place_of_the_mlp(blobs):
     assert model.omega_.shape == (3, 2)
     assert model.model_.kernel is family
     assert model.score(x, y) > 0.8
-    with pytest.raises(ValueError, match="kernel .* must be one Kernel"):
+    with pytest.raises(ValueError, match=r"kernel .* must be one Kernel"):
         NFTKClassifier(kernel="relu").fit(x, y)  # type: ignore[arg-type]
 
 
