@@ -351,7 +351,7 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
         return self
 
-    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """R^2 of the predictions, averaged over outputs, for targets of any size.
 
         Args:

@@ -99,8 +99,8 @@ def test_prediction_in_tiles_equals_prediction_at_once(rng, monkeypatch, x64):
     a, omega = rng.normal(size=(23, 5)), np.array([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]])
     dual, rows = rng.normal(size=(7, 3)), MLP(2).bind(rng.normal(size=(7, 5)))
     whole = rows.predict(omega, dual, a)
-    monkeypatch.setattr(rows_module, "_SMALL_TILE_ROWS", 5)
-    monkeypatch.setattr(rows_module, "_QUERY_BYTES", 10 * 8 * 8)  # calls of two tiles
+    monkeypatch.setattr(rows_module, "_SMALL_TILE_ROWS", (10, 5))
+    monkeypatch.setattr(rows_module, "_SMALL_QUERY_BYTES", 10 * 8 * 8)  # calls of one large tile or two small ones
     np.testing.assert_allclose(rows.predict(omega, dual, a), whole, rtol=1e-9)
     np.testing.assert_allclose(whole[:, 1], rows.cross(omega[1:2], a)[0] @ dual[:, 1], rtol=1e-9)
 

@@ -112,7 +112,7 @@ def combined_products(
     n1: int,
     *,
     inputs: InputsName = "auto",
-    tile_rows: int = 64,
+    tile_rows: tuple[int, ...] = (64,),
 ) -> jax.Array:
     """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`, a tile at a time: no kernel is kept.
 
@@ -122,11 +122,11 @@ def combined_products(
       kernel: L kernels of one part.
       omega: weights of the unscaled kernels, shape (C, L).
       v: shape (C, n2, m), dtype of the inputs.
-      x1: inputs, shape (size, p), size a multiple of `tile_rows`; from `n1` on they may hold anything.
+      x1: inputs, shape (size, p), size a multiple of all `tile_rows`; from `n1` on they may hold anything.
       x2: inputs, shape (n2, p).
       n1: how many rows of `x1` count.
       inputs: as in `combined_kernel`.
-      tile_rows: rows of a tile.
+      tile_rows: rows of a tile, falling multiples of one another: the first serves as many rows as it can, and so on.
 
     Returns:
       Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
@@ -134,7 +134,11 @@ def combined_products(
     series = kernel.series(x1, x2, inputs)
     x1, x2 = _widen(kernel, series, x1, x2)
     plan, arrays = (None, None) if series is None else _split(series, MEMORY_BUDGET, x1.dtype)
-    weights, count = jnp.asarray(omega, x1.dtype), jnp.int32(-(-n1 // tile_rows))
+    counts, left = [], n1
+    for rows in tile_rows:
+        counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
+        left -= counts[-1] * rows
+    weights, count = jnp.asarray(omega, x1.dtype), jnp.asarray(counts, jnp.int32)
     return _products(kernel if plan is None else None, plan, tile_rows, weights, arrays, v, x1, x2, count)
 
 
@@ -142,19 +146,19 @@ def combined_products(
 def _products(
     kernel: Kernel | None,
     plan: tiles.Plan | None,
-    tile_rows: int,
+    tile_rows: tuple[int, ...],
     omega: jax.Array,
     series: Any,
     v: jax.Array,
     x1: jax.Array,
     x2: jax.Array,
-    count: jax.Array,
+    counts: jax.Array,
 ) -> jax.Array:
     right = x2 if plan is None else tiles.unit_rows(x2)
 
-    def fill(number, out):
-        start = number * tile_rows
-        tile = lax.dynamic_slice_in_dim(x1, start, tile_rows)
+    def fill(rows, first, number, out):
+        start = first + number * rows
+        tile = lax.dynamic_slice_in_dim(x1, start, rows)
         if plan is None:
             k = _rectangle(kernel, MEMORY_BUDGET, omega, tile, right)
         else:
@@ -163,7 +167,11 @@ def _products(
         product = jnp.einsum("crn,cnm->rcm", k, v, precision=tiles.HIGHEST)
         return lax.dynamic_update_slice_in_dim(out, product, start, 0)
 
-    return lax.fori_loop(0, count, fill, jnp.zeros((len(x1), *v.shape[::2]), x1.dtype))
+    first, out = jnp.int32(0), jnp.zeros((len(x1), *v.shape[::2]), x1.dtype)
+    for rows, count in zip(tile_rows, counts, strict=True):
+        out = lax.fori_loop(0, count, functools.partial(fill, rows, first), out)
+        first = first + count * rows
+    return out
 
 
 def _combine(

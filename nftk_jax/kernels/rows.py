@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from nftk_jax.settings import InputsName
 
 #: Queries whose kernel entries `Rows.predict` computes at a time: of few training rows, of many, and on an accelerator.
-_SMALL_TILE_ROWS, _TILE_ROWS, _ACCELERATOR_TILE_ROWS = 16, 32, 512
-#: Bytes of the queries and scores of one call of a compiled program.
-_QUERY_BYTES = 2**20
+_SMALL_TILE_ROWS, _TILE_ROWS, _ACCELERATOR_TILE_ROWS = (16,), (256, 16), (512,)
+#: Bytes of the queries and scores of one call of a compiled program, for few training rows and for many.
+_SMALL_QUERY_BYTES, _QUERY_BYTES = 2**20, 2**23
 
 
 class Rows:
@@ -174,14 +174,15 @@ class Rows:
           scaled: what makes a tile of `x2` inputs of the kernel.
           report: called with the rows done and their total.
         """
-        tile_rows = _SMALL_TILE_ROWS if len(self._padded) <= PADDED_ROWS else _TILE_ROWS
+        few = len(self._padded) <= PADDED_ROWS
+        tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
         work = list(self._by_kernel(omega))
         right = self._padded
         coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
         vectors = [jnp.asarray(share.split(coefficients)) for share in work]
-        size = tile_rows * max(1, _QUERY_BYTES // (tile_rows * 8 * (self.x.shape[1] + dual_coef.shape[1])))
+        size = tile_rows[0] * max(1, size // (tile_rows[0] * 8 * (self.x.shape[1] + dual_coef.shape[1])))
         scores = np.zeros((len(x2), dual_coef.shape[1]))
         for start in range(0, len(x2), size):
             tile = scaled(x2[start : start + size])
