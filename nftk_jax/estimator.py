@@ -213,7 +213,7 @@ class _NFTKEstimator(BaseEstimator):
 
     def _learn(self, data: TrainingRows) -> None:
         kernel, settings = self._settings()
-        with learn(data, kernel, settings) as learned:
+        with learn(data, kernel, settings, condition=False) as learned:
             descent = learned.found.descent
             if descent is not None and not descent.converged.all():
                 warnings.warn(

@@ -169,6 +169,7 @@ def learn(
     settings: LearnSettings,
     *,
     plan: SolvePlan | None = None,
+    condition: bool = True,
     journal: Journal | None = None,
     report: Report = silent,
 ) -> Learned:
@@ -179,6 +180,7 @@ def learn(
       kernel: the L kernels that Omega weighs.
       settings: everything else.
       plan: of the solve on all rows; None makes one.
+      condition: whether the solution's condition number is estimated, which the certificate shows.
       journal: gets the search's result and the solver's state, and gives them back to a run that takes up where another
         was interrupted; None keeps nothing.
       report: called with a stage's name, what is done and the total.
@@ -194,7 +196,7 @@ def learn(
     check_search(settings.search)
     with enable_x64(settings.solve.dtype(len(rows.x)) == "float64"):
         try:
-            return _learn(rows, kernel, settings, plan, {} if journal is None else journal, report)
+            return _learn(rows, kernel, settings, plan, condition, {} if journal is None else journal, report)
         except ArithmeticError as error:
             if not kernel.may_be_indefinite:
                 raise
@@ -206,6 +208,7 @@ def _learn(
     kernel: Kernel,
     settings: LearnSettings,
     plan: SolvePlan | None,
+    condition: bool,
     journal: Journal,
     report: Report,
 ) -> Learned:
@@ -230,11 +233,12 @@ def _learn(
     problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
     jax.block_until_ready(problem.k)
     clock.lap("kernels")
-    check_finite(problem.k, kernel.labels)
+    padded = pad_problem(problem)
+    check_finite(padded.k, kernel.labels)
     if kernel.may_be_indefinite:
         warn_if_indefinite(problem.k)
     # ridge and descend
-    labels, padded = None if data.labels is None else data.labels[positions], pad_problem(problem)
+    labels = None if data.labels is None else data.labels[positions]
     found = _search(problem, padded, labels, settings, journal, report)
     clock.lap("search")
     # solve
@@ -248,7 +252,7 @@ def _learn(
         weight=data.weight,
         report=report,
     )
-    solution = solver.solve(found.omega, found.ridge, targets.y, condition=True, journal=journal, report=report)
+    solution = solver.solve(found.omega, found.ridge, targets.y, condition=condition, journal=journal, report=report)
     clock.lap("solve")
     # calibrate
     calibration = None

@@ -18,20 +18,23 @@ _CACHE_WARNING = re.compile(r"Error (?:reading|writing) persistent compilation c
 
 
 @contextlib.contextmanager
-def show_progress(console: Console, config_type: type[Any]) -> Iterator[StageReport]:
-    """Progress bars for stages that are reported; warnings given meanwhile become notes afterwards, each once."""
+def show_progress(console: Console, config_type: type[Any], said: set[str] | None = None) -> Iterator[StageReport]:
+    """Progress bars for stages that are reported; warnings given meanwhile become notes afterwards, each once.
+
+    `said` holds what has been noted before, and gets what is noted now.
+    """
+    said = set() if said is None else said
     with warnings.catch_warnings(record=True) as caught, make_progress(console) as progress:
         warnings.simplefilter("always")
         yield StageReport(progress)
-    notes, texts = dict[str, None](), (str(item.message) for item in caught)
-    for text in texts:
-        if failure := _CACHE_WARNING.fullmatch(text):
-            text = f"JAX's cache of compiled code failed, and those programs are compiled anew ({failure[1]})"
-            if any(note.startswith("JAX's cache") for note in notes):
-                continue
-        notes[speak_of_flags(text, config_type)] = None
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+    for item in caught:
+        kind = note = speak_of_flags(str(item.message), config_type)
+        if failure := _CACHE_WARNING.fullmatch(str(item.message)):
+            note = f"JAX's cache of compiled code failed, and those programs are compiled anew ({failure[1]})"
+            kind = "cache"
+        if kind not in said:
+            said.add(kind)
+            console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def make_progress(console: Console) -> rich.progress.Progress:

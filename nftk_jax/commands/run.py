@@ -102,6 +102,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         self.console = Console(quiet=not writes)
         self._reserves, self._held = writes and not dry, contextlib.ExitStack()
         self._aside: os.stat_result | None = None
+        self._said: set[str] = set()
 
     def __enter__(self) -> Run:
         """Reserve the output directory, and try what writing it needs; a default name that is taken gets a number."""
@@ -145,7 +146,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
 
     def progress(self) -> contextlib.AbstractContextManager[StageReport]:
         """Progress bars for stages that are reported; warnings given meanwhile are printed as notes afterwards."""
-        return show_progress(self.console, type(self.config))
+        return show_progress(self.console, type(self.config), self._said)
 
     @contextlib.contextmanager
     def checkpoint(self, dataset: Dataset, *, resume: bool) -> Iterator[Checkpoint]:

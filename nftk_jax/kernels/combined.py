@@ -199,7 +199,7 @@ def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> l
     if size == arrays[0].shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
         return list(arrays)
     widen = kernel.widened if series is None else pad_features
-    return [jnp.asarray(widen(np.asarray(x), size)) for x in arrays]
+    return [jax.device_put(widen(np.asarray(x), size)) for x in arrays]
 
 
 def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[tiles.Plan, KernelSeries]:

@@ -96,7 +96,7 @@ class Rows:
         """The rows and copies of the first, so that few sizes are compiled and rows of one length stay so."""
         if padded_size(self.n) == self.n or not self.n:
             return jnp.asarray(self.x)
-        return jnp.asarray(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
+        return jax.device_put(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
 
     @lenient_jax()
     def storing(self, store_bytes: int) -> Rows:
@@ -128,13 +128,13 @@ class Rows:
         if self._kept is not None:
             return jnp.tensordot(jnp.asarray(omega, self._kept.dtype), self._kept, 1, precision=HIGHEST)
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
-        return k if k.shape[1] == self.n else jnp.asarray(np.asarray(k)[:, : self.n, : self.n])
+        return k if k.shape[1] == self.n else jax.device_put(np.asarray(k)[:, : self.n, : self.n])
 
     @lenient_jax()
     def padded_gram(self, omega: np.ndarray) -> jax.Array:
         """`gram` with rows and columns of zeros below and beside it, `padded_size(n)` in all."""
         if self._kept is not None:
-            return jnp.asarray(pad_kernels(self.gram(omega), padded_size(self.n)))
+            return jax.device_put(pad_kernels(self.gram(omega), padded_size(self.n)))
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
         return k if k.shape[1] == self.n else _clear(k, self.n)
 

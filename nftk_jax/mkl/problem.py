@@ -113,8 +113,8 @@ def pad_problem(problem: SearchProblem) -> SearchProblem:
         )
         for (size, held_size), (train, held) in zip(sizes, problem.splits, strict=True)
     )
-    y = jnp.asarray(pad_rows(np.asarray(problem.y), total))
-    return SearchProblem(jnp.asarray(pad_kernels(problem.k, total)), y, splits, weight, problem.unit)
+    y = jax.device_put(pad_rows(np.asarray(problem.y), total))  # unlike jnp.asarray it compiles nothing
+    return SearchProblem(jax.device_put(pad_kernels(problem.k, total)), y, splits, weight, problem.unit)
 
 
 def _padded_side(size: float) -> int:

@@ -26,15 +26,14 @@ def padded_size(n: int) -> int:
 
 
 def padded_features(p: int) -> int:
-    """Features: the next power of two up to 64, at least 4, then four sizes per octave; p itself above 512.
+    """Features: 16, 64, a multiple of 64 up to 256 or of 128 up to 512; p itself above.
 
-    >>> [padded_features(p) for p in (1, 5, 20, 70, 300, 784)]
-    [4, 8, 32, 80, 320, 784]
+    >>> [padded_features(p) for p in (1, 20, 70, 300, 784)]
+    [16, 64, 128, 384, 784]
     """
     if p > 512:
         return p
-    octave = max(2, (p - 1).bit_length())
-    step = 1 << (octave if octave <= 6 else octave - 3)
+    step = 16 if p <= 16 else 64 if p <= 256 else 128
     return -(-p // step) * step
 
 

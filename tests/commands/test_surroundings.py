@@ -53,12 +53,15 @@ def test_a_cache_that_cannot_be_written_is_one_note_and_no_cache(tmp_path, monke
 
 
 def test_a_cache_that_fails_for_every_program_is_one_note(capsys):
-    with show_progress(Console(width=300), FitConfig):
+    said = set()
+    with show_progress(Console(width=300), FitConfig, said):
         for program in ("jit_a", "jit_b", "jit_c"):
             text = f"Error writing persistent compilation cache entry for '{program}': OSError: No space left"
             warnings.warn(text, stacklevel=1)
         warnings.warn("raise `ridge`", stacklevel=1)
         warnings.warn("raise `ridge`", stacklevel=1)
+    with show_progress(Console(width=300), FitConfig, said):
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_d': OSError: gone", stacklevel=1)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert notes == [
         "note: JAX's cache of compiled code failed, and those programs are compiled anew (OSError: No space left)",

@@ -161,7 +161,7 @@ def test_nystroem_traces_its_kernels_once_whatever_the_classes(rng, x64, monkeyp
     monkeypatch.setattr(combined.tiles, "gram", lambda *args: (square.append(args[3].shape), gram(*args))[1])
     with prepare(MLP(3).bind(x), SolvePlan("nystroem", (), rank=32), omega=np.ones(3), ridge=0.1) as solver:
         solver.solve(rng.dirichlet(np.ones(3), 3), RIDGE, rng.normal(size=(170, 3)))
-    assert (wide, square) == ([(170, 7)], [(32, 8)])  # K_nm and K_mm (a column of zeros beside it), not one a class
+    assert (wide, square) == ([(170, 7)], [(32, 16)])  # K_nm and K_mm (columns of zeros beside it), not one a class
 
 
 @pytest.mark.parametrize("plan", PLANS)
