@@ -259,7 +259,8 @@ class _NFTKEstimator(BaseEstimator):
         return read_arrays(self, x, reset=False)
 
     def _scores(self, x: Any) -> np.ndarray:
-        return self.model_.decision_function(self._inputs(x))
+        inputs = self._inputs(x)  # first: it refuses an estimator that is not fitted
+        return self.model_.decision_function(inputs)
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):

@@ -8,7 +8,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.ensemble import AdaBoostClassifier
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
@@ -403,3 +403,9 @@ def test_images_of_a_family_are_scaled_by_one_number(rng):
     family = KernelFamily((lambda a, b: (a[:, None] * b).sum(axis=(2, 3)) + 1,), input_shape=(2, 2))
     model = NFTKRegressor(kernel=family).fit(x, x[:, 0])
     np.testing.assert_array_equal(model.model_.input_scaling.scale, np.full(4, x.max()))
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_an_estimator_that_is_not_fitted_says_so(blobs, method):
+    with pytest.raises(NotFittedError):
+        getattr(NFTKClassifier(), method)(blobs[0])
