@@ -102,6 +102,8 @@ def test_prediction_in_tiles_equals_prediction_at_once(rng, monkeypatch, x64):
     monkeypatch.setattr(rows_module, "_SMALL_TILE_ROWS", (10, 5))
     monkeypatch.setattr(rows_module, "_SMALL_QUERY_BYTES", 10 * 8 * 8)  # calls of one large tile or two small ones
     np.testing.assert_allclose(rows.predict(omega, dual, a), whole, rtol=1e-9)
+    monkeypatch.setattr(rows_module, "_TILE_BYTES", 8 * 32 * 2 * 3)  # three rows of two kernels
+    np.testing.assert_allclose(rows.predict(omega, dual, a), whole, rtol=1e-9)
     np.testing.assert_allclose(whole[:, 1], rows.cross(omega[1:2], a)[0] @ dual[:, 1], rtol=1e-9)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Queries whose kernel entries `Rows.predict` computes at a time: of few training rows, of many, and on an accelerator.
 _SMALL_TILE_ROWS, _TILE_ROWS, _ACCELERATOR_TILE_ROWS = (16,), (256, 16), (512,)
+#: Bytes of the kernel entries of a tile, which many kernels make smaller.
+_TILE_BYTES = 2**28
 #: Bytes of the queries and scores of one call of a compiled program, for few training rows and for many.
 _SMALL_QUERY_BYTES, _QUERY_BYTES = 2**20, 2**23
 
@@ -178,8 +180,10 @@ class Rows:
         tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
-        work = list(self._by_kernel(omega))
-        right = self._padded
+        work, right = list(self._by_kernel(omega)), self._padded
+        kernels = max((len(share.omega) for share in work), default=1)
+        largest = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * kernels))
+        tile_rows = tuple(rows for rows in tile_rows if rows <= largest) or (largest,)
         coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
         vectors = [jnp.asarray(share.split(coefficients)) for share in work]
         size = tile_rows[0] * max(1, size // (tile_rows[0] * 8 * (self.x.shape[1] + dual_coef.shape[1])))
@@ -215,7 +219,9 @@ class Rows:
             if classes.size:
                 distinct, group = np.unique(own[classes], axis=0, return_inverse=True)
                 group = group.ravel()
-                place = np.asarray([np.count_nonzero(group[:number] == kernel) for number, kernel in enumerate(group)])
+                order = np.argsort(group, kind="stable")
+                place = np.empty_like(group)
+                place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
                 yield _Share(part, distinct, classes, group, place)
 
     @lenient_jax()
