@@ -51,3 +51,10 @@ def test_files_and_tests_that_a_page_names_exist(page):
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in PAGES if f": {page.name}" not in navigation] == []
+
+
+def test_the_tests_that_the_page_on_reliability_names_are_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(named) > 50
+    for file, function in named:
+        assert f"def {function}(" in (ROOT / file).read_text(), function
