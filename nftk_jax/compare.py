@@ -181,6 +181,7 @@ def _compare(
     import numpy as np
 
     from nftk_jax.assessment import baselines
+    from nftk_jax.kernels.precision import enable_x64
     from nftk_jax.learn import TrainingRows, learn
 
     settings, images = gather(LearnSettings, flatten(config)), dataset.image_shape is not None
@@ -195,7 +196,8 @@ def _compare(
     seconds["predict"] = time.perf_counter() - clock
     rng = np.random.default_rng(config.data.seed + 1)
     clock = time.perf_counter()
-    shuffled = baselines.shuffled_labels(learned.problem, learned.model.ridge, settings.search, rng)
+    with enable_x64(learned.rows.dtype == np.float64):
+        shuffled = baselines.shuffled_labels(learned.problem, learned.model.ridge, settings.search, rng)
     seconds["shuffled_labels"] = time.perf_counter() - clock
     right = (scores.argmax(axis=1) == dataset.y_test)[None]
     models = {kind: _finite_block(trained, dataset.y_test, right[0]) for kind, trained in finite.items()}
