@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -155,7 +156,8 @@ def test_nystroem_on_few_rows_solves_the_normal_equations(weighted, problem):
 
 
 def test_nystroem_traces_its_kernels_once_whatever_the_classes(rng, x64, monkeypatch):
-    x = rng.normal(size=(170, 7))  # a shape that no other test has compiled
+    jax.clear_caches()  # of programs that other tests have compiled
+    x = rng.normal(size=(170, 7))
     wide, square, rectangle, gram = [], [], Evaluator.rectangle, combined.tiles.gram
     monkeypatch.setattr(Evaluator, "rectangle", lambda *args: (wide.append(args[2].shape), rectangle(*args))[1])
     monkeypatch.setattr(combined.tiles, "gram", lambda *args: (square.append(args[3].shape), gram(*args))[1])
