@@ -23,7 +23,7 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
 from nftk_jax.preprocessing.sampling import restrict_splits
-from nftk_jax.preprocessing.scaling import powers_of_two
+from nftk_jax.preprocessing.scaling import without_extremes
 from nftk_jax.settings import (
     BasisName,
     ConstraintName,
@@ -360,9 +360,8 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
           y: targets, shape (n_samples,) or (n_samples, n_outputs).
           sample_weight: shape (n_samples,).
         """
-        y, found = np.asarray(y, np.float64), self.predict(x)
-        power = powers_of_two(np.abs(y).max(axis=0))
-        return float(r2_score(y / power, found / power, sample_weight=sample_weight))
+        y, found = without_extremes(np.asarray(y, np.float64), self.predict(x))
+        return float(r2_score(y, found, sample_weight=sample_weight))
 
     @overload
     def predict(self, x: Any, return_std: Literal[False] = False, covariance: KindName = "ntk") -> np.ndarray: ...

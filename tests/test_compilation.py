@@ -64,7 +64,7 @@ def test_fits_of_nearly_one_size_share_nearly_all_programs(estimator, rng, progr
         estimator(depth=2).fit(*draw(rng, 125, 8))
     assert padded_size(70) == padded_size(125)
     assert padded_features(5) == padded_features(8)
-    assert counts[-1] <= 5 < first
+    assert counts[-1] <= 2 < first  # the sum of the kernels in memory, whose rows are not padded
 
 
 @pytest.mark.parametrize(

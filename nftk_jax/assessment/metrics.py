@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from nftk_jax.preprocessing.scaling import powers_of_two
+from nftk_jax.preprocessing.scaling import without_extremes
 
 Interval = tuple[float, float]
 
@@ -50,7 +50,7 @@ def r2(y: np.ndarray, prediction: np.ndarray) -> float | None:
     Args:
       y, prediction: shape (m, k).
     """
-    y, prediction = _without_extremes(y, prediction)
+    y, prediction = without_extremes(y, prediction)
     spread = y.var(axis=0)
     return float(np.mean(1 - ((y - prediction) ** 2).mean(axis=0) / spread)) if (spread > 0).all() else None
 
@@ -81,7 +81,7 @@ def paired_r2_difference(
     Args:
       y, ours, theirs: targets and the two predictions, shape (m, k).
     """
-    y, ours, theirs = _without_extremes(y, ours, theirs)
+    y, ours, theirs = without_extremes(y, ours, theirs)
     spread = y.var(axis=0)
     if not (spread > 0).all():
         return None, (None, None)
@@ -89,9 +89,3 @@ def paired_r2_difference(
     half = 1.959964 * float(gain.std()) / math.sqrt(len(y))
     centre = float(gain.mean())
     return centre, (centre - half, centre + half)
-
-
-def _without_extremes(y: np.ndarray, *predictions: np.ndarray) -> list[np.ndarray]:
-    """Targets and predictions in units in which squares neither overflow nor underflow; as they are if they do not."""
-    power = powers_of_two(np.abs(y).max(axis=0))
-    return [part / power for part in (y, *predictions)]

@@ -111,8 +111,8 @@ def combined_products(
     x2: jax.Array,
     n1: int,
     *,
-    inputs: InputsName = "auto",
-    tile_rows: tuple[int, ...] = (64,),
+    inputs: InputsName,
+    tile_rows: tuple[int, ...],
 ) -> jax.Array:
     """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`, a tile at a time: no kernel is kept.
 

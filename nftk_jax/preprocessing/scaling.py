@@ -142,6 +142,12 @@ def powers_of_two(largest: np.ndarray) -> np.ndarray:
     return np.where(ordinary, 1.0, np.ldexp(1.0, np.frexp(largest)[1] - 1))
 
 
+def without_extremes(y: np.ndarray, *predictions: np.ndarray) -> list[np.ndarray]:
+    """Targets and predictions in units in which squares neither overflow nor underflow; as they are if they do not."""
+    power = powers_of_two(np.abs(y).max(axis=0))
+    return [part / power for part in (y, *predictions)]
+
+
 def _largest(x: np.ndarray) -> np.ndarray:
     """The largest magnitude of every column, float64: -min would wrap around in a type of integers."""
     return np.maximum(x.max(axis=0).astype(np.float64), -x.min(axis=0).astype(np.float64))
