@@ -12,7 +12,7 @@ import numpy as np
 
 from nftk_jax.datasets import archive, mnist
 from nftk_jax.datasets.loading import default_data_dir
-from nftk_jax.datasets.subsets import choose_rows
+from nftk_jax.preprocessing.sampling import allocate
 
 N_TRAIN, N_TEST = 8_000, 5_000
 SEED = 2024
@@ -33,11 +33,18 @@ def draw_mnist_small(data_dir: pathlib.Path) -> dict[str, np.ndarray]:
     full = mnist.load_image_set(mnist.MNIST, data_dir)
     arrays = {}
     for part, n, stream in (("train", N_TRAIN, 0), ("test", N_TEST, 1)):
-        y = full[f"y_{part}"].astype(np.int64)
-        rows = choose_rows("mnist", y, n, seed=(SEED, stream), n_classes=10)
-        rows = np.arange(len(y), dtype=np.int32)[rows]
+        rows = _draw(full[f"y_{part}"].astype(np.int64), n, np.random.default_rng((SEED, stream)))
         arrays |= {f"x_{part}": full[f"x_{part}"][rows], f"y_{part}": full[f"y_{part}"][rows], f"{part}_rows": rows}
     return arrays
+
+
+def _draw(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw n rows in the proportions of the digits: the published draw, which stays when the package's changes."""
+    counts = np.bincount(y)
+    order = rng.permutation(len(y)).astype(np.int32)
+    order = order[np.argsort(y[order], kind="stable")]
+    rank = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rng.permutation(order[rank < np.repeat(allocate(counts, n, at_least_one=True), counts)])
 
 
 if __name__ == "__main__":
