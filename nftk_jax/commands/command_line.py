@@ -83,7 +83,9 @@ def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, d
         print(f"{prog}: {message or type(error).__name__}", file=sys.stderr)
         return status
     except KeyboardInterrupt as stop:
-        print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
+        resumes = "--resume" in sys.argv[1:]  # a checkpoint of an earlier run
+        left = "what --resume goes on from is as it was" if resumes else "nothing was written"
+        print(f"{prog}: interrupted; {left}", file=sys.stderr)
         return interrupt_status(stop)
     finally:
         sys.unraisablehook = hook

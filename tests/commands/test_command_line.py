@@ -89,6 +89,19 @@ def test_an_interrupt_inside_a_destructor_is_not_lost(kind, status, run):
     assert time.perf_counter() - started < 10
 
 
+def test_an_interrupt_before_a_checkpoint_is_taken_up_tells_that_it_is_still_there(run):
+    @dataclasses.dataclass(frozen=True)
+    class Resumes:
+        resume: bool = False
+
+    def main(config):
+        assert config.resume
+        raise KeyboardInterrupt
+
+    result = run(lambda: command_line.run(main, Resumes, prog="goes-on", description=""), "--resume")
+    assert result == (130, "", "goes-on: interrupted; what --resume goes on from is as it was\n")
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True)
     if mounted.returncode:
