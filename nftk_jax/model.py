@@ -217,10 +217,9 @@ class NFTKModel:
             )
         z = self.scaled(x, np.float64)
         variance = np.empty((len(z), len(self.omega)))
-        keys = np.column_stack([self.omega, self.ridge])
-        distinct, group = np.unique(keys, axis=0, return_inverse=True)
+        distinct, group = np.unique(np.column_stack([self.omega, self.ridge]), axis=0, return_inverse=True)
+        kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
         with enable_x64():
-            kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
             inputs = self.inputs if self.dual_coef.dtype == np.float64 else "auto"
             rows = kernel.bind(self.scaled(self.x_train, np.float64), scale=self.scale, inputs=inputs)
             diagonals = kernel.diagonals(z) / self.scale[:, None]
@@ -229,7 +228,8 @@ class NFTKModel:
             for number, row in enumerate(distinct):
                 members = np.flatnonzero(group.ravel() == number)
                 omega, ridge = row[None, :-1], float(row[-1])
-                lower = factor_ridge(rows.padded_gram(omega)[0], ridge=ridge, jitter=True, weight=weight).lower
+                gram = rows.padded_gram(omega)[0]
+                lower = jnp.asarray(factor_ridge(gram, ridge=ridge, jitter=True, weight=weight).lower)
                 for start in range(0, len(z), _STD_ROWS):
                     tile = z[start : start + _STD_ROWS]
                     cross = rows.padded_cross(omega, pad_rows(tile, _STD_ROWS))[0]  # one shape for any number of rows

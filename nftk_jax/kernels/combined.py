@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,12 +17,15 @@ from nftk_jax.kernels import tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
 from nftk_jax.kernels.neural_tangents import as_inputs, own_array
 from nftk_jax.kernels.precision import lenient_jax
-from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features, padded_size
 from nftk_jax.settings import InputsName
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel, Part
     from nftk_jax.kernels.series import KernelSeries
+
+#: Rows and columns of the blocks that Gram matrices of few rows are made of.
+_BLOCK_ROWS = 128
 
 
 @lenient_jax()
@@ -180,17 +184,47 @@ def _combine(
     """The combined kernels of one part."""
     series = kernel.series(x1, x2, inputs)
     traced, wide = isinstance(x1, Tracer), _widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
+    plan, arrays = (None, None) if series is None else _split(series, budget, x1.dtype)
+    if x2 is not None:
+        return _block(kernel, plan, budget, omega, arrays, *wide)
+    if jax.default_backend() == "cpu" and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
+        block = functools.partial(_block, kernel, plan, budget, omega, arrays)
+        return _gram_of_blocks(block, np.asarray(omega) @ kernel.diagonals(x1), np.asarray(wide[0]))
     if series is None:
-        if x2 is not None:
-            return _rectangle(kernel, budget, omega, *wide)
         diagonals = kernel.traced_diagonals(budget, x1) if traced else jnp.asarray(kernel.diagonals(x1), x1.dtype)
         return _gram(kernel, budget, omega, wide[0], diagonals)
-    plan, arrays = _split(series, budget, x1.dtype)
-    if x2 is not None:
-        return _series_rectangle(plan, omega, arrays, *wide)
     if not series.radial and not traced:  # of every row: the sphere is one up to rounding
         arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
     return _series_gram(plan, omega, arrays, wide[0])
+
+
+def _block(kernel: Kernel, plan: tiles.Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:
+    if plan is None:
+        return _rectangle(kernel, budget, omega, x1, x2)
+    return _series_rectangle(plan, omega, series, x1, x2)
+
+
+def _gram_of_blocks(block: Callable[..., jax.Array], diagonal: np.ndarray, x: np.ndarray) -> jax.Array:
+    """Gram matrices of few rows from blocks of one size, so that one program serves every number of rows.
+
+    Args:
+      block: of two arrays of rows to their kernels, shape (C, m, m).
+      diagonal: what the diagonals are, shape (C, n), float64.
+      x: inputs, shape (n, p), 1 <= n <= `PADDED_ROWS`.
+    """
+    n, size = len(x), min(_BLOCK_ROWS, padded_size(len(x)))
+    starts = range(0, n, size)
+    parts = [jax.device_put(np.concatenate([x[i : i + size], np.repeat(x[:1], max(0, i + size - n), 0)])) for i in starts]
+    found = {(i, j): block(parts[i], parts[j]) for j in range(len(parts)) for i in range(j + 1)}  # all run at once
+    out = np.empty((len(diagonal), n, n), x.dtype)
+    for (i, j), tile in found.items():
+        rows, columns = slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size)
+        k = np.asarray(tile)[:, : n - rows.start, : n - columns.start]
+        out[:, rows, columns] = np.triu(k) if i == j else k
+        out[:, columns, rows] = (out[:, rows, columns] + np.triu(k, 1).mT if i == j else k.mT)
+    index = np.arange(n)
+    out[:, index, index] = diagonal
+    return jax.device_put(out)
 
 
 def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> list[jax.Array]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.preprocessing.padding import pad_rows, padded_size
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_rows, padded_size
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 
@@ -28,14 +29,20 @@ class JitterWarning(UserWarning):
 class CholeskyFactor:
     """Lower factor of K + (ridge + jitter) I: `lower` has shape (n, n); it is NaN where the factorisation failed."""
 
-    lower: jax.Array
+    lower: jax.Array | np.ndarray
     ridge: float
     jitter: float = 0.0
 
     @property
     def is_valid(self) -> bool:
         """Whether every pivot was positive."""
-        return bool(np.isfinite(_last(self.lower)))
+        return bool(np.isfinite(self.lower[-1, -1]))
+
+    def solve(self, y: np.ndarray) -> np.ndarray:
+        """Solve L L' a = y for a of the shape of `y`, (n, m)."""
+        if isinstance(self.lower, np.ndarray):
+            return scipy.linalg.cho_solve((self.lower, True), y, check_finite=False)
+        return np.asarray(solve_lower(self.lower, jnp.asarray(y)))
 
 
 @jax.jit
@@ -49,14 +56,20 @@ def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
 
 
 @jax.jit
-def _last(lower: jax.Array) -> jax.Array:
-    return lower[-1, -1]
-
-
-@jax.jit
 def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
     """Solve L L' a = y for a of the shape of `y`, (n,) or (n, m)."""
     return jax.scipy.linalg.cho_solve((lower, True), y)
+
+
+def _factor(k: jax.Array, ridge: Any) -> jax.Array | np.ndarray:
+    """`cholesky_lower`; of few rows on a CPU by the LAPACK that XLA calls there too, without a program for every size."""
+    if jax.default_backend() != "cpu" or len(k) > PADDED_ROWS:
+        return cholesky_lower(k, ridge)
+    a = np.array(k)
+    a[np.diag_indices(len(a))] += np.asarray(ridge, a.dtype)
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (a,))
+    upper, failed = potrf(a.T, lower=False, overwrite_a=True, clean=True)  # of the transpose, which LAPACK's order is
+    return np.full_like(a, np.nan) if failed else upper.T
 
 
 def spread_ridge(ridge: np.ndarray | float, weight: np.ndarray, dtype: Any) -> np.ndarray:
@@ -97,7 +110,7 @@ def factor_ridge(
     if weight is not None:
         spread = spread_ridge(ridge, weight, k.dtype)
         diagonal, least, heaviest = jnp.asarray(spread, k.dtype), float(spread.min()), float(weight.max())
-    factor = CholeskyFactor(cholesky_lower(k, diagonal), ridge)
+    factor = CholeskyFactor(_factor(k, diagonal), ridge)
     if factor.is_valid:
         return factor
     if not np.isfinite(np.asarray(jnp.sum(k))):
@@ -105,7 +118,7 @@ def factor_ridge(
     unit = float(jnp.finfo(k.dtype).eps) * len(k) * max(float(jnp.mean(jnp.diagonal(k))), least)
     extra = 0.0
     for extra in (unit * 10.0**power for power in range(-1, 4)):
-        raised = CholeskyFactor(cholesky_lower(k, diagonal + extra), ridge, extra)
+        raised = CholeskyFactor(_factor(k, diagonal + extra), ridge, extra)
         if raised.is_valid:
             break
     else:
@@ -153,7 +166,7 @@ class CholeskySolver(RidgeSolver):
             k = self._rows.padded_gram(row[None, :-1])[0]
             factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
             few = np.resize(members, 1 << (len(members) - 1).bit_length())  # few numbers of columns are compiled
-            dual_coef[:, few] = solve_lower(factor.lower, jnp.asarray(y[:, few], k.dtype))
+            dual_coef[:, few] = factor.solve(y[:, few])
             jitter = max(jitter, factor.jitter)
             if condition:
                 diagonal = jnp.asarray(spread_ridge(row[-1], weight, k.dtype), k.dtype)
