@@ -13,16 +13,19 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from nftk_jax.kernels import tiles
+from nftk_jax.kernels import stacks, tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
+from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.neural_tangents import as_inputs, own_array
 from nftk_jax.kernels.precision import lenient_jax
+from nftk_jax.kernels.series import Form, KernelSeries
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features, padded_size
 from nftk_jax.settings import InputsName
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.kernel import Kernel, Part
-    from nftk_jax.kernels.series import KernelSeries
+    from nftk_jax.kernels.kernel import Kernel
+
+Plan = tiles.Plan | stacks.Plan
 
 #: Rows and columns of the blocks that Gram matrices of few rows are made of.
 _BLOCK_ROWS = 128
@@ -68,24 +71,16 @@ def combined_kernel(
             f"omega must have shape (n_classes, {kernel.n_kernels}), one weight for every kernel of {kernel!r}; got "
             f"{weights.shape}"
         )
-    parts = kernel.parts
-
-    def evaluate(part: Part, own: jax.Array) -> jax.Array:
-        right = None if b is None else part.select(b)
-        return _combine(part.kernel, own, part.select(a), right, part.promise(inputs), int(memory_budget))
-
-    if len(parts) == 1:
-        return evaluate(parts[0], weights)
     known = None if isinstance(weights, Tracer) else np.asarray(weights)
+    work = divide(kernel, a, b, inputs, None if known is None else np.any(known, axis=0))
+    # a class that gives a piece of work no weight does not pay for it
+    rows = [np.arange(len(weights)) if known is None else _weighted(known, piece) for piece in work]
+    if len(work) == 1 and (len(rows[0]) == len(weights) or len(kernel.parts) == 1):
+        return _combine(work[0], weights[:, work[0].columns], a, b, int(memory_budget))
     out = jnp.zeros((len(weights), len(a), len(a if b is None else b)), a.dtype)
-    place = 0
-    for part in parts:
-        own = slice(place, place + part.kernel.n_kernels)
-        place = own.stop
-        # a class that gives a part no weight does not pay for it
-        rows = np.arange(len(weights)) if known is None else np.flatnonzero(known[:, own].any(axis=1))
-        if rows.size:
-            out = _add_rows(out, rows, evaluate(part, weights[rows, own]))
+    for piece, chosen in zip(work, rows, strict=True):
+        own = weights[chosen][:, piece.columns]
+        out = _add_rows(out, chosen, _combine(piece, own, a, b, int(memory_budget)))
     return out
 
 
@@ -102,40 +97,36 @@ def combined_ntk(
     return combined_kernel(mlp, omega, x1, x2, inputs=inputs, memory_budget=memory_budget)
 
 
+def _weighted(omega: np.ndarray, work: Work) -> np.ndarray:
+    """The classes that give a piece of work any weight."""
+    return np.flatnonzero(omega[:, work.columns].any(axis=1))
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def _add_rows(out: jax.Array, rows: jax.Array, k: jax.Array) -> jax.Array:
     return out.at[rows].add(k)
 
 
 def combined_products(
-    kernel: Kernel,
-    omega: np.ndarray,
-    v: jax.Array,
-    x1: jax.Array,
-    x2: jax.Array,
-    n1: int,
-    *,
-    inputs: InputsName,
-    tile_rows: tuple[int, ...],
+    work: Work, omega: np.ndarray, v: jax.Array, x1: jax.Array, x2: jax.Array, n1: int, tile_rows: tuple[int, ...]
 ) -> jax.Array:
     """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`, a tile at a time: no kernel is kept.
 
     One program serves every `n1`, so that queries of any size wait for one compilation.
 
     Args:
-      kernel: L kernels of one part.
+      work: L kernels that are evaluated in one go.
       omega: weights of the unscaled kernels, shape (C, L).
       v: shape (C, n2, m), dtype of the inputs.
-      x1: inputs, shape (size, p), size a multiple of all `tile_rows`; from `n1` on they may hold anything.
+      x1: inputs of the work, shape (size, p), size a multiple of all `tile_rows`; from `n1` on they may hold anything.
       x2: inputs, shape (n2, p).
       n1: how many rows of `x1` count.
-      inputs: as in `combined_kernel`.
       tile_rows: rows of a tile, falling multiples of one another: the first serves as many rows as it can, and so on.
 
     Returns:
       Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
     """
-    series = kernel.series(x1, x2, inputs)
+    kernel, series = work.kernel, work.series
     x1, x2 = _widen(kernel, series, x1, x2)
     plan, arrays = (None, None) if series is None else _split(series, MEMORY_BUDGET, x1.dtype)
     counts, left = [], n1
@@ -149,7 +140,7 @@ def combined_products(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _products(
     kernel: Kernel | None,
-    plan: tiles.Plan | None,
+    plan: Plan | None,
     tile_rows: tuple[int, ...],
     omega: jax.Array,
     series: Any,
@@ -158,7 +149,7 @@ def _products(
     x2: jax.Array,
     counts: jax.Array,
 ) -> jax.Array:
-    right = x2 if plan is None else tiles.unit_rows(x2)
+    right = x2 if plan is None else plan.prepare(x2, series.stretch)
 
     def fill(rows, first, number, out):
         start = first + number * rows
@@ -167,7 +158,7 @@ def _products(
             k = _rectangle(kernel, MEMORY_BUDGET, omega, tile, right)
         else:
             coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
-            k = _biased(tiles.rectangle_beside(plan, coefficients, tile, *right), omega, series.bias)
+            k = _biased(plan.beside(coefficients, series.stretch, tile, right), omega, series.bias)
         product = jnp.einsum("crn,cnm->rcm", k, v, precision=tiles.HIGHEST)
         return lax.dynamic_update_slice_in_dim(out, product, start, 0)
 
@@ -178,11 +169,10 @@ def _products(
     return out
 
 
-def _combine(
-    kernel: Kernel, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, inputs: InputsName, budget: int
-) -> jax.Array:
-    """The combined kernels of one part."""
-    series = kernel.series(x1, x2, inputs)
+def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, budget: int) -> jax.Array:
+    """The combined kernels of one piece of work between whole inputs."""
+    kernel, series = work.kernel, work.series
+    x1, x2 = work.select(x1), None if x2 is None else work.select(x2)
     traced, wide = isinstance(x1, Tracer), _widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
     plan, arrays = (None, None) if series is None else _split(series, budget, x1.dtype)
     if x2 is not None:
@@ -190,15 +180,18 @@ def _combine(
     if jax.default_backend() == "cpu" and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
         block = functools.partial(_block, kernel, plan, budget, omega, arrays)
         return _gram_of_blocks(block, np.asarray(omega) @ kernel.diagonals(x1), np.asarray(wide[0]))
-    if series is None:
+    if series is None or arrays is None:
         diagonals = kernel.traced_diagonals(budget, x1) if traced else jnp.asarray(kernel.diagonals(x1), x1.dtype)
         return _gram(kernel, budget, omega, wide[0], diagonals)
-    if not series.radial and not traced:  # of every row: the sphere is one up to rounding
-        arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
+    if not series.radial:
+        if not traced:  # of every row: the sphere is one up to rounding
+            arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
+        elif series.at_zero is None:
+            arrays = arrays._replace(at_zero=kernel.traced_diagonals(budget, x1))
     return _series_gram(plan, omega, arrays, wide[0])
 
 
-def _block(kernel: Kernel, plan: tiles.Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:
+def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:
     if plan is None:
         return _rectangle(kernel, budget, omega, x1, x2)
     return _series_rectangle(plan, omega, series, x1, x2)
@@ -214,14 +207,16 @@ def _gram_of_blocks(block: Callable[..., jax.Array], diagonal: np.ndarray, x: np
     """
     n, size = len(x), min(_BLOCK_ROWS, padded_size(len(x)))
     starts = range(0, n, size)
-    parts = [jax.device_put(np.concatenate([x[i : i + size], np.repeat(x[:1], max(0, i + size - n), 0)])) for i in starts]
+    parts = [
+        jax.device_put(np.concatenate([x[i : i + size], np.repeat(x[:1], max(0, i + size - n), 0)])) for i in starts
+    ]
     found = {(i, j): block(parts[i], parts[j]) for j in range(len(parts)) for i in range(j + 1)}  # all run at once
     out = np.empty((len(diagonal), n, n), x.dtype)
     for (i, j), tile in found.items():
         rows, columns = slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size)
         k = np.asarray(tile)[:, : n - rows.start, : n - columns.start]
         out[:, rows, columns] = np.triu(k) if i == j else k
-        out[:, columns, rows] = (out[:, rows, columns] + np.triu(k, 1).mT if i == j else k.mT)
+        out[:, columns, rows] = out[:, rows, columns] + np.triu(k, 1).mT if i == j else k.mT
     index = np.arange(n)
     out[:, index, index] = diagonal
     return jax.device_put(out)
@@ -236,15 +231,18 @@ def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> l
     return [jax.device_put(widen(np.asarray(x), size)) for x in arrays]
 
 
-def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[tiles.Plan, KernelSeries]:
+def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[Plan, KernelSeries]:
     """What a compiled function of a series takes as static, and its arrays."""
     cast = lambda a: None if a is None else jnp.asarray(a, dtype)  # noqa: E731
-    return tiles.Plan(series.form, series.radial, budget), series._replace(
+    of_groups = not isinstance(series.form, Form)
+    plan = stacks.Plan(series.form, budget) if of_groups else tiles.Plan(series.form, series.radial, budget)
+    return plan, series._replace(
         form=None,
         radial=None,
         coefficients=cast(series.coefficients),
         at_zero=cast(series.at_zero),
         bias=cast(series.bias),
+        stretch=cast(series.stretch),
     )
 
 
@@ -264,19 +262,22 @@ def _gram(kernel: Kernel, budget: int, omega: jax.Array, x: jax.Array, diagonals
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _series_rectangle(plan: tiles.Plan, omega: jax.Array, series: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    k = tiles.rectangle(plan, jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST), x1, x2)
+def _series_rectangle(plan: Plan, omega: jax.Array, series: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
+    k = plan.rectangle(coefficients, series.stretch, x1, x2)
     return _biased(k, omega, series.bias)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _series_gram(plan: tiles.Plan, omega: jax.Array, series: Any, x: jax.Array) -> jax.Array:
+def _series_gram(plan: Plan, omega: jax.Array, series: Any, x: jax.Array) -> jax.Array:
     diagonal = jnp.matmul(omega, series.at_zero, precision=tiles.HIGHEST)
     if diagonal.ndim == 1:
         r2 = jnp.sum(x * x, axis=1) if plan.radial else jnp.ones(len(x), x.dtype)
         diagonal = diagonal[:, None] * r2
-    k = tiles.gram(plan, jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST), diagonal, x)
-    return _biased(k, omega, series.bias)
+    elif series.bias is not None:  # which is added to all entries alike
+        diagonal = diagonal - jnp.matmul(omega, series.bias, precision=tiles.HIGHEST)[:, None]
+    coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
+    return _biased(plan.gram(coefficients, series.stretch, diagonal, x), omega, series.bias)
 
 
 def _biased(k: jax.Array, omega: jax.Array, bias: jax.Array | None) -> jax.Array:

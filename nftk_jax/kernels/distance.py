@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
+from nftk_jax.kernels.series import Form, KernelSeries, of_distance
 from nftk_jax.preprocessing.padding import pad_features
-from nftk_jax.settings import check_number
+from nftk_jax.settings import InputsName, check_number
 
 DistanceKernelName = Literal["rbf", "laplace"]
 
@@ -64,9 +65,12 @@ class DistanceKernel(Kernel):
         Raises:
           ValueError: the width is still "auto".
         """
+        return _at(self.kind, squares, self._width())
+
+    def _width(self) -> float:
         if isinstance(self.width, str):
             raise ValueError("`width` is 'auto': call fitted(x) with the training inputs first")
-        return _at(self.kind, squares, self.width)
+        return self.width
 
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         return self.at(square_distances(x1, x2))[None]
@@ -74,6 +78,11 @@ class DistanceKernel(Kernel):
     def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
         del budget  # one pass in tiles of rows, and the result
         return omega[:, :1, None] * self.evaluate(x1, x2)
+
+    def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
+        del x1, x2, inputs
+        one = np.ones(1)
+        return KernelSeries(Form(self.kind), True, one[:, None], one, None, 1 / self._width())
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
         return pad_features(x, size)
@@ -110,10 +119,7 @@ DISTANCE_KERNELS: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Lapl
 
 @functools.partial(jax.jit, static_argnums=0)
 def _at(name: DistanceKernelName, squares: jax.Array, width: jax.Array | float) -> jax.Array:
-    if name == "rbf":
-        return jnp.exp(-squares / (2 * width**2))
-    positive = squares > 0  # the root has no derivative at 0
-    return jnp.exp(-jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0) / width)
+    return of_distance(name, squares / width**2)
 
 
 @jax.jit

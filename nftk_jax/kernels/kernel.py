@@ -156,6 +156,10 @@ class Kernel(abc.ABC):
         del x1, x2, inputs
         return None
 
+    def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
+        """`series`, or the function of distances that the kernel is: what kernels of many groups are summed by."""
+        return self.series(x1, x2, inputs)
+
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
         """Inputs (n, size) with the same kernels as `x`, shape (n, p <= size); `x` itself where there are none."""
         del size

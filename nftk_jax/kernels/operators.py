@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,12 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels import tiles
+from nftk_jax.kernels import stacks, tiles
 from nftk_jax.kernels.devices import AXIS, place, shard_map
-from nftk_jax.kernels.series import evaluate
+from nftk_jax.kernels.series import Form, evaluate
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.kernel import Kernel
-    from nftk_jax.settings import InputsName
+    from nftk_jax.kernels.fusion import Work
 
 #: Rows of a tile: one that a processor's cache holds, and one that fills an accelerator.
 TILE_ROWS = {"cpu": 512}
@@ -36,40 +35,53 @@ _COLUMNS_BUDGET = 2**28
 class Evaluator(NamedTuple):
     """How a tile is evaluated: a series in the angle, or without `plan` the kernel itself. Hashable."""
 
-    kernel: Kernel
-    plan: tiles.Plan | None
+    kernel: Any  # a `Kernel`, where there is no plan
+    plan: tiles.Plan | stacks.Plan | None
 
-    def rectangle(
-        self, table: jax.Array, x1: jax.Array, length1: jax.Array, x2: jax.Array, length2: jax.Array
-    ) -> jax.Array:
+    def rectangle(self, table: jax.Array, x1: Any, length1: jax.Array, x2: Any, length2: jax.Array) -> jax.Array:
         """The kernel of the table's row `table`, shape (n1, n2), but for its bias; traced, in bounded memory."""
         if self.plan is None:
             return self.kernel.combined(_COLUMNS_BUDGET, table[None], x1, x2)[0]
+        if isinstance(self.plan, stacks.Plan):
+            return stacks.rectangle_beside(self.plan, table[None], _groups_first(x1), _groups_first(x2))[0]
         k = tiles.rectangle(self.plan._replace(radial=False), table[None], x1, x2)[0]
         return k * (length1[:, None] * length2)
 
-    def shared(self, rows: PlacedRows, size: int, pair: jax.Array) -> jax.Array:
-        """What every class's tile is computed from: angles (size, size), or all kernels (L, size, size)."""
-        x1, x2 = (lax.dynamic_slice_in_dim(rows.x, pair[side], size) for side in (0, 1))
+    def shared(self, rows: PlacedRows, size: int, pair: jax.Array) -> Any:
+        """What every class's tile is computed from: angles (size, size), of all groups, or kernels (L, size, size)."""
+        cut = lambda side: jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, pair[side], size), rows.x)  # noqa: E731
+        x1, x2 = cut(0), cut(1)
+        if isinstance(self.plan, stacks.Plan):
+            return stacks.angles(self.plan, _groups_first(x1), _groups_first(x2))
         if self.plan is not None:
             return tiles.exact_angles(x1, x2, None)[0]
         k = self.kernel.combined(_COLUMNS_BUDGET, jnp.eye(len(rows.diagonals), dtype=x1.dtype), x1, x2)
         own = lax.dynamic_slice_in_dim(rows.diagonals, pair[0], size, 1)
         return jnp.where(jnp.eye(size, dtype=bool) & (pair[0] == pair[1]), own[:, :, None], k)
 
-    def of_class(self, row: jax.Array, tile: jax.Array) -> jax.Array:
+    def of_class(self, row: jax.Array, tile: Any) -> jax.Array:
         """The tile of one class from its row of the table and what `shared` gave, over the rows' lengths."""
+        if isinstance(self.plan, stacks.Plan):
+            return stacks.from_angles(self.plan, row, tile)
         if self.plan is not None:
             return evaluate(self.plan.form, row, tile)
         return jnp.tensordot(row, tile, 1, precision=tiles.HIGHEST)
 
 
-class PlacedRows(NamedTuple):
-    """Inputs: unit rows and lengths for a series in the angle, else the rows as they are; diagonals (L, n)."""
+def _groups_first(rows: Any) -> Any:
+    """Prepared rows of groups, whose arrays have the rows first here, as `stacks` takes them."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
 
-    x: jax.Array
-    length: jax.Array
-    diagonals: jax.Array
+
+class PlacedRows(NamedTuple):
+    """Inputs: unit rows and lengths for a series in the angle, else the rows as they are; diagonals (L, n).
+
+    Of a sum over groups `x` holds unit rows and lengths of every stack, arrays (n, G, ...), and `length` is one.
+    """
+
+    x: Any
+    length: Any
+    diagonals: Any
 
 
 class Tiling(NamedTuple):
@@ -77,7 +89,7 @@ class Tiling(NamedTuple):
 
     pairs: jax.Array
     factors: jax.Array
-    store: jax.Array
+    store: Any
 
 
 class Columns(NamedTuple):
@@ -122,21 +134,21 @@ class GramOperator:
     _capacity: list[int]  # the most classes of one pass so far: fewer run the same program
 
     @property
-    def store(self) -> jax.Array:
+    def store(self) -> Any:
         """The angles (or entries) that are kept, spread over the devices."""
         return self._tiling.store
 
     @property
     def stored_bytes(self) -> int:
         """What they take on every device."""
-        return self.store.nbytes // self.mesh.devices.size
+        return sum(a.nbytes for a in jax.tree.leaves(self.store)) // self.mesh.devices.size
 
     def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
         """K_c v_c for weights (C, L) and vectors (n, C): shape (n, C), float64.
 
         Entries and products have the dtype of the rows. Every process must call it with the same arguments.
         """
-        dtype = np.dtype(self._rows.x.dtype)
+        dtype = np.dtype(self._rows.length.dtype)
         group = np.unique(omega, axis=0, return_inverse=True)[1].ravel()
         order = np.argsort(group, kind="stable")
         count = len(order)
@@ -158,42 +170,50 @@ class GramOperator:
 
         `rows` is a multiple of the devices; None is all of the padded ones, of which those beyond `n` mean nothing.
         """
-        dtype, mesh = np.dtype(self._rows.x.dtype), self.mesh
+        dtype, mesh = np.dtype(self._rows.length.dtype), self.mesh
         table = place((weights @ self._tables).astype(dtype), mesh)
         right = place(np.asarray(chosen, np.int32), mesh)
         left = None if rows is None else place(np.asarray(rows, np.int32), mesh)
         return _columns(self._evaluator, mesh, self._rows, table, left, right, float(weights @ self._bias))
 
 
-def gram_operator(kernel: Kernel, x: np.ndarray, inputs: InputsName, store_bytes: int, mesh: Mesh) -> GramOperator:
-    """Prepare the products of one kernel.
+def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> GramOperator:
+    """Prepare the products of what is evaluated in one go.
 
     Args:
-      kernel: with one part.
-      x: its inputs, shape (n, p), float32 or float64; every process holds all of them.
-      inputs: as in `combined_kernel`.
+      work: kernels and their series on these inputs.
+      x: whole inputs, shape (n, p), float32 or float64; every process holds all of them.
       store_bytes: what the angles of the tiles may take on every device.
       mesh: of devices along the axis `AXIS`.
     """
+    kernel, x = work.kernel, work.select(x)
     devices, n, dtype = mesh.devices.size, len(x), x.dtype
     size = tile_rows(n, devices)
     padded = np.concatenate([x, np.repeat(x[:1], padded_rows(n, devices) - n, axis=0)])
-    evaluator, tables, bias, rows, length = _prepare(kernel, padded, inputs)
+    evaluator, tables, bias, rows, length = _prepare(work, padded)
     diagonals = np.pad(kernel.diagonals(x), ((0, 0), (0, len(padded) - n)), mode="edge").astype(dtype)
-    placed = PlacedRows(*(place(a, mesh) for a in (rows, length, diagonals)))
+    placed = jax.tree.map(lambda a: place(a, mesh), PlacedRows(rows, length, diagonals))
     pairs, factors = _triangle(len(padded) // size, size, devices)
     spread = place(pairs, mesh, P(AXIS))
     local = len(pairs) // devices
-    each = size * size * dtype.itemsize * (len(diagonals) if evaluator.plan is None else 1)
+    each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
     kept = min(local, int(store_bytes // each))
     store = _fill_store(evaluator, size, mesh, kept, placed, spread)
     tiling = Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
     return GramOperator(n, kept / local, mesh, evaluator, size, placed, tables, bias, tiling, [0])
 
 
-def _prepare(
-    kernel: Kernel, x: np.ndarray, inputs: InputsName
-) -> tuple[Evaluator, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
+    """Arrays (size, size) that a tile keeps."""
+    if isinstance(evaluator.plan, stacks.Plan):
+        return sum(
+            len(stack.columns) * (2 if any(form.of_distance for form, _ in stack.forms) else 1)
+            for stack in evaluator.plan.stacks
+        )
+    return n_kernels if evaluator.plan is None else 1
+
+
+def _prepare(work: Work, x: np.ndarray) -> tuple[Evaluator, np.ndarray, np.ndarray, Any, np.ndarray]:
     """How kernels of the rows `x` are evaluated.
 
     Returns:
@@ -201,13 +221,18 @@ def _prepare(
       weighted sum; their constants, shape (L,); the inputs as the evaluator wants them, shape (n, p); and the factors
       that its kernels leave out, shape (n,).
     """
-    series, zero = kernel.series(jnp.asarray(x), None, inputs), np.zeros(kernel.n_kernels)
+    kernel, series, one = work.kernel, work.series, np.ones(len(x), x.dtype)
+    zero = np.zeros(kernel.n_kernels)
     if series is None:
-        return Evaluator(kernel, None), np.eye(kernel.n_kernels), zero, x, np.ones(len(x), x.dtype)
+        return Evaluator(kernel, None), np.eye(kernel.n_kernels), zero, x, one
+    bias = zero if series.bias is None else series.bias
+    if not isinstance(series.form, Form):
+        plan = stacks.Plan(series.form, _COLUMNS_BUDGET)
+        rows = jax.tree.map(np.asarray, _groups_first(jax.jit(plan.prepare)(x, series.stretch.astype(x.dtype))))
+        return Evaluator(None, plan), series.coefficients, bias, rows, one
     plan = tiles.Plan(series.form, series.radial, _COLUMNS_BUDGET)
     unit, length = (np.asarray(a) for a in jax.jit(tiles.unit_rows)(x))
-    bias = zero if series.bias is None else series.bias
-    return Evaluator(kernel, plan), series.coefficients, bias, unit, length if series.radial else np.ones_like(length)
+    return Evaluator(kernel, plan), series.coefficients, bias, unit, length if series.radial else one
 
 
 def _triangle(across: int, size: int, devices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,9 +252,7 @@ def _triangle(across: int, size: int, devices: int) -> tuple[np.ndarray, np.ndar
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _fill_store(
-    evaluator: Evaluator, size: int, mesh: Mesh, kept: int, rows: PlacedRows, pairs: jax.Array
-) -> jax.Array:
+def _fill_store(evaluator: Evaluator, size: int, mesh: Mesh, kept: int, rows: PlacedRows, pairs: jax.Array) -> Any:
     """The angles (or all kernels) of every device's first `kept` tiles."""
 
     def local(rows, pairs):
@@ -270,10 +293,11 @@ def _apply(
             return add(evaluator.shared(rows, size, pairs[k]), k, out)
 
         out = jnp.zeros_like(w)
-        if len(store):
-            out = lax.fori_loop(0, len(store), lambda k, out: add(store[k], k, out), out)
-        if len(store) < len(pairs):
-            out = lax.fori_loop(len(store), len(pairs), add_fresh, out)
+        kept = len(jax.tree.leaves(store)[0])
+        if kept:
+            out = lax.fori_loop(0, kept, lambda k, out: add(jax.tree.map(lambda a: a[k], store), k, out), out)
+        if kept < len(pairs):
+            out = lax.fori_loop(kept, len(pairs), add_fresh, out)
         return lax.psum(out, AXIS)
 
     out = shard_map(local, mesh, (P(), P(AXIS), P()), P())(rows, tiling, columns._replace(w=w))
@@ -290,8 +314,8 @@ def _columns(
     chosen: jax.Array,
     bias: jax.Array | float,
 ) -> jax.Array:
-    x1, length1 = (rows.x, rows.length) if left is None else (rows.x[left], rows.length[left])
-    x2, length2 = rows.x[chosen], rows.length[chosen]
+    take = lambda index: jax.tree.map(lambda a: a[index], (rows.x, rows.length))  # noqa: E731
+    (x1, length1), (x2, length2) = (rows.x, rows.length) if left is None else take(left), take(chosen)
     local = functools.partial(evaluator.rectangle, table)
     k = shard_map(local, mesh, (P(AXIS), P(AXIS), P(), P()), P(AXIS))(x1, length1, x2, length2)
     return k + bias

@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel, combined_products
 from nftk_jax.kernels.devices import device_mesh
+from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.kernels.tiles import HIGHEST
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.kernel import Kernel, Part
+    from nftk_jax.kernels.kernel import Kernel
     from nftk_jax.settings import InputsName
 
 #: Queries whose kernel entries `Rows.predict` computes at a time: of few training rows, of many, and on an accelerator.
@@ -106,7 +107,7 @@ class Rows:
         rows = Rows(
             self.kernel, self.x, scale=self.scale, inputs=self._inputs, store_bytes=store_bytes, mesh=self._mesh
         )
-        jax.block_until_ready([operator.store for operator in rows._operators])
+        jax.block_until_ready([operator.store for operator, _ in rows._operators])
         return rows
 
     def take(self, positions: np.ndarray) -> Rows:
@@ -180,12 +181,10 @@ class Rows:
         tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
-        work, right = list(self._by_kernel(omega)), self._padded
-        kernels = max((len(share.omega) for share in work), default=1)
+        right, kernels = self._padded, len(np.unique(omega, axis=0))
         largest = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * kernels))
         tile_rows = tuple(rows for rows in tile_rows if rows <= largest) or (largest,)
         coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
-        vectors = [jnp.asarray(share.split(coefficients)) for share in work]
         size = tile_rows[0] * max(1, size // (tile_rows[0] * 8 * (self.x.shape[1] + dual_coef.shape[1])))
         scores = np.zeros((len(x2), dual_coef.shape[1]))
         for start in range(0, len(x2), size):
@@ -193,28 +192,18 @@ class Rows:
             self.kernel.check(tile)
             n = len(tile)  # one size of array for every number of queries, so that one program serves them all
             left = jnp.asarray(np.concatenate([tile, np.repeat(tile[-1:], size - n, axis=0)]), self.dtype)
-            for share, v in zip(work, vectors, strict=True):
-                part = share.part
-                found = combined_products(
-                    part.kernel,
-                    share.omega,
-                    v,
-                    part.select(left),
-                    part.select(right),
-                    n,
-                    inputs=part.promise(self._inputs),
-                    tile_rows=tile_rows,
-                )
+            for share in self._by_kernel(omega, left):
+                part, v = share.work, jnp.asarray(share.split(coefficients))
+                found = combined_products(part, share.omega, v, part.select(left), part.select(right), n, tile_rows)
                 scores[start : start + n, share.classes] += np.asarray(found, np.float64)[:n, share.group, share.place]
             report(start + n, len(x2))
         return scores
 
-    def _by_kernel(self, omega: np.ndarray) -> Iterator[_Share]:
-        """Every part's kernels and the classes that share them, the classes without weight left out."""
-        omega, first = omega / self.scale, 0
-        for part in self.kernel.parts:
-            own = omega[:, first : first + part.kernel.n_kernels]
-            first += part.kernel.n_kernels
+    def _by_kernel(self, omega: np.ndarray, left: jax.Array) -> Iterator[_Share]:
+        """What is evaluated in one go for queries `left`, and the classes that share its kernels, by equal weights."""
+        omega = omega / self.scale
+        for work in divide(self.kernel, left, self._padded, self._inputs, np.any(omega, axis=0)):
+            own = omega[:, work.columns]
             classes = np.flatnonzero(own.any(axis=1))
             if classes.size:
                 distinct, group = np.unique(own[classes], axis=0, return_inverse=True)
@@ -222,7 +211,7 @@ class Rows:
                 order = np.argsort(group, kind="stable")
                 place = np.empty_like(group)
                 place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-                yield _Share(part, distinct, classes, group, place)
+                yield _Share(work, distinct, classes, group, place)
 
     @lenient_jax()
     def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -251,29 +240,28 @@ class Rows:
         return functools.reduce(jnp.add, found)
 
     def _weighed(self, omega: np.ndarray) -> Iterator[tuple[GramOperator, np.ndarray, np.ndarray]]:
-        """Every part's operator, the classes that give it weight, and their weights of its unscaled kernels."""
-        omega, place, every = omega / self.scale, 0, len(self._operators) == 1 or not omega.any()
-        for operator, part in zip(self._operators, self.kernel.parts, strict=True):
-            own = omega[:, place : place + part.kernel.n_kernels]
-            place += part.kernel.n_kernels
+        """Every operator, the classes that give it weight, and their weights of its unscaled kernels."""
+        omega, every = omega / self.scale, len(self._operators) == 1 or not omega.any()
+        for operator, columns in self._operators:
+            own = omega[:, columns]
             classes = np.arange(len(omega)) if every else np.flatnonzero(own.any(axis=1))
             if classes.size:
                 yield operator, classes, own[classes]
 
     @functools.cached_property
-    def _operators(self) -> list[GramOperator]:
+    def _operators(self) -> list[tuple[GramOperator, np.ndarray]]:
+        """The operators of all that is evaluated in one go, and their columns of Omega."""
         left, found = self._store_bytes, []
-        for part in self.kernel.parts:
-            x, inputs = part.select(self.x), part.promise(self._inputs)
-            operator = operators.gram_operator(part.kernel, x, inputs, left, self.mesh)
+        for work in divide(self.kernel, jnp.asarray(self.x), None, self._inputs):
+            operator = operators.gram_operator(work, self.x, left, self.mesh)
             left = max(0, left - operator.stored_bytes)
-            found.append(operator)
+            found.append((operator, work.columns))
         return found
 
     @property
     def stored(self) -> float:
         """Share of the tiles whose entries (or angles) are kept between passes."""
-        return float(np.mean([operator.stored for operator in self._operators]))
+        return float(np.mean([operator.stored for operator, _ in self._operators]))
 
 
 def unit_diagonal_scale(kernel: Kernel, x: Any, weight: np.ndarray | None = None) -> np.ndarray:
@@ -316,14 +304,14 @@ class _Share(NamedTuple):
     """One part's combined kernels and the classes that use them.
 
     Attributes:
-      part: what is evaluated.
+      work: what is evaluated.
       omega: distinct weights of its unscaled kernels, shape (kernels, L).
       classes: the classes that give it weight, shape (k,).
       group: the kernel of each, shape (k,).
       place: its place among the classes of that kernel, shape (k,).
     """
 
-    part: Part
+    work: Work
     omega: np.ndarray
     classes: np.ndarray
     group: np.ndarray

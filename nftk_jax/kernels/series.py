@@ -50,8 +50,26 @@ _MAX_HORNER_GROWTH = 12.0
 class Form(NamedTuple):
     """How a series is evaluated: hashable, so that a compiled function may depend on it."""
 
-    basis: Literal["monomial", "chebyshev"]
-    warp: float
+    basis: Literal["monomial", "chebyshev", "rbf", "laplace"]
+    warp: float = math.inf
+
+    @property
+    def of_distance(self) -> bool:
+        """Whether it is no series but one function of the inputs' distance over a width, `of_distance`."""
+        return self.basis in _OF_DISTANCE
+
+
+def _distance(squares: jax.Array) -> jax.Array:
+    positive = squares > 0  # the root has no derivative at 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+_OF_DISTANCE = {"rbf": lambda squares: jnp.exp(-squares / 2), "laplace": lambda squares: jnp.exp(-_distance(squares))}
+
+
+def of_distance(basis: str, squares: jax.Array) -> jax.Array:
+    """A kernel at squared distances over the squared width, elementwise."""
+    return _OF_DISTANCE[basis](squares)
 
 
 class KernelSeries(NamedTuple):
@@ -60,18 +78,20 @@ class KernelSeries(NamedTuple):
     K^(l)(x, x') = f_l(t) + bias_l, times |x||x'| before the bias where `radial` says so.
 
     Attributes:
-      form: the variable and the basis of the series.
+      form: the variable and the basis of the series, a `Form`; of a sum over groups, its `stacks.Stack`s.
       radial: whether the lengths of the inputs are factors (homogeneous networks), or all inputs lie on one sphere.
       coefficients: of f_l, shape (L, size).
       at_zero: f_l(0), shape (L,).
       bias: constants, shape (L,), float64; None is zero.
+      stretch: what lengths are multiplied by, 1 / width for a function of the distance; None is 1.
     """
 
-    form: Form
+    form: Any
     radial: bool
     coefficients: Any
     at_zero: Any
     bias: np.ndarray | None
+    stretch: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

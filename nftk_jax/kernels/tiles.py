@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,26 @@ class Plan(NamedTuple):
     form: Form
     radial: bool
     budget: int
+
+    def prepare(self, x: jax.Array, stretch: Any) -> tuple[jax.Array, jax.Array]:
+        """What `beside` takes of the rows on the right."""
+        del stretch  # of sums over groups
+        return unit_rows(x)
+
+    def rectangle(self, coefficients: jax.Array, stretch: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """K_c(x1, x2), shape (C, n1, n2), see `rectangle`."""
+        del stretch
+        return rectangle(self, coefficients, x1, x2)
+
+    def beside(self, coefficients: jax.Array, stretch: Any, x1: jax.Array, right: Any) -> jax.Array:
+        """The same with rows that are prepared on the right."""
+        del stretch
+        return rectangle_beside(self, coefficients, x1, *right)
+
+    def gram(self, coefficients: jax.Array, stretch: Any, diagonal: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x, x), shape (C, n, n), see `gram`."""
+        del stretch
+        return gram(self, coefficients, diagonal, x)
 
 
 def unit_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -115,7 +135,7 @@ def _with_distances(u1, u2, keep, plain, exact) -> tuple[jax.Array, jax.Array, j
     if keep is not None:
         near = near & keep
     partners, value = jnp.max(jnp.sum(near, axis=1, dtype=jnp.int32)), plain(cos)
-    longest = 0 if cos.size * u1.shape[1] <= _SMALL_TILE else _MAX_WALK
+    longest = 0 if cos.size * u1.shape[1] <= _SMALL_TILE else min(_MAX_WALK, u1.shape[1] // 4)
     if longest:
         value = _walk(u1, u2, cos, near & (partners <= longest), value, exact)
     square = _square_distances(u1, u2, cos, partners > longest)
@@ -213,7 +233,7 @@ def _classes(coefficients: jax.Array) -> jax.Array:
     return coefficients[0] if len(coefficients) == 1 else coefficients
 
 
-def _write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
+def write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
     """Write a block into the last two axes of `out`."""
     index = [jnp.asarray(k, jnp.int32) for k in (*(0,) * (out.ndim - 2), i, j)]
     return lax.dynamic_update_slice(out, block, index)
@@ -237,7 +257,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax
     def fill(k, state):
         out, largest, tile, (i, j) = state
         # written one step late: XLA computes on every core what leaves the step, but on one what it writes into `out`
-        out = _write(out, tile, i, j)
+        out = write(out, tile, i, j)
         i, j = starts[k]
         u1, r1 = unit_rows(_rows(x1, i, height))
         cos = dot(u1, _rows(u2, j, width))
@@ -247,7 +267,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax
     zeros = lambda *shape: jnp.zeros((*series.shape[:-1], *shape), x1.dtype)  # noqa: E731
     empty = zeros(n1, n2), jnp.zeros(n1, x1.dtype), zeros(height, width)
     out, largest, tile, (i, j) = lax.fori_loop(0, len(starts), fill, (*empty, (starts[0, 0], starts[0, 1])))
-    out = _write(out, tile, i, j)
+    out = write(out, tile, i, j)
     rows = min(_NEAR_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
 
     # the flagged rows first, so that few tiles hold them all
@@ -285,8 +305,8 @@ def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array)
         upper = jnp.arange(n) > i + jnp.arange(rows)[:, None]
         t, near = exact_angles(_rows(u, i, rows), u, upper)
         exact = _values(plan, series, t, _rows(r, i, rows), r)
-        out = _write(out, jnp.where(near, exact, _rows(out, i, rows, out.ndim - 2)), i, 0)
-        return _write(out, jnp.where(near.T, exact.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
+        out = write(out, jnp.where(near, exact, _rows(out, i, rows, out.ndim - 2)), i, 0)
+        return write(out, jnp.where(near.T, exact.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
 
     out = _visit_flagged(largest[starts[:, None] + np.arange(rows)], visit, out).reshape(c, n, n)
     index = jnp.arange(n)
@@ -331,8 +351,8 @@ def _triangle(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array) -> tupl
                 upper = np.triu(np.ones((rows, rows), bool), 1)
                 cos, k = jnp.where(upper, cos, 0), jnp.where(upper, k, k.mT)
             else:
-                out = _write(out, k.mT, j, i)
-            return _write(out, k, i, j), _keep_largest(largest, cos, i)
+                out = write(out, k.mT, j, i)
+            return write(out, k, i, j), _keep_largest(largest, cos, i)
 
         state = lax.fori_loop(0, len(starts), fill, state)
     return state

@@ -62,7 +62,7 @@ def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _factor(k: jax.Array, ridge: Any) -> jax.Array | np.ndarray:
-    """`cholesky_lower`; of few rows on a CPU by the LAPACK that XLA calls there too, without a program for every size."""
+    """`cholesky_lower`; of few rows on a CPU by LAPACK, as XLA does there, without a program for every size."""
     if jax.default_backend() != "cpu" or len(k) > PADDED_ROWS:
         return cholesky_lower(k, ridge)
     a = np.array(k)

@@ -8,7 +8,7 @@ import pytest
 
 from nftk_jax.kernels import mlp as mlp_module
 from nftk_jax.kernels.combined import combined_kernel, combined_ntk
-from nftk_jax.kernels.distance import RBF
+from nftk_jax.kernels.distance import RBF, Laplace
 from nftk_jax.kernels.mlp import MLP
 
 CASES = {
@@ -19,6 +19,8 @@ CASES = {
     "sphere": (MLP(3, b_std=0.3), True),
     "recursion": (MLP(3, b_std=0.3), False),
     "sum": (MLP(2, b_std=0.3) + RBF(2.0), False),
+    "groups": (MLP(1).on(slice(0, 3)) + Laplace(2.0).on(slice(0, 3)) + MLP(1, readout_bias=0.5).on([5, 4]), False),
+    "groups and a recursion": (MLP(1).on(slice(0, 3)) + MLP(1, b_std=0.3) + RBF(2.0).on([5, 4]), False),
 }
 
 

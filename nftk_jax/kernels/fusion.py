@@ -1,0 +1,135 @@
+"""Which kernels of a sum are evaluated together: those that depend on angles and lengths, of all groups of features."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from nftk_jax.kernels.series import Form, KernelSeries
+from nftk_jax.kernels.stacks import Stack
+from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.kernel import Kernel, Part
+    from nftk_jax.settings import InputsName
+
+
+class Together(NamedTuple):
+    """Several parts as one kernel of whole inputs: what is asked of a kernel whose series is known."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def n_kernels(self) -> int:
+        return sum(part.kernel.n_kernels for part in self.parts)
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        return np.concatenate([part.kernel.diagonals(part.select(x)) for part in self.parts])
+
+    def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        return jnp.concatenate([part.kernel.traced_diagonals(budget, part.select(x)) for part in self.parts])
+
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        return pad_features(x, size)
+
+
+class Work(NamedTuple):
+    """What is evaluated in one go.
+
+    Attributes:
+      kernel: a `Kernel` of the inputs that `select` gives, or `Together`.
+      select: of whole inputs, shape (n, p).
+      columns: its columns of Omega, shape (L',).
+      series: of the kernel on these inputs, None for the kernel's own formula.
+    """
+
+    kernel: Any
+    select: Any
+    columns: np.ndarray
+    series: KernelSeries | None
+
+
+def divide(kernel: Kernel, x1: Any, x2: Any | None, inputs: InputsName, used: np.ndarray | None = None) -> list[Work]:
+    """Divide a kernel into what is evaluated in one go: all parts with a series together, every other by itself.
+
+    Args:
+      kernel: L kernels.
+      x1: inputs, shape (n1, p).
+      x2: inputs, shape (n2, p), or None for those of `x1`.
+      inputs: see `Kernel.bind`.
+      used: which of the kernels have weight, shape (L,); parts without any are left out, unless they cost nothing
+        beside others. None is all.
+    """
+    ends = np.cumsum([part.kernel.n_kernels for part in kernel.parts])
+    parts = list(zip(kernel.parts, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
+    wanted = [used is None or bool(used[columns].any()) for _, columns in parts]
+    profiles = [_series(part, x1, x2, inputs, together=True) for part, _ in parts] if sum(wanted) > 1 else []
+    shared = [number for number, profile in enumerate(profiles) if profile is not None]
+    if len(shared) < 2 or not any(wanted[number] for number in shared):
+        shared = []
+    work = [_alone(*part, x1, x2, inputs) for n, part in enumerate(parts) if wanted[n] and n not in shared]
+    if shared:
+        members = tuple(parts[number][0] for number in shared)
+        series = _stack(members, [profiles[number] for number in shared], x1.shape[1], len(x1 if x2 is None else x2))
+        columns = np.concatenate([parts[number][1] for number in shared])
+        work.append(Work(Together(members), lambda x: x, columns, series))
+    return work
+
+
+def _alone(part: Part, columns: np.ndarray, x1: Any, x2: Any | None, inputs: InputsName) -> Work:
+    return Work(part.kernel, part.select, columns, _series(part, x1, x2, inputs, together=False))
+
+
+def _series(part: Part, x1: Any, x2: Any | None, inputs: InputsName, *, together: bool) -> KernelSeries | None:
+    right = None if x2 is None else part.select(x2)
+    find = part.kernel.profile if together else part.kernel.series
+    found = find(part.select(x1), right, part.promise(inputs))
+    if together and found is not None and isinstance(found.coefficients, Tracer):
+        return None  # a sphere whose radius is known inside a compiled function alone
+    return found
+
+
+def _stack(parts: Sequence[Part], profiles: Sequence[Any], features: int, rows: int) -> KernelSeries:
+    """One series for all parts: groups with the same columns share their cosines, groups of one shape a stack."""
+    geometries: dict[tuple[int, ...], list[tuple[KernelSeries, np.ndarray]]] = defaultdict(list)
+    place = 0
+    for part, series in zip(parts, profiles, strict=True):
+        chosen = np.arange(place, place + len(series.coefficients))
+        place += len(chosen)
+        geometries[tuple(part.select(np.arange(features)[None])[0].tolist())].append((series, chosen))
+    stacks: dict[Any, list[Any]] = defaultdict(list)
+    for columns, terms in geometries.items():
+        terms.sort(key=lambda term: (str(term[0].form), term[0].radial))
+        forms: tuple[tuple[Form, bool], ...] = tuple((series.form, series.radial) for series, _ in terms)
+        stacks[forms, _width(len(columns), rows)].append((columns, terms))
+    layout, blocks, stretch = [], [], []
+    for (forms, width), groups in stacks.items():
+        sizes = []
+        for term in range(len(forms)):
+            own = [terms[term] for _, terms in groups]
+            sizes.append(max(series.coefficients.shape[1] for series, _ in own))
+            for series, chosen in own:
+                block = np.zeros((place, sizes[-1]))
+                block[chosen, : series.coefficients.shape[1]] = series.coefficients
+                blocks.append(block)
+                stretch.append(1.0 if series.stretch is None else series.stretch)
+        layout.append(Stack(forms, tuple(sizes), tuple(columns for columns, _ in groups), width))
+    biases = [np.zeros(len(series.coefficients)) if series.bias is None else series.bias for series in profiles]
+    bias = np.concatenate(biases)
+    return KernelSeries(
+        tuple(layout), False, np.concatenate(blocks, axis=1), None, bias if bias.any() else None, np.asarray(stretch)
+    )
+
+
+def _width(columns: int, rows: int) -> int:
+    """Columns that groups of about one size are rounded up to, so that they share a stack."""
+    if rows <= PADDED_ROWS:
+        return padded_features(columns)
+    step = 8 if columns <= 128 else 64
+    return -(-columns // step) * step

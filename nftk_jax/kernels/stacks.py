@@ -1,0 +1,387 @@
+"""Sums of kernels of many groups of features in one pass: one thin product and one polynomial a group.
+
+Every kernel that depends on the angle t between two inputs and on their lengths r and r' (an NTK of any depth, an RBF)
+shares the cosines of its group with the others. Groups with the same forms of kernels and about as many features lie in
+one stack. A tile of the sum goes through the groups of a stack one after the other, and is written once.
+
+In a group of few features many rows are nearly parallel, and the cosine has lost their angle (see `tiles`). The pass
+keeps the largest |cos| of every row in every group. Pairs of rows that are both near 1 there, of which there are few,
+are then visited again with exact angles.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nftk_jax.kernels import tiles
+from nftk_jax.kernels.angles import angle, angle_between
+from nftk_jax.kernels.series import Form, evaluate, of_distance
+
+#: 1 - |cos| below which the angle is taken from the difference of the unit vectors.
+_NEAR = {"float32": 3e-5, "float64": 1e-8}
+#: Entries of a tile of the pass over all pairs, and rows of a tile of the visit.
+_TILE_ENTRIES, _VISIT_ROWS = 2**18, 128
+
+
+class Stack(NamedTuple):
+    """Groups with the same forms of kernels. Hashable.
+
+    Attributes:
+      forms: of the terms of every group, and whether the lengths of the inputs are factors.
+      sizes: coefficients of a term.
+      columns: of every group, numbers >= 0.
+      width: columns of the arrays: the longest group, rounded up; zeros fill the others up.
+    """
+
+    forms: tuple[tuple[Form, bool], ...]
+    sizes: tuple[int, ...]
+    columns: tuple[tuple[int, ...], ...]
+    width: int
+
+
+class Plan(NamedTuple):
+    """What a compiled sum over groups depends on besides shapes: hashable. The counterpart of `tiles.Plan`.
+
+    Attributes:
+      stacks: the groups.
+      budget: bytes of temporary arrays beside the result.
+    """
+
+    stacks: tuple[Stack, ...]
+    budget: int
+
+    def prepare(self, x: jax.Array, stretch: jax.Array) -> Any:
+        """Unit rows (G, n, width) and lengths (G, n), one for every term, of each stack, from inputs (n, p)."""
+        columns, out, place = jnp.concatenate([x.T, jnp.zeros((1, len(x)), x.dtype)]), [], 0
+        for stack in self.stacks:
+            index = np.full((len(stack.columns), stack.width), x.shape[1])  # of the row of zeros
+            for row, numbers in zip(index, stack.columns, strict=True):
+                row[: len(numbers)] = numbers
+            groups = columns[index.ravel()].reshape(*index.shape, len(x)).swapaxes(1, 2)
+            unit, length = jax.vmap(tiles.unit_rows)(groups)
+            lengths = []
+            for _ in stack.forms:
+                lengths.append(length * stretch[place : place + len(index), None])
+                place += len(index)
+            out.append((unit, tuple(lengths)))
+        return tuple(out)
+
+    def split(self, flat: jax.Array) -> Any:
+        """The series (G, C, size) of every term of each stack from rows of coefficients (C, total).
+
+        One class has series (G, size), and tiles (m, n): XLA overwrites an array in place by one of the same shape.
+        """
+        out, place = [], 0
+        for stack in self.stacks:
+            terms, count = [], len(stack.columns)
+            for size in stack.sizes:
+                part = flat[:, place : place + count * size].reshape(len(flat), count, size).swapaxes(0, 1)
+                terms.append(part[:, 0] if len(flat) == 1 else part)
+                place += count * size
+            out.append(tuple(terms))
+        return tuple(out)
+
+    def rectangle(self, coefficients: jax.Array, stretch: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """K_c(x1, x2), shape (C, n1, n2), without any exact diagonal."""
+        return rectangle(self, coefficients, stretch, x1, x2)
+
+    def beside(self, coefficients: jax.Array, stretch: jax.Array, x1: jax.Array, right: Any) -> jax.Array:
+        """The same with rows that are prepared on the right; not differentiable in the inputs."""
+        return rectangle_beside(self, coefficients, self.prepare(x1, stretch), right)
+
+    def gram(self, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n)."""
+        return gram(self, coefficients, stretch, diagonal, x)
+
+    @property
+    def radial(self) -> bool:
+        """False: lengths are factors of single terms."""
+        return False
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of all stacks."""
+        return sum(len(stack.columns) for stack in self.stacks)
+
+
+def _term(form: Form, radial: bool, series: jax.Array, t, delta, r1, r2) -> jax.Array:
+    """One term of one group from angles, their 1 - cos and the lengths."""
+    if form.of_distance:
+        at = of_distance(form.basis, (r1[:, None] - r2) ** 2 + 2 * r1[:, None] * r2 * delta)
+        return series[..., 0].reshape(series.shape[:-1] + (1,) * (2 * (series.ndim > 1))) * at
+    k = evaluate(form, series, t)
+    return k * (r1[:, None] * r2) if radial else k
+
+
+def _terms(stack: Stack, series, t, delta, lengths1, lengths2) -> jax.Array:
+    found = [
+        _term(*form, own, t, delta, r1, r2)
+        for form, own, r1, r2 in zip(stack.forms, series, lengths1, lengths2, strict=True)
+    ]
+    return functools.reduce(jnp.add, found)
+
+
+def _over_groups(step, state, items, count: int):
+    """`step` for every group of a stack; its second results stacked."""
+    if count > 1:
+        return lax.scan(step, state, items)
+    state, found = step(state, jax.tree.map(lambda a: a[0], items))
+    return state, jax.tree.map(lambda a: a[None], found)
+
+
+def plain_tile(
+    plan: Plan, series: Any, left: Any, right: Any, *, same: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sum over groups between prepared rows, and the largest |cos| of every row and column in every group.
+
+    `same` says that both are the same rows: the triangle above the diagonal is mirrored, and no row is its own partner.
+    """
+    m, n = left[0][0].shape[1], right[0][0].shape[1]
+    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], m, n), left[0][0].dtype), [], []
+    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+
+        def add(k, item, stack=stack):
+            own, (u1, lengths1), (u2, lengths2) = item
+            cos = tiles.dot(u1, u2)
+            others = cos * np.asarray(~np.eye(m, dtype=bool), cos.dtype) if same else cos
+            largest = [jnp.max(jnp.abs(others), axis=axis) for axis in (1, 0)]
+            return k + _terms(stack, own, angle(cos), 1 - cos, lengths1, lengths2), largest
+
+        k, (by_row, by_column) = _over_groups(add, k, items, len(stack.columns))
+        rows.append(by_row)
+        columns.append(by_column)
+    if same:
+        k = jnp.where(np.triu(np.ones((m, m), bool)), k, k.mT)
+    return k, jnp.concatenate(rows), jnp.concatenate(columns)
+
+
+def exact_tile(plan: Plan, series: Any, left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
+    """The sum over groups with every angle exact, and where some group's rows are nearly parallel."""
+    m, n = left[0][0].shape[1], right[0][0].shape[1]
+    dtype = left[0][0].dtype
+    state = jnp.zeros((*series[0][0].shape[1:-1], m, n), dtype), jnp.zeros((m, n), bool)
+    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+
+        def add(state, item, stack=stack):
+            own, (u1, lengths1), (u2, lengths2) = item
+            k, close = state
+            near, far = tiles.exact_complements(u1, u2)
+            close = close | (jnp.minimum(near, far) < _NEAR[dtype.name])
+            return (k + _terms(stack, own, angle_between(near, far), near, lengths1, lengths2), close), None
+
+        state = _over_groups(add, state, items, len(stack.columns))[0]
+    return state
+
+
+def _cut(rows: Any, start, size: int) -> Any:
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size, 1), rows)
+
+
+def _tile_sides(plan: Plan, n1: int, n2: int, classes: int, itemsize: int) -> tuple[int, int]:
+    """Rows and columns of the tiles of the pass, about a square that a cache holds."""
+    entries = min(_TILE_ENTRIES // classes, plan.budget // ((4 + 2 * classes) * itemsize))
+    rows = max(1, min(n1, math.isqrt(max(1, entries))))
+    return _even(n1, rows), _even(n2, max(1, entries // rows))
+
+
+def _even(n: int, size: int) -> int:
+    """About `size`, so that few tiles cover n and overlap little."""
+    return -(-n // max(1, round(n / size)))
+
+
+def _visit(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, out: jax.Array, same: bool) -> jax.Array:
+    """Entries of nearly parallel pairs, exact: pairs of the rows that are flagged in one group, group by group, or of
+    those flagged in any, whichever are fewer.
+
+    `same` says that rows and columns are the same: the tiles above the diagonal are visited and mirrored.
+    """
+    sizes = [min(largest.shape[1], _VISIT_ROWS) for largest in (largest1, largest2)]
+    flags = [largest > 1 - _NEAR[out.dtype.name] for largest in (largest1, largest2)]
+    flags = [jnp.concatenate([flag, jnp.any(flag, axis=0, keepdims=True)]) for flag in flags]
+    tall, wide = (-(-jnp.sum(flag, axis=1, dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
+    together = jnp.sum((tall * wide)[:-1]) > (tall * wide)[-1]
+    tall = jnp.where((jnp.arange(len(tall)) == len(tall) - 1) == together, tall, 0)
+
+    def group(g, out):
+        # the flagged rows first; beyond the last row lies none
+        orders = [
+            jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
+            for flag, size in zip(flags, sizes, strict=True)
+        ]
+
+        def row(a, out):
+            i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
+            rows = _take(left, i)
+
+            def column(b, out):
+                j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
+                k, close = exact_tile(plan, series, rows, _take(right, j))
+                if same:  # symmetric to the last bit, on the diagonal too
+                    k = jnp.where((a == b) & (i[:, None] > j), k.mT, k)
+                    close = jnp.where((a == b) & (i[:, None] > j), close.T, close)
+                out = _put(out, k, close, i, j)
+                return _put(out, k.mT, close.T, j, i) if same else out
+
+            return lax.fori_loop(a if same else 0, wide[g], column, out)
+
+        return lax.fori_loop(0, tall[g], row, out)
+
+    return lax.fori_loop(0, len(tall), group, out)
+
+
+def _put(out: jax.Array, k: jax.Array, where: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """Write entries of some rows and columns; indices beyond the last are dropped."""
+    place = out.at[..., i[:, None], j]
+    return place.set(jnp.where(where, k, place.get(mode="clip")), mode="drop")
+
+
+def angles(plan: Plan, left: Any, right: Any) -> Any:
+    """What the kernels of all classes between prepared rows are computed from, by `from_angles`, for each stack.
+
+    Exact angles and, where there are functions of the distance, their 1 - cos, shapes (G, m, n); and the lengths.
+    """
+    found = []
+    for stack, (units1, lengths1), (units2, lengths2) in zip(plan.stacks, left, right, strict=True):
+        near, far = lax.map(lambda units: tiles.exact_complements(*units), (units1, units2))
+        near_too = near if any(form.of_distance for form, _ in stack.forms) else None
+        found.append((angle_between(near, far), near_too, lengths1, lengths2))
+    return tuple(found)
+
+
+def from_angles(plan: Plan, coefficients: jax.Array, found: Any) -> jax.Array:
+    """The sum over groups of one class, coefficients (total,), from what `angles` gave: shape (m, n)."""
+    k = jnp.zeros(found[0][0].shape[1:], found[0][0].dtype)
+    for stack, series, (t, near, *lengths) in zip(plan.stacks, plan.split(coefficients[None]), found, strict=True):
+
+        def add(k, item, stack=stack):
+            own, t, near, lengths1, lengths2 = item
+            return k + _terms(stack, own, t, near, lengths1, lengths2), None
+
+        k = _over_groups(add, k, (series, t, near, *lengths), len(stack.columns))[0]
+    return k
+
+
+def _take(rows: Any, index: jax.Array) -> Any:
+    """Some of the prepared rows."""
+    return jax.tree.map(lambda a: jnp.take(a, index, axis=1, mode="clip"), rows)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rectangle(plan: Plan, coefficients: jax.Array, stretch: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """K_c(x1, x2), shape (C, n1, n2), from coefficients (C, total), without any exact diagonal."""
+    return rectangle_beside(plan, coefficients, plan.prepare(x1, stretch), plan.prepare(x2, stretch))
+
+
+def rectangle_beside(plan: Plan, coefficients: jax.Array, left: Any, right: Any) -> jax.Array:
+    """`rectangle` for prepared rows; not differentiable in the inputs."""
+    series, c = plan.split(coefficients), len(coefficients)
+    n1, n2, dtype = left[0][0].shape[1], right[0][0].shape[1], left[0][0].dtype
+    if n1 == 0 or n2 == 0:
+        return jnp.zeros((c, n1, n2), dtype)
+    height, width = _tile_sides(plan, n1, n2, c, dtype.itemsize)
+    starts = [(i, j) for i in tiles.tile_starts(n1, height) for j in tiles.tile_starts(n2, width)]
+    starts = jnp.asarray(starts, jnp.int32)
+
+    def fill(k, state):
+        out, rows, columns = state
+        i, j = starts[k]
+        tile, by_row, by_column = plain_tile(plan, series, _cut(left, i, height), _cut(right, j, width))
+        return tiles.write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
+
+    empty = jnp.zeros((*series[0][0].shape[1:-1], n1, n2), dtype)
+    none = [jnp.zeros((plan.n_groups, n), dtype) for n in (n1, n2)]
+    out, rows, columns = lax.fori_loop(0, len(starts), fill, (empty, *none))
+    return _visit(plan, series, left, right, rows, columns, out, same=False).reshape(c, n1, n2)
+
+
+def _keep(largest: jax.Array, found: jax.Array, start) -> jax.Array:
+    old = lax.dynamic_slice_in_dim(largest, start, found.shape[1], 1)
+    return lax.dynamic_update_slice_in_dim(largest, jnp.maximum(old, found), start, 1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.Array, x: jax.Array) -> jax.Array:
+    """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n), from one triangle."""
+    series, c, n = plan.split(coefficients), len(coefficients), len(x)
+    if n == 0:
+        return jnp.zeros((c, 0, 0), x.dtype)
+    size = min(_tile_sides(plan, n, n, 2 * c, x.dtype.itemsize))
+    across = -(-n // size)
+    wide = across * size
+    rows = plan.prepare(jnp.pad(x, ((0, wide - n), (0, 0))), stretch)  # rows of zeros, which are near to none
+    pairs = jnp.asarray([(i, j) for i in range(across) for j in range(i + 1, across)] or [(0, 0)], jnp.int32) * size
+
+    def fill(k, state):
+        out, largest = state
+        i, j = pairs[k]
+        tile, by_row, by_column = plain_tile(plan, series, _cut(rows, i, size), _cut(rows, j, size))
+        out = tiles.write(tiles.write(out, tile.mT, j, i), tile, i, j)
+        return out, _keep(_keep(largest, by_row, i), by_column, j)
+
+    def fill_diagonal(k, state):
+        out, largest = state
+        own = _cut(rows, k * size, size)
+        tile, by_row, by_column = plain_tile(plan, series, own, own, same=True)
+        largest = _keep(_keep(largest, by_row, k * size), by_column, k * size)
+        return tiles.write(out, tile, k * size, k * size), largest
+
+    empty = jnp.zeros((*series[0][0].shape[1:-1], wide, wide), x.dtype)
+    state = lax.fori_loop(0, across, fill_diagonal, (empty, jnp.zeros((plan.n_groups, wide), x.dtype)))
+    out, largest = lax.fori_loop(0, across * (across - 1) // 2, fill, state)
+    out = _visit(plan, series, rows, rows, largest, largest, out, same=True)
+    out = out.reshape(c, wide, wide)[:, :n, :n]
+    index = jnp.arange(n)
+    return out.at[:, index, index].set(diagonal)
+
+
+def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Array:
+    """The differentiable formula: no second visit, no loops over tiles."""
+    series, left, right = plan.split(coefficients), plan.prepare(x1, stretch), plan.prepare(x2, stretch)
+    total = 0
+    for stack, own, (units1, lengths1), (units2, lengths2) in zip(plan.stacks, series, left, right, strict=True):
+        for g in range(len(stack.columns)):
+            cos = tiles.dot(units1[g], units2[g])
+            cos = jnp.where(jnp.eye(len(cos), dtype=bool), 1, cos) if same else cos
+            of_group = [[a[g] for a in part] for part in (own, lengths1, lengths2)]
+            total = total + _terms(stack, of_group[0], angle(cos), 1 - cos, *of_group[1:])
+    return jnp.reshape(total, (len(coefficients), len(x1), len(x2)))
+
+
+def _instantiate(plan: Plan, primals, tangents, inputs: tuple[int, ...]) -> tuple[Any, ...]:
+    """Tangents as arrays.
+
+    Raises:
+      ValueError: a derivative in the inputs of a series on a sphere, which has no radial part.
+    """
+    zero = [isinstance(tangent, jax.custom_derivatives.SymbolicZero) for tangent in tangents]
+    everywhere = all(radial or form.of_distance for stack in plan.stacks for form, radial in stack.forms)
+    if not everywhere and not all(zero[place] for place in inputs):
+        raise ValueError(
+            "the series on a sphere has no radial part and cannot be differentiated in x; use inputs='general'"
+        )
+    return tuple(jnp.zeros_like(p) if z else t for p, t, z in zip(primals, tangents, zero, strict=True))
+
+
+def _rectangle_jvp(plan, primals, tangents):
+    tangents = _instantiate(plan, primals, tangents, (2, 3))
+    return rectangle(plan, *primals), jax.jvp(functools.partial(_plain, plan, same=False), primals, tangents)[1]
+
+
+def _gram_jvp(plan, primals, tangents):
+    dcoefficients, dstretch, ddiagonal, dx = _instantiate(plan, primals, tangents, (3,))
+    coefficients, stretch, _, x = primals
+    plain = lambda c, s, a: _plain(plan, c, s, a, a, same=True)  # noqa: E731
+    _, tangent = jax.jvp(plain, (coefficients, stretch, x), (dcoefficients, dstretch, dx))
+    # not a scatter: its transpose asks for more than a diagonal needs
+    return gram(plan, *primals), jnp.where(jnp.eye(len(x), dtype=bool), ddiagonal[:, :, None], tangent)
+
+
+rectangle.defjvp(_rectangle_jvp, symbolic_zeros=True)
+gram.defjvp(_gram_jvp, symbolic_zeros=True)
