@@ -1,4 +1,4 @@
-"""Kernels of the Euclidean distance between two inputs: Gaussian (RBF) and Laplace."""
+"""Kernels of the Euclidean distance between two inputs, Gaussian (RBF), Laplace and Matern, and of their product."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.preprocessing.padding import pad_features
-from nftk_jax.settings import check_number
+from nftk_jax.settings import check_number, shown
 
-DistanceKernelName = Literal["rbf", "laplace"]
+DistanceKernelName = Literal["rbf", "laplace", "matern"]
 
 _TILE_ROWS = 512
 _MEDIAN_ROWS = 500
@@ -43,7 +43,12 @@ class DistanceKernel(Kernel):
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
         width = self.width if isinstance(self.width, str) else f"{self.width:.3g}"
-        return (KernelLabel(self.kind, name=f"{self.kind} width {width}"),)
+        return (KernelLabel(self.kind, name=f"{self.profile} width {width}"),)
+
+    @property
+    def profile(self) -> str:
+        """What the kernel is called without its width."""
+        return self.kind
 
     def fitted(self, x: np.ndarray) -> Kernel:
         if self.width != "auto":
@@ -66,7 +71,7 @@ class DistanceKernel(Kernel):
         """
         if isinstance(self.width, str):
             raise ValueError("`width` is 'auto': call fitted(x) with the training inputs first")
-        return _at(self.kind, squares, self.width)
+        return _at(self.profile, squares, self.width)
 
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         return self.at(square_distances(x1, x2))[None]
@@ -105,15 +110,90 @@ class Laplace(DistanceKernel):
     kind = "laplace"
 
 
+#: Those that a model is compared with.
 DISTANCE_KERNELS: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Laplace}
 
 
+@dataclasses.dataclass(frozen=True)
+class Matern(DistanceKernel):
+    r"""Matern's kernel of smoothness nu: (1 + r) exp(-r) for 3/2 and (1 + r + r^2 / 3) exp(-r) for 5/2.
+
+    r = sqrt(2 nu) |x - x'| / width (Rasmussen & Williams 2006, eq. 4.17). It is as rough as Laplace for nu = 1/2 and as
+    smooth as RBF for nu to infinity.
+
+    Args:
+      width: as in every distance kernel.
+      nu: 1.5 or 2.5.
+
+    Raises:
+      ValueError: `width` or `nu` is none of these.
+    """
+
+    nu: float = 1.5
+    kind = "matern"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.nu, bool) or self.nu not in (1.5, 2.5):
+            raise ValueError(f"nu must be 1.5 or 2.5; got {shown(self.nu)}: nu = 0.5 is Laplace, and infinity RBF")
+        object.__setattr__(self, "nu", float(self.nu))
+
+    @property
+    def profile(self) -> str:
+        return f"{self.kind} {self.nu:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "nu": self.nu}
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Kernel):
+    """<x, x'> / p: the one of linear regression, in the units of the NTK."""
+
+    @property
+    def labels(self) -> tuple[KernelLabel, ...]:
+        return (KernelLabel("linear"),)
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)[None] / max(1, x1.shape[1])
+
+    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        del budget  # one product, and the result
+        return omega[:, :1, None] * self.evaluate(x1, x2)
+
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        return pad_features(x, size) * x.dtype.type(np.sqrt(size / max(1, x.shape[1])))
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        self.check(x)
+        return np.einsum("ij,ij->i", x, x, dtype=np.float64)[None] / max(1, x.shape[1])
+
+    def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        del budget
+        return jnp.mean(x * x, axis=1)[None]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "linear"}
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _at(name: DistanceKernelName, squares: jax.Array, width: jax.Array | float) -> jax.Array:
-    if name == "rbf":
+def _at(profile: str, squares: jax.Array, width: jax.Array | float) -> jax.Array:
+    if profile == "rbf":
         return jnp.exp(-squares / (2 * width**2))
-    positive = squares > 0  # the root has no derivative at 0
-    return jnp.exp(-jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0) / width)
+    if profile == "matern 1.5":
+        r = math.sqrt(3) / width * _root(squares)
+        return (1 + r) * jnp.exp(-r)
+    if profile == "matern 2.5":
+        r = math.sqrt(5) / width * _root(squares)
+        return (1 + r + r**2 / 3) * jnp.exp(-r)
+    return jnp.exp(-_root(squares) / width)
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """Distances; the root has no derivative at 0."""
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
 @jax.jit

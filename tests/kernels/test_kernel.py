@@ -14,9 +14,10 @@ import scipy.linalg
 import scipy.spatial
 
 from nftk_jax.kernels.combined import combined_kernel
+from nftk_jax.kernels.composed import KernelOnColumns, KernelSum
 from nftk_jax.kernels.distance import RBF, Laplace
 from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.kernel import KernelLabel, KernelOnColumns, KernelSum
+from nftk_jax.kernels.kernel import KernelLabel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.kernels.saved import from_dict
