@@ -91,7 +91,7 @@ def image_groups(spec: str, shape: Sequence[int], x: np.ndarray | None = None) -
     shape = tuple(int(size) for size in shape)
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(
-            f"groups={spec!r} needs images of shape (height, width) or (height, width, channels); got {shape}"
+            f"`groups={spec!r}` needs images of shape (height, width) or (height, width, channels); got {shape}"
         )
     height, width = shape[:2]
     match = re.fullmatch(r"(?:patches:(\d+)x(\d+))|(?:(rows|columns):(\d+))", spec)
@@ -102,7 +102,7 @@ def image_groups(spec: str, shape: Sequence[int], x: np.ndarray | None = None) -
     n_columns = int(wide or (bands if axis == "columns" else 1))
     if not (1 <= n_rows <= height and 1 <= n_columns <= width and n_rows * n_columns > 1):
         raise ValueError(
-            f"groups={spec!r} must cut an image of {height} rows and {width} columns into at least two parts of at "
+            f"`groups={spec!r}` must cut an image of {height} rows and {width} columns into at least two parts of at "
             "least one pixel; choose other numbers"
         )
     numbers = np.arange(math.prod(shape)).reshape(shape)
@@ -121,6 +121,12 @@ def group_kernel(kernel: Kernel, groups: Groups) -> Kernel:
     """These kernels on every group of features, labelled with its name."""
     families = [kernel.on(_as_columns(columns), group=name) for name, columns in groups.items()]
     return families[0] if len(families) == 1 else KernelSum(tuple(families))
+
+
+def geometry_columns(kernel: Kernel, n_features: int) -> list[int]:
+    """How many columns every geometry has: kernels that see the same columns share their cosines and lengths."""
+    some = np.zeros((1, n_features))
+    return list({str(part.columns): part.select(some).shape[1] for part in kernel.parts}.values())
 
 
 def _as_columns(columns: tuple[int, ...]) -> Columns:
@@ -144,7 +150,7 @@ def _without_constant(groups: Groups, x: np.ndarray) -> Groups:
 def _by_prefix(word: str, names: Sequence[str] | None) -> Groups:
     if word.partition(":")[0] in ("patches", "rows", "columns"):
         raise ValueError(
-            f"groups={word!r} needs the shape of the images, which rows of pixels do not have; give "
+            f"`groups={word!r}` needs the shape of the images, which rows of pixels do not have; give "
             f"groups=image_groups({word!r}, (height, width))"
         )
     if word != "prefixes":
@@ -157,13 +163,14 @@ def _by_prefix(word: str, names: Sequence[str] | None) -> Groups:
         prefix, mark, _ = str(name).partition("__")
         if not (prefix and mark):
             raise ValueError(
-                f"groups='prefixes' needs columns named block__column; got {str(name)!r}: give names with their columns"
+                f"`groups='prefixes'` needs columns named block__column; got {str(name)!r}: give names with their "
+                "columns"
             )
         found.setdefault(prefix, []).append(number)
     if names is None:
         raise ValueError(
-            "groups='prefixes' needs names of columns, and these inputs have none: let the ColumnTransformer keep them "
-            "by set_output(transform='pandas')"
+            "`groups='prefixes'` needs names of columns, and these inputs have none: let the ColumnTransformer keep "
+            "them by set_output(transform='pandas')"
         )
     return {name: tuple(columns) for name, columns in found.items()}
 

@@ -38,7 +38,7 @@ def network_kernel(settings: MLPSettings, depths: Any = None) -> Kernel:
     if largest > settings.depth != MLPSettings.depth:
         raise ValueError(f"depths must be at most the `depth` of {settings.depth}; got {largest}: leave out `depth`")
     mlp = MLP(**{**flatten(settings), "depth": largest})
-    return mlp.only(numbers - 1)
+    return mlp.only((numbers - 1).tolist())
 
 
 def with_members(network: Kernel, names: Sequence[MemberName]) -> Kernel:
