@@ -24,11 +24,7 @@ _KINDS = "FILE.json, patches:RxC, rows:N, columns:N or none"
 
 @dataclasses.dataclass(frozen=True)
 class KernelFlags:
-    """Which kernels Omega weighs.
-
-    Raises:
-      ValueError: `depths` are no whole numbers with commas between them.
-    """
+    """Which kernels Omega weighs."""
 
     depths: str | None = None
     """Which depths are combined, such as 1,3,5; --depth is then the largest. Default all up to --depth."""
@@ -39,10 +35,6 @@ class KernelFlags:
     members: Annotated[tuple[MemberName, ...], tyro.conf.arg(name="with")] = ()
     """Further kernels for Omega to weigh, on all features or on every group."""
 
-    def __post_init__(self) -> None:
-        if self.depths is not None and not re.fullmatch(r"\d+(,\d+)*", self.depths):
-            raise ValueError(f"depths must be whole numbers with commas, such as 1,3,5; got {shown(self.depths)}")
-
     @property
     def depth_numbers(self) -> list[int] | None:
         """The depths as numbers; None for all."""
@@ -52,8 +44,11 @@ class KernelFlags:
         """Refuse what can be refused before any data are read.
 
         Raises:
-          CommandError: `groups` names no kind of groups, or a file that cannot be used.
+          CommandError: `depths` are no whole numbers with commas between them, or `groups` names no kind of groups, or
+            a file that cannot be used.
         """
+        if self.depths is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", self.depths):
+            raise CommandError(f"--depths must be whole numbers with commas, such as 1,3,5; got {shown(self.depths)}")
         if self.groups is None or self.groups == "none" or re.match(r"(patches|rows|columns):", self.groups):
             return
         if not self.groups.lower().endswith(".json"):

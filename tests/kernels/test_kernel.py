@@ -15,7 +15,7 @@ import scipy.spatial
 
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.composed import KernelOnColumns, KernelSum
-from nftk_jax.kernels.distance import RBF, Laplace
+from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.kernel import KernelLabel
 from nftk_jax.kernels.mlp import MLP
@@ -185,6 +185,8 @@ def test_traits_are_those_of_the_members():
         RBF(0.1 + 0.2),
         Laplace("auto"),
         SUM,
+        Matern(0.7, nu=2.5) + Matern() + Linear(),
+        MLP(4).only([1, 3]).on([2, 0], group="g") + MLP(3, "erf").only([0]),
         MLP(2).on([4, 1], group="pixels"),
         (MLP(2).on(slice(1, None, 2)) + RBF(2.0).on([0], group="g")).on(slice(None, -1), group="h") + Laplace(3.0),
     ],
