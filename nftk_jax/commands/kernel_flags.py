@@ -33,7 +33,7 @@ class KernelFlags:
     of names with lists of column numbers, "rest" or "all". Default the array groups of FILE.npz, where it has one; none
     leaves that out."""
     members: Annotated[tuple[MemberName, ...], tyro.conf.arg(name="with")] = ()
-    """Further kernels for Omega to weigh, on all features or on every group."""
+    """Further kernels for Omega to weigh, on all features or on every group; those of a distance in three widths."""
 
     @property
     def depth_numbers(self) -> list[int] | None:

@@ -27,22 +27,27 @@ class DistanceKernel(Kernel):
 
     Args:
       width: > 0, in units of the (scaled) inputs; "auto" is the median distance between different training rows.
+      factor: > 0, of a width that is "auto": 2 is twice the median distance.
 
     Raises:
-      ValueError: `width` is neither.
+      ValueError: `width` is neither, or `factor` is not positive.
     """
 
     width: float | Literal["auto"] = "auto"
+    factor: float = 1.0
     kind: ClassVar[DistanceKernelName]
 
     def __post_init__(self) -> None:
         if not (isinstance(self.width, str) and self.width == "auto"):
             check_number("width", self.width, instead="auto")
             object.__setattr__(self, "width", float(self.width))
+        check_number("factor", self.factor)
+        object.__setattr__(self, "factor", 1.0 if self.width != "auto" else float(self.factor))
 
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
-        width = self.width if isinstance(self.width, str) else f"{self.width:.3g}"
+        width = f"{self.width:.3g}" if isinstance(self.width, float) else f"{self.factor:g} x auto"
+        width = "auto" if width == "1 x auto" else width
         return (KernelLabel(self.kind, name=f"{self.profile} width {width}"),)
 
     @property
@@ -61,7 +66,7 @@ class DistanceKernel(Kernel):
                 f"width='auto' needs rows whose squared distances {info.dtype} holds; got inputs up to "
                 f"{np.abs(x).max():.3g}: scale them (`scaling='standardise'`), or give a width"
             )
-        return dataclasses.replace(self, width=width)
+        return dataclasses.replace(self, width=self.factor * width)
 
     def at(self, squares: jax.Array) -> jax.Array:
         """The kernel at squared distances, elementwise.
@@ -92,7 +97,8 @@ class DistanceKernel(Kernel):
         return jnp.ones((1, len(x)), x.dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": self.kind, "width": self.width}
+        values: dict[str, Any] = {"type": self.kind, "width": self.width}
+        return values if self.factor == 1 else {**values, "factor": self.factor}
 
 
 class RBF(DistanceKernel):

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
+from nftk_jax.kernels.distance import RBF, DistanceKernel, Laplace, Linear, Matern
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.settings import MemberName, MLPSettings, flatten, shown
 
-_MEMBERS: dict[str, Kernel] = {"rbf": RBF(), "laplace": Laplace(), "matern": Matern(), "linear": Linear()}
+#: Widths of the kernels of a distance, in median distances: Omega chooses among them.
+WIDTHS = (0.25, 1.0, 4.0)
+_DISTANCES: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Laplace, "matern": Matern}
 
 
 def network_kernel(settings: MLPSettings, depths: Any = None) -> Kernel:
@@ -46,13 +48,17 @@ def with_members(network: Kernel, names: Sequence[MemberName]) -> Kernel:
 
     Args:
       network: the family that Omega weighs first.
-      names: "rbf", "laplace" and "matern" (3/2), of the median distance; "linear"; or "nngp", the covariances of the
-        same networks at initialisation. A name that comes twice counts once.
+      names: "rbf", "laplace" and "matern" (3/2), each of three widths, `WIDTHS` times the median distance; "linear"; or
+        "nngp", the covariances of the same networks at initialisation. A name that comes twice counts once.
 
     Raises:
       ValueError: the network has no NNGP kernel.
     """
     kernel = network
     for name in dict.fromkeys(names):
-        kernel = kernel + (network.nngp() if name == "nngp" else _MEMBERS[name])
+        if name in _DISTANCES:
+            for factor in WIDTHS:
+                kernel = kernel + _DISTANCES[name](factor=factor)
+        else:
+            kernel = kernel + (network.nngp() if name == "nngp" else Linear())
     return kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax import MLP, RBF, Laplace, Linear, Matern
+from nftk_jax import MLP, RBF, Linear
 from nftk_jax.kernels.members import network_kernel, with_members
 from nftk_jax.settings import MLPSettings
 
@@ -41,17 +41,20 @@ def test_unusable_depths_are_refused_in_one_line(depths, settings, message):
 
 def test_members_stand_beside_the_network():
     network = MLP(2).only([1])
-    names = ("rbf", "laplace", "linear", "nngp", "matern", "rbf")
+    names = ("rbf", "linear", "nngp", "rbf")
     kernel = with_members(network, names)
-    assert kernel == network + RBF() + Laplace() + Linear() + MLP(2, kind="nngp").only([1]) + Matern()
+    widths = RBF(factor=0.25) + RBF() + RBF(factor=4)
+    assert kernel == network + widths + Linear() + MLP(2, kind="nngp").only([1])
     assert [str(label) for label in kernel.labels] == [
         "depth 2",
+        "rbf width 0.25 x auto",
         "rbf width auto",
-        "laplace width auto",
+        "rbf width 4 x auto",
         "linear",
         "nngp depth 2",
-        "matern 1.5 width auto",
     ]
+    kinds = [label.kind for label in with_members(network, ["laplace", "matern"]).labels]
+    assert kinds == ["ntk", *["laplace"] * 3, *["matern"] * 3]
     assert with_members(network, ()) is network
     with pytest.raises(ValueError, match="NNGP kernel goes with an MLP of basis 'depths'"):
         with_members(MLP(2, basis="layers"), ["nngp"])
