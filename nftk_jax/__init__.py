@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
     from nftk_jax.kernels.combined import combined_kernel, combined_ntk
-    from nftk_jax.kernels.distance import RBF, Laplace
+    from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
     from nftk_jax.kernels.family import KernelFamily
+    from nftk_jax.kernels.groups import image_groups
     from nftk_jax.kernels.kernel import Kernel, KernelLabel
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
@@ -21,12 +22,15 @@ __all__ = [
     "KernelFamily",
     "KernelLabel",
     "Laplace",
+    "Linear",
+    "Matern",
     "NFTKClassifier",
     "NFTKModel",
     "NFTKRegressor",
     "combined_kernel",
     "combined_ntk",
     "depth_ntks",
+    "image_groups",
     "load_model",
 ]
 
@@ -36,7 +40,9 @@ _HOMES = {
     "KernelFamily": "kernels.family",
     "KernelLabel": "kernels.kernel",
     "Laplace": "kernels.distance",
+    "Linear": "kernels.distance",
     "MLP": "kernels.mlp",
+    "Matern": "kernels.distance",
     "NFTKClassifier": "estimator",
     "NFTKModel": "model",
     "NFTKRegressor": "estimator",
@@ -44,6 +50,7 @@ _HOMES = {
     "combined_kernel": "kernels.combined",
     "combined_ntk": "kernels.combined",
     "depth_ntks": "kernels.neural_tangents",
+    "image_groups": "kernels.groups",
     "load_model": "model",
 }
 

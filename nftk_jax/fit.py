@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError, speak_of_flags
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
     DecisionName,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from nftk_jax.commands.checkpoint import Checkpoint
     from nftk_jax.datasets import Dataset
-    from nftk_jax.kernels.mlp import MLP
+    from nftk_jax.kernels.kernel import Kernel
     from nftk_jax.model import NFTKModel
     from nftk_jax.solvers.plan import Plan
 
@@ -55,6 +56,7 @@ class FitConfig:
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
     scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
     mlp: MLPSettings = dataclasses.field(default_factory=MLPSettings)
+    kernels: KernelFlags = dataclasses.field(default_factory=KernelFlags)
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
     solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
     files: ResumableFlags = dataclasses.field(default_factory=ResumableFlags)
@@ -75,36 +77,54 @@ def main(config: FitConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
       ArithmeticError: a numerical failure, named; nothing is written.
     """
+    from nftk_jax.kernels.groups import group_kernel
+
     with Run("fit", config, dry=config.dry_run, writes=not config.processes.process_id) as run:
         kernel, settings = _settings(config)
         _join_processes(config.processes)
         with run.progress() as report:
             dataset = config.data.load(report)
+            groups = config.kernels.read_groups(dataset)
+        if groups:
+            kernel = group_kernel(kernel, groups)
         check_rows("--n-search", config.search.n_search, dataset)
         plan = _plan(dataset, kernel, settings)
         if config.dry_run:
-            _print_plan(run.console, plan, dataset)
+            _print_plan(run.console, plan, dataset, kernel)
             return
         plan.check()
-        run.describe(dataset, f"depths 1 to {config.mlp.depth}; solver {plan.solve.solver}")
-        with run.checkpoint(dataset, resume=config.files.resume) as checkpoint:
+        run.describe(dataset, f"{_describe(kernel)}; solver {plan.solve.solver}")
+        also = {"columns": digest(groups)} if groups else {}
+        with run.checkpoint(dataset, resume=config.files.resume, also=also) as checkpoint:
             blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
-            metrics = run.metrics(blocks)
+            metrics = run.metrics({**blocks, "groups": {name: list(columns) for name, columns in groups.items()}})
             run.write(metrics, lambda directory, metrics: _write(directory, metrics, model))
         from nftk_jax.reports.tables import summary
 
         run.conclude(summary(metrics))
 
 
-def _settings(config: FitConfig) -> tuple[MLP, LearnSettings]:
-    """The kernel and the settings, checked as far as they can be without data."""
-    from nftk_jax.kernels.mlp import MLP
+def _settings(config: FitConfig) -> tuple[Kernel, LearnSettings]:
+    """The kernels of one group and the settings, checked as far as they can be without data."""
+    from nftk_jax.kernels.members import network_kernel, with_members
     from nftk_jax.mkl.search import check_search
 
     if config.resamples < 0 or config.resamples == 1:
         raise CommandError(f"--resamples must be 0 or at least 2, since one has no spread; got {config.resamples}")
     check_search(config.search)
-    return MLP(**flatten(config.mlp)), gather(LearnSettings, flatten(config))
+    config.kernels.check()
+    network = network_kernel(config.mlp, config.kernels.depth_numbers)
+    return with_members(network, config.kernels.members), gather(LearnSettings, flatten(config))
+
+
+def _describe(kernel: Kernel) -> str:
+    """The kernels in words: "depths 1 to 10", "34 kernels of 17 groups"."""
+    depths = [label.depth for label in kernel.labels]
+    if kernel.word == "depth" and depths == list(range(1, len(depths) + 1)):
+        return f"depths 1 to {len(depths)}"
+    groups = len({label.group for label in kernel.labels if label.group})
+    words = f"{len(depths)} kernel{'s' * (len(depths) > 1)}"
+    return f"{words} of {groups} group{'s' * (groups > 1)} of features" if groups else words
 
 
 def _join_processes(flags: ProcessFlags) -> None:
@@ -124,19 +144,19 @@ def _join_processes(flags: ProcessFlags) -> None:
         raise CommandError(f"cannot join the processes at {flags.coordinator}: {error}") from None
 
 
-def _plan(dataset: Dataset, kernel: MLP, settings: LearnSettings) -> Plan:
+def _plan(dataset: Dataset, kernel: Kernel, settings: LearnSettings) -> Plan:
     from nftk_jax.learn import make_plan
 
     shape = len(dataset.x_train), dataset.n_features
     return make_plan(shape, dataset.n_outputs, len(dataset.x_test), kernel, settings)
 
 
-def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
+def _print_plan(console: Console, plan: Plan, dataset: Dataset, kernel: Kernel) -> None:
     from rich.table import Table
 
     solve = plan.solve
     details = {"cg": f", preconditioner of rank {solve.rank}", "nystroem": f", {solve.rank} landmarks"}
-    title = f"plan: {dataset.name}, solver {solve.solver}{details.get(solve.solver, '')}"
+    title = f"plan: {dataset.name}, {_describe(kernel)}, solver {solve.solver}{details.get(solve.solver, '')}"
     table = Table("stage", "memory, GiB", "seconds (estimate)", title=title)
     for stage in plan.stages:
         table.add_row(stage.name, f"{stage.bytes / 2**30:.2f}", f"{stage.seconds:.0f}")
@@ -151,7 +171,13 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset) -> None:
 
 
 def _compute(
-    run: Run, resamples: int, dataset: Dataset, kernel: MLP, settings: LearnSettings, plan: Plan, checkpoint: Checkpoint
+    run: Run,
+    resamples: int,
+    dataset: Dataset,
+    kernel: Kernel,
+    settings: LearnSettings,
+    plan: Plan,
+    checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
     from nftk_jax.assessment.assess import assess

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.kernels.devices import agree
+from nftk_jax.kernels.groups import geometry_columns
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
@@ -333,6 +334,7 @@ def _search(
 def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kernel, settings: LearnSettings) -> Plan:
     """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`."""
     n, features = shape
+    columns = geometry_columns(kernel, features)
     search, n_search = settings.search, settings.search.rows(n)
     sizes = Sizes(
         n_train=n,
@@ -345,6 +347,8 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kerne
         n_kernels=n_outputs if search.weights == "per-class" else 1,
         landmarks=settings.solve.landmarks,
         folds=search.folds(n_search),
+        geometries=len(columns),
+        n_columns=sum(columns),
     )
     plan = plan_fit(sizes, this_machine(), settings.solve.solver)
     solve = dataclasses.replace(plan.solve, tolerance=settings.solve.solver_tolerance, seed=settings.seed)

@@ -22,6 +22,7 @@ ORDER = (
     "model",
     "mkl",
     "learn",
+    "parameters",
     "estimator",
     "assessment",
     "reports",

@@ -18,6 +18,7 @@ from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
 from nftk_jax.assessment.verdict import Evidence, verdict
 from nftk_jax.datasets import Dataset
+from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
 from nftk_jax.mkl.definiteness import indefinite_kernels
@@ -120,7 +121,7 @@ def _identifiability(
             if (name, learned.settings.search.weights) != ("shared", "shared")
         },
         metric="R2" if learned.model.classes is None else "accuracy",
-        best_single=table["best_single_depth"]["depth"],
+        best_single=_single_name(kernel, table["best_single_depth"]["depth"]),
         kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
         intervals=intervals,
@@ -136,6 +137,12 @@ def _identifiability(
         **_interval_block(intervals, comparison.shuffled_omega),
         "verdict": verdict(evidence),
     }
+
+
+def _single_name(kernel: Kernel, number: int) -> int | str:
+    """How the verdict names the one kernel that the baseline chose: by its depth (layer), or by its label."""
+    label = kernel.labels[number - 1]
+    return str(label) if kernel.word == "kernel" or label.depth is None else label.depth
 
 
 def _test_metrics(dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:

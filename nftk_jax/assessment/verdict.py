@@ -31,7 +31,7 @@ class Evidence:
       differences: paired 95 % intervals on the test rows of the learned weights minus a baseline's, by the baseline's
         name: "uniform", "shuffled_labels", "shared", "best_single_depth"; those that were not compared are left out.
       metric: what the differences are of, "accuracy" or "R2".
-      best_single: number, from 1, of the depth (layer, kernel) that "best_single_depth" uses.
+      best_single: the depth (layer), or the label of the kernel, that "best_single_depth" uses.
       kept_uniform: classes whose weights stayed uniform because their gain on held-out rows is within its standard
         error, shape (C,); None where that rule did not apply.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
@@ -46,7 +46,7 @@ class Evidence:
     learned: bool = True
     differences: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
     metric: str = "accuracy"
-    best_single: int | None = None
+    best_single: int | str | None = None
     kept_uniform: np.ndarray | None = None
     omega_std: np.ndarray | None = None
     intervals: OmegaIntervals | None = None

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -149,10 +149,13 @@ class Run(contextlib.AbstractContextManager["Run"]):
         return show_progress(self.console, type(self.config), self._said)
 
     @contextlib.contextmanager
-    def checkpoint(self, dataset: Dataset, *, resume: bool) -> Iterator[Checkpoint]:
+    def checkpoint(
+        self, dataset: Dataset, *, resume: bool, also: Mapping[str, str] | None = None
+    ) -> Iterator[Checkpoint]:
         """Arrays that outlive an interrupt, for a run that resumes, and are removed when the result is written.
 
         They also outlive a full disk and the like, and are removed where going on would fail in the same way.
+        `also` is what a run that resumes must share besides flags and data.
 
         Raises:
           CheckpointError: there is nothing to resume, or a run with other settings.
@@ -161,7 +164,9 @@ class Run(contextlib.AbstractContextManager["Run"]):
         from nftk_jax.commands.checkpoint import Checkpoint, CheckpointError
 
         settings = {name: value for name, value in flatten(self.config).items() if name not in WITHOUT_EFFECT}
-        kept = Checkpoint(self.output, {**settings, "sha256": dataset.sha256}, resume=resume, writes=self.writes)
+        kept = Checkpoint(
+            self.output, {**settings, "sha256": dataset.sha256, **(also or {})}, resume=resume, writes=self.writes
+        )
         try:
             yield kept
         except CheckpointError:

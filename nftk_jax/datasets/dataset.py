@@ -11,7 +11,14 @@ import numpy as np
 
 from nftk_jax.datasets.errors import DataError
 from nftk_jax.datasets.subsets import check_request, choose_rows
-from nftk_jax.datasets.validation import check_layouts, clean_inputs, clean_targets, encode_labels, is_regression
+from nftk_jax.datasets.validation import (
+    check_layouts,
+    clean_groups,
+    clean_inputs,
+    clean_targets,
+    encode_labels,
+    is_regression,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +37,7 @@ class Dataset:
       train_rows, test_rows: positions of these rows in the whole data set, shapes (n_train,) and (n_test,), int64.
       sha256: of the contents: two data sets with the same digest hold the same arrays.
       titles: names of the classes, where the data set publishes them.
+      feature_groups: the name of every feature's group, shape (n_features,), unicode; None where the file has none.
     """
 
     name: str
@@ -43,6 +51,7 @@ class Dataset:
     test_rows: np.ndarray
     sha256: str
     titles: tuple[str, ...] | None = None
+    feature_groups: np.ndarray | None = None
 
     @property
     def task(self) -> Literal["classification", "regression"]:
@@ -93,7 +102,7 @@ def make_dataset(
 
     Args:
       name: the name to carry, and to start error messages with.
-      arrays: x_train, y_train, x_test and y_test.
+      arrays: x_train, y_train, x_test, y_test and, where there are any, `groups`.
       n_train: number of training rows to draw, stratified; None takes all, in their order.
       n_test: the same for the test rows.
       seed: of the draw.
@@ -127,6 +136,7 @@ def make_dataset(
         if classes is None:
             clean_targets(name, "y_train", y_train)
     shape = arrays["x_train"].shape[1:]
+    groups = clean_groups(name, arrays["groups"], x_train.shape[1]) if "groups" in arrays else None
     return Dataset(
         name=name,
         x_train=x_train,
@@ -137,8 +147,9 @@ def make_dataset(
         image_shape=tuple(shape) if len(shape) > 1 else None,
         train_rows=np.arange(len(arrays["y_train"]))[rows_train],
         test_rows=np.arange(len(arrays["y_test"]))[rows_test],
-        sha256=_digest(x_train, y_train, x_test, y_test, classes),
+        sha256=_digest(x_train, y_train, x_test, y_test, classes, *([] if groups is None else [groups])),
         titles=titles,
+        feature_groups=groups,
     )
 
 

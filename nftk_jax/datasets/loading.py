@@ -57,7 +57,8 @@ def load_dataset(
     Args:
       name: "mnist-small" or "imdb-small" (bundled), "mnist", "fashion-mnist", "imdb", or the path of a .npz file
         holding x_train, y_train, x_test and y_test: inputs of any real dtype, of which images are flattened; labels
-        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs).
+        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs). An array
+        `groups`, the name of every feature's group, may be there.
       data_dir: where the files of mnist, fashion-mnist and imdb are, or are put when they are fetched (imdb is not);
         default $NFTK_DATA, then ~/.cache/nftk_jax.
       n_train: number of training rows to draw, stratified by class; at least one of every class, so it must be at least
@@ -146,5 +147,6 @@ def _load_file(
     layouts = archive.read_layouts(path, _KEYS)
     check_layouts(name, layouts)  # a wrong shape in a large file is reported at once
     check_request(name, n_train, layouts["x_train"].shape[0], n_test, layouts["x_test"].shape[0], seed)
-    arrays = archive.read_arrays(path, _KEYS)
+    optional = [key for key in ("groups",) if key in archive.list_arrays(path)]
+    arrays = archive.read_arrays(path, [*_KEYS, *optional])
     return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=titles)

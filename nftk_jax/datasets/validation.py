@@ -238,3 +238,21 @@ def _check_magnitudes(name: str, key: str, values: np.ndarray) -> float:
             "squares fit single precision: rescale it, to unit variance for instance"
         )
     return float(largest)
+
+
+def clean_groups(name: str, groups: np.ndarray, n_features: int) -> np.ndarray:
+    """The names of the features' groups as text, shape (n_features,).
+
+    Raises:
+      DataError: there is not one name, text or a whole number, for every feature.
+    """
+    if groups.size != n_features or groups.dtype.kind not in "UiuS":
+        raise DataError(
+            f"{name}: groups has dtype {groups.dtype} and shape {groups.shape}; expected the name of every feature's "
+            f"group, {n_features} strings or whole numbers"
+        )
+    flat = groups.reshape(-1)
+    try:
+        return np.char.decode(flat, "utf-8") if groups.dtype.kind == "S" else flat.astype(str)
+    except UnicodeDecodeError:
+        raise DataError(f"{name}: groups holds bytes that are no text; store strings") from None

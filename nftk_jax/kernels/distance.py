@@ -1,4 +1,4 @@
-"""Kernels of the Euclidean distance between two inputs: Gaussian (RBF) and Laplace."""
+"""Kernels of the Euclidean distance between two inputs, Gaussian (RBF), Laplace and Matern, and of their product."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.kernels.series import Form, KernelSeries, of_distance
 from nftk_jax.preprocessing.padding import pad_features
-from nftk_jax.settings import InputsName, check_number
+from nftk_jax.settings import InputsName, check_number, shown
 
-DistanceKernelName = Literal["rbf", "laplace"]
+DistanceKernelName = Literal["rbf", "laplace", "matern"]
 
 _TILE_ROWS = 512
 _MEDIAN_ROWS = 500
@@ -28,23 +28,33 @@ class DistanceKernel(Kernel):
 
     Args:
       width: > 0, in units of the (scaled) inputs; "auto" is the median distance between different training rows.
+      factor: > 0, of a width that is "auto": 2 is twice the median distance.
 
     Raises:
-      ValueError: `width` is neither.
+      ValueError: `width` is neither, or `factor` is not positive.
     """
 
     width: float | Literal["auto"] = "auto"
+    factor: float = 1.0
     kind: ClassVar[DistanceKernelName]
 
     def __post_init__(self) -> None:
         if not (isinstance(self.width, str) and self.width == "auto"):
             check_number("width", self.width, instead="auto")
             object.__setattr__(self, "width", float(self.width))
+        check_number("factor", self.factor)
+        object.__setattr__(self, "factor", 1.0 if self.width != "auto" else float(self.factor))
 
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
-        width = self.width if isinstance(self.width, str) else f"{self.width:.3g}"
-        return (KernelLabel(self.kind, name=f"{self.kind} width {width}"),)
+        width = f"{self.width:.3g}" if isinstance(self.width, float) else f"{self.factor:g} x auto"
+        width = "auto" if width == "1 x auto" else width
+        return (KernelLabel(self.kind, name=f"{self.basis} width {width}"),)
+
+    @property
+    def basis(self) -> str:
+        """What the kernel is called without its width, and `of_distance` knows it by."""
+        return self.kind
 
     def fitted(self, x: np.ndarray) -> Kernel:
         if self.width != "auto":
@@ -57,7 +67,7 @@ class DistanceKernel(Kernel):
                 f"width='auto' needs rows whose squared distances {info.dtype} holds; got inputs up to "
                 f"{np.abs(x).max():.3g}: scale them (`scaling='standardise'`), or give a width"
             )
-        return dataclasses.replace(self, width=width)
+        return dataclasses.replace(self, width=self.factor * width)
 
     def at(self, squares: jax.Array) -> jax.Array:
         """The kernel at squared distances, elementwise.
@@ -65,7 +75,7 @@ class DistanceKernel(Kernel):
         Raises:
           ValueError: the width is still "auto".
         """
-        return _at(self.kind, squares, self._width())
+        return _at(self.basis, squares, self._width())
 
     def _width(self) -> float:
         if isinstance(self.width, str):
@@ -82,7 +92,7 @@ class DistanceKernel(Kernel):
     def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
         del x1, x2, inputs
         one = np.ones(1)
-        return KernelSeries(Form(self.kind), True, one[:, None], one, None, 1 / self._width())
+        return KernelSeries(Form(self.basis), True, one[:, None], one, None, 1 / self._width())
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
         return pad_features(x, size)
@@ -96,7 +106,8 @@ class DistanceKernel(Kernel):
         return jnp.ones((1, len(x)), x.dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": self.kind, "width": self.width}
+        values: dict[str, Any] = {"type": self.kind, "width": self.width}
+        return values if self.factor == 1 else {**values, "factor": self.factor}
 
 
 class RBF(DistanceKernel):
@@ -114,12 +125,81 @@ class Laplace(DistanceKernel):
     kind = "laplace"
 
 
+#: Those that a model is compared with.
 DISTANCE_KERNELS: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Laplace}
 
 
+@dataclasses.dataclass(frozen=True)
+class Matern(DistanceKernel):
+    r"""Matern's kernel of smoothness nu: (1 + r) exp(-r) for 3/2 and (1 + r + r^2 / 3) exp(-r) for 5/2.
+
+    r = sqrt(2 nu) |x - x'| / width (Rasmussen & Williams 2006, eq. 4.17). It is as rough as Laplace for nu = 1/2 and as
+    smooth as RBF for nu to infinity.
+
+    Args:
+      width: as in every distance kernel.
+      nu: 1.5 or 2.5.
+
+    Raises:
+      ValueError: `width` or `nu` is none of these.
+    """
+
+    nu: float = 1.5
+    kind = "matern"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.nu, bool) or self.nu not in (1.5, 2.5):
+            raise ValueError(f"nu must be 1.5 or 2.5; got {shown(self.nu)}: nu = 0.5 is Laplace, and infinity RBF")
+        object.__setattr__(self, "nu", float(self.nu))
+
+    @property
+    def basis(self) -> str:
+        return f"{self.kind} {self.nu:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "nu": self.nu}
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Kernel):
+    """<x, x'> / p: the one of linear regression, in the units of the NTK."""
+
+    @property
+    def labels(self) -> tuple[KernelLabel, ...]:
+        return (KernelLabel("linear"),)
+
+    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)[None] / max(1, x1.shape[1])
+
+    def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        del budget  # one product, and the result
+        return omega[:, :1, None] * self.evaluate(x1, x2)
+
+    def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
+        del x2, inputs
+        one = np.ones(1) / max(1, x1.shape[1])
+        return KernelSeries(Form("linear"), True, one[:, None], one, None)
+
+    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
+        return pad_features(x, size) * x.dtype.type(np.sqrt(size / max(1, x.shape[1])))
+
+    def diagonals(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        self.check(x)
+        return np.einsum("ij,ij->i", x, x, dtype=np.float64)[None] / max(1, x.shape[1])
+
+    def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
+        del budget
+        return jnp.mean(x * x, axis=1)[None]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "linear"}
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _at(name: DistanceKernelName, squares: jax.Array, width: jax.Array | float) -> jax.Array:
-    return of_distance(name, squares / width**2)
+def _at(basis: str, squares: jax.Array, width: jax.Array | float) -> jax.Array:
+    return of_distance(basis, squares / width**2)
 
 
 @jax.jit

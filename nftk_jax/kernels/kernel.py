@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.sharding import Mesh
 
 from nftk_jax.kernels import blocks
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.kernels.series import KernelSeries
-from nftk_jax.settings import InputsName, ScalingName
+from nftk_jax.settings import InputsName, ScalingName, shown
 
 Columns = slice | tuple[int, ...]
 
@@ -34,12 +32,15 @@ class KernelLabel:
       depth: of the network, or the number of its layer; None where there is no network.
       group: name of the features that the kernel sees; empty for all of them.
       name: what a person reads, without the group; empty is "kind depth".
+      detail: what sets the kernel apart from others of its kind, such as the activation; a sum puts it before the name
+        where its kernels of that kind differ in it.
     """
 
     kind: str
     depth: int | None = None
     group: str = ""
     name: str = ""
+    detail: str = ""
 
     def __str__(self) -> str:
         name = self.name or (self.kind if self.depth is None else f"{self.kind} {self.depth}")
@@ -215,6 +216,8 @@ class Kernel(abc.ABC):
         Raises:
           ValueError: `columns` is neither.
         """
+        from nftk_jax.kernels.composed import KernelOnColumns  # which is made of kernels
+
         if isinstance(columns, slice):
             return KernelOnColumns(self, columns, group)
         numbers = np.asarray(columns)
@@ -225,8 +228,35 @@ class Kernel(abc.ABC):
             )
         return KernelOnColumns(self, tuple(numbers.tolist()), group)
 
+    def only(self, chosen: Sequence[int]) -> Kernel:
+        """Some of the kernels: this family with fewer columns of Omega.
+
+        Args:
+          chosen: their positions, from 0, each once; they keep the family's order.
+
+        Raises:
+          ValueError: these are no such positions.
+        """
+        from nftk_jax.kernels.composed import KernelSubset
+
+        numbers = np.asarray(chosen)
+        whole = numbers.ndim == 1 and numbers.size and np.issubdtype(numbers.dtype, np.integer)
+        if (
+            not whole
+            or numbers.min() < 0
+            or numbers.max() >= self.n_kernels
+            or len(set(numbers.tolist())) < len(numbers)
+        ):
+            raise ValueError(
+                f"chosen must be some of the positions 0 to {self.n_kernels - 1} of the kernels, each once; got "
+                f"{shown(chosen)}"
+            )
+        return self if len(numbers) == self.n_kernels else KernelSubset(self, tuple(sorted(numbers.tolist())))
+
     def __add__(self, other: Kernel) -> Kernel:
         """The kernels of both, those of `other` after these."""
+        from nftk_jax.kernels.composed import KernelSum
+
         if not isinstance(other, Kernel):
             return NotImplemented
         members = lambda kernel: kernel.kernels if isinstance(kernel, KernelSum) else (kernel,)  # noqa: E731
@@ -234,148 +264,3 @@ class Kernel(abc.ABC):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernel:
         return self  # immutable: a copy shares what is compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelSum(Kernel):
-    """Several families of kernels side by side, each with its own columns of Omega."""
-
-    kernels: tuple[Kernel, ...]
-
-    @property
-    def word(self) -> str:
-        words = {kernel.word for kernel in self.kernels}
-        return words.pop() if len(words) == 1 and len({label.group for label in self.labels}) == 1 else "kernel"
-
-    @property
-    def may_be_indefinite(self) -> bool:
-        return any(kernel.may_be_indefinite for kernel in self.kernels)
-
-    @property
-    def labels(self) -> tuple[KernelLabel, ...]:
-        labels: dict[str, KernelLabel] = {}
-        for label in (label for kernel in self.kernels for label in kernel.labels):
-            name, number = str(dataclasses.replace(label, group="")), 1
-            while str(label) in labels:
-                number += 1
-                label = dataclasses.replace(label, name=f"{name} ({number})")
-            labels[str(label)] = label
-        return tuple(labels.values())
-
-    @property
-    def n_kernels(self) -> int:
-        return sum(kernel.n_kernels for kernel in self.kernels)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(part for kernel in self.kernels for part in kernel.parts)
-
-    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        return jnp.concatenate([kernel.evaluate(x1, x2) for kernel in self.kernels])
-
-    def check(self, x: Any) -> None:
-        for kernel in self.kernels:
-            kernel.check(x)
-
-    def diagonals(self, x: Any) -> np.ndarray:
-        return np.concatenate([kernel.diagonals(x) for kernel in self.kernels])
-
-    def fitted(self, x: np.ndarray) -> Kernel:
-        return KernelSum(tuple(kernel.fitted(x) for kernel in self.kernels))
-
-    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        wanted: set[ScalingName] = {kernel.scaling_for(scaling, unit_norm) for kernel in self.kernels}
-        if len(wanted) > 1:
-            raise ValueError(
-                f"the joined kernels want different scalings of the inputs, {', '.join(sorted(wanted))}; "
-                "give one by `scaling`"
-            )
-        return wanted.pop()
-
-    def singles(self) -> np.ndarray:
-        return np.asarray(scipy.linalg.block_diag(*(kernel.singles() for kernel in self.kernels)))
-
-    def nngp(self) -> Kernel:
-        return KernelSum(tuple(kernel.nngp() for kernel in self.kernels))
-
-    def to_dict(self) -> dict[str, Any] | None:
-        members = [kernel.to_dict() for kernel in self.kernels]
-        return None if None in members else {"type": "sum", "kernels": members}
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelOnColumns(Kernel):
-    """A family of kernels that sees some columns of the inputs alone; see `Kernel.on`."""
-
-    kernel: Kernel
-    columns: Columns
-    group: str = ""
-
-    def __hash__(self) -> int:  # slices have no hash before Python 3.12
-        return hash((self.kernel, str(self.columns), self.group))
-
-    @property
-    def word(self) -> str:
-        return self.kernel.word
-
-    @property
-    def may_be_indefinite(self) -> bool:
-        return self.kernel.may_be_indefinite
-
-    @property
-    def labels(self) -> tuple[KernelLabel, ...]:
-        if not self.group:
-            return self.kernel.labels
-        inner = lambda label: f"{self.group}: {label.group}" if label.group else self.group  # noqa: E731
-        return tuple(dataclasses.replace(label, group=inner(label)) for label in self.kernel.labels)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(Part(part.kernel, (self.columns, *part.columns)) for part in self.kernel.parts)
-
-    @property
-    def n_kernels(self) -> int:
-        return self.kernel.n_kernels
-
-    def _select(self, x: Any) -> Any:
-        return Part(self.kernel, (self.columns,)).select(x)
-
-    def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        return self.kernel.evaluate(self._select(x1), self._select(x2))
-
-    def check(self, x: Any) -> None:
-        super().check(x)
-        features = x.shape[1]
-        numbers = range(features)[self.columns] if isinstance(self.columns, slice) else self.columns
-        if not len(numbers) or not all(-features <= number < features for number in numbers):
-            what = self.group or "a kernel"
-            raise ValueError(
-                f"the columns of {what} must be some of the {features} columns of the inputs; got {self.columns}"
-            )
-        self.kernel.check(self._select(x))
-
-    def diagonals(self, x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        self.check(x)
-        return self.kernel.diagonals(self._select(x))
-
-    def fitted(self, x: np.ndarray) -> Kernel:
-        self.check(x)
-        return dataclasses.replace(self, kernel=self.kernel.fitted(self._select(x)))
-
-    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        return self.kernel.scaling_for(scaling, unit_norm)
-
-    def singles(self) -> np.ndarray:
-        return self.kernel.singles()
-
-    def nngp(self) -> Kernel:
-        return dataclasses.replace(self, kernel=self.kernel.nngp())
-
-    def to_dict(self) -> dict[str, Any] | None:
-        kernel, columns = self.kernel.to_dict(), self.columns
-        if kernel is None:
-            return None
-        plain = [columns.start, columns.stop, columns.step] if isinstance(columns, slice) else list(columns)
-        kind = "slice" if isinstance(columns, slice) else "numbers"
-        return {"type": "columns", "kernel": kernel, kind: plain, "group": self.group}

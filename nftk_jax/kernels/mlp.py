@@ -112,7 +112,8 @@ class MLP(Kernel):
     def labels(self) -> tuple[KernelLabel, ...]:
         kind = {"depths": self.kind, "increments": "increment", "layers": "layer"}[self.basis]
         name = f"{'nngp ' if self.kind == 'nngp' else ''}{self.word}"
-        return tuple(KernelLabel(kind, place, name=f"{name} {place}") for place in range(1, self.n_kernels + 1))
+        places = range(1, self.n_kernels + 1)
+        return tuple(KernelLabel(kind, place, name=f"{name} {place}", detail=self.activation) for place in places)
 
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         return basis_kernels(self, x1, x2).astype(x1.dtype)

@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,26 +50,31 @@ _MAX_HORNER_GROWTH = 12.0
 class Form(NamedTuple):
     """How a series is evaluated: hashable, so that a compiled function may depend on it."""
 
-    basis: Literal["monomial", "chebyshev", "rbf", "laplace"]
+    basis: str
     warp: float = math.inf
 
     @property
-    def of_distance(self) -> bool:
-        """Whether it is no series but one function of the inputs' distance over a width, `of_distance`."""
-        return self.basis in _OF_DISTANCE
-
-
-def _distance(squares: jax.Array) -> jax.Array:
-    positive = squares > 0  # the root has no derivative at 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
-
-
-_OF_DISTANCE = {"rbf": lambda squares: jnp.exp(-squares / 2), "laplace": lambda squares: jnp.exp(-_distance(squares))}
+    def is_series(self) -> bool:
+        """Whether it is a series in the angle, and not "linear" or one function of a distance, `of_distance`."""
+        return self.basis in ("monomial", "chebyshev")
 
 
 def of_distance(basis: str, squares: jax.Array) -> jax.Array:
-    """A kernel at squared distances over the squared width, elementwise."""
-    return _OF_DISTANCE[basis](squares)
+    """A kernel at squared distances over the squared width, elementwise.
+
+    `basis` is "rbf", "laplace", "matern 1.5" or "matern 2.5" (Rasmussen & Williams 2006, eqs. 4.9, 4.17 and 4.18).
+    """
+    if basis == "rbf":
+        return jnp.exp(-squares / 2)
+    positive = squares > 0  # the root has no derivative at 0
+    r = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    if basis == "laplace":
+        return jnp.exp(-r)
+    if basis == "matern 1.5":
+        return (1 + math.sqrt(3) * r) * jnp.exp(-math.sqrt(3) * r)
+    if basis == "matern 2.5":
+        return (1 + math.sqrt(5) * r + 5 / 3 * r**2) * jnp.exp(-math.sqrt(5) * r)
+    raise ValueError(f"no function of the distance is called {basis!r}")
 
 
 class KernelSeries(NamedTuple):

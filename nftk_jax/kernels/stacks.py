@@ -113,8 +113,11 @@ class Plan(NamedTuple):
 
 def _term(form: Form, radial: bool, series: jax.Array, t, delta, r1, r2) -> jax.Array:
     """One term of one group from angles, their 1 - cos and the lengths."""
-    if form.of_distance:
-        at = of_distance(form.basis, (r1[:, None] - r2) ** 2 + 2 * r1[:, None] * r2 * delta)
+    if not form.is_series:
+        if form.basis == "linear":
+            at = r1[:, None] * r2 * (1 - delta)
+        else:
+            at = of_distance(form.basis, (r1[:, None] - r2) ** 2 + 2 * r1[:, None] * r2 * delta)
         return series[..., 0].reshape(series.shape[:-1] + (1,) * (2 * (series.ndim > 1))) * at
     k = evaluate(form, series, t)
     return k * (r1[:, None] * r2) if radial else k
@@ -250,7 +253,7 @@ def angles(plan: Plan, left: Any, right: Any) -> Any:
     found = []
     for stack, (units1, lengths1), (units2, lengths2) in zip(plan.stacks, left, right, strict=True):
         near, far = lax.map(lambda units: tiles.exact_complements(*units), (units1, units2))
-        near_too = near if any(form.of_distance for form, _ in stack.forms) else None
+        near_too = near if any(not form.is_series for form, _ in stack.forms) else None
         found.append((angle_between(near, far), near_too, lengths1, lengths2))
     return tuple(found)
 
@@ -361,7 +364,7 @@ def _instantiate(plan: Plan, primals, tangents, inputs: tuple[int, ...]) -> tupl
       ValueError: a derivative in the inputs of a series on a sphere, which has no radial part.
     """
     zero = [isinstance(tangent, jax.custom_derivatives.SymbolicZero) for tangent in tangents]
-    everywhere = all(radial or form.of_distance for stack in plan.stacks for form, radial in stack.forms)
+    everywhere = all(radial or not form.is_series for stack in plan.stacks for form, radial in stack.forms)
     if not everywhere and not all(zero[place] for place in inputs):
         raise ValueError(
             "the series on a sphere has no radial part and cannot be differentiated in x; use inputs='general'"

@@ -85,7 +85,8 @@ class Stage:
 class Sizes:
     """Of a fit; `n_kernels` distinct kernels among the classes, `itemsize` bytes of an entry.
 
-    The search holds a third of its rows out once, or every one of several `folds`.
+    The search holds a third of its rows out once, or every one of several `folds`. Kernels of groups of features have
+    `geometries`, sets of cosines, of `n_columns` columns together; None is `n_features`.
     """
 
     n_train: int
@@ -98,11 +99,18 @@ class Sizes:
     n_kernels: int | None = None
     landmarks: int | None = None
     folds: int = 1
+    geometries: int = 1
+    n_columns: int | None = None
 
     @property
     def kernels(self) -> int:
         """Distinct kernels that are solved with."""
         return self.n_classes if self.n_kernels is None else self.n_kernels
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix products that give every geometry once."""
+        return self.n_features if self.n_columns is None else self.n_columns
 
     @property
     def basis(self) -> int:
@@ -207,7 +215,7 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
         Stage("kernels", data + 2 * s.itemsize * s.depth * s.n_search**2, s.depth * s.n_search**2 / entries),
         Stage("search", data + search_bytes + 3 * s.itemsize * train**2, searches * train**3 / 3 / flops),
         *solve.stages,
-        Stage("predict", data + 2**29, s.n_test * rows * (2 * s.n_features / flops + s.kernels / entries)),
+        Stage("predict", data + 2**29, s.n_test * rows * (2 * s.columns / flops + s.geometries * s.kernels / entries)),
     )
     return Plan(stages, solve, alternatives, sizes, machine)
 
@@ -249,7 +257,7 @@ def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverN
 
 def _data_bytes(s: Sizes, copies: int) -> int:
     """Inputs as they came (at most their scaled size), scaled, and on every device; targets."""
-    return s.itemsize * s.n_train * (2 + copies) * s.n_features + 8 * s.n_train * s.n_classes
+    return s.itemsize * s.n_train * (2 * s.n_features + copies * s.columns) + 8 * s.n_train * s.n_classes
 
 
 def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
@@ -259,7 +267,7 @@ def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
     """
     n, flops = s.n_train, machine.flops * machine.shared_memory * 4 / s.itemsize
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
-    seconds = s.kernels * ((n**3 / 3 + (s.n_features + 1500) * n**2) / flops + n**2 / entries)
+    seconds = s.kernels * ((n**3 / 3 + (s.columns + 1500) * n**2) / flops + s.geometries * n**2 / entries)
     return SolvePlan("cholesky", (Stage("solve", _data_bytes(s, 1) + 4 * s.itemsize * n**2, seconds),))
 
 
@@ -272,16 +280,19 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     fixed = _data_bytes(s, here) + 8 * 12 * n * s.n_classes + s.itemsize * here * 2 * n * s.n_classes + 2**29
     if preconditioner == "factor":
         held, extra = s.itemsize * n**2, 2 * s.itemsize * n**2
-        make_seconds = (n**3 / 3 + s.n_features * n**2) / (machine.flops * here * 4 / s.itemsize) + n**2 / entries
+        make_seconds = (n**3 / 3 + s.columns * n**2) / (machine.flops * here * 4 / s.itemsize)
+        make_seconds += s.geometries * n**2 / entries
     else:
         held = int(s.itemsize * (n * rank * share + here * rank**2))
         extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
-        make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.n_features * n * rank) / flops
-    angles = s.itemsize * n * (n + 512) / 2 * share
+        make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
+    angles = s.geometries * s.itemsize * n * (n + 512) / 2 * share
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
-    product = s.n_features * n**2 / flops
+    product = s.columns * n**2 / flops
     missing = 1 - store / angles
-    a_pass = (s.kernels + 1) * n**2 / 2 / entries + missing * product + 4 * n * rank * s.n_classes / flops
+    a_pass = (
+        s.geometries * (s.kernels + 1) * n**2 / 2 / entries + missing * product + 4 * n * rank * s.n_classes / flops
+    )
     solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank) * a_pass
     stages = (
         Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
@@ -303,7 +314,7 @@ def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
     n, m, here = s.n_train, s.basis, machine.shared_memory
     flops = machine.flops * machine.devices * 4 / s.itemsize
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
-    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.n_features * n * m + m**3) / flops
+    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
     return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
 
 

@@ -14,9 +14,10 @@ import scipy.linalg
 import scipy.spatial
 
 from nftk_jax.kernels.combined import combined_kernel
-from nftk_jax.kernels.distance import RBF, Laplace
+from nftk_jax.kernels.composed import KernelOnColumns, KernelSum
+from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
 from nftk_jax.kernels.family import KernelFamily
-from nftk_jax.kernels.kernel import KernelLabel, KernelOnColumns, KernelSum
+from nftk_jax.kernels.kernel import KernelLabel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.kernels.saved import from_dict
@@ -183,7 +184,10 @@ def test_traits_are_those_of_the_members():
         MLP(2).nngp(),
         RBF(0.1 + 0.2),
         Laplace("auto"),
+        Laplace(factor=0.5),
         SUM,
+        Matern(0.7, nu=2.5) + Matern() + Linear(),
+        MLP(4).only([1, 3]).on([2, 0], group="g") + MLP(3, "erf").only([0]),
         MLP(2).on([4, 1], group="pixels"),
         (MLP(2).on(slice(1, None, 2)) + RBF(2.0).on([0], group="g")).on(slice(None, -1), group="h") + Laplace(3.0),
     ],
@@ -255,3 +259,4 @@ def test_a_width_left_to_the_data_is_the_median_distance_of_its_columns(kind, rn
     assert fitted.kernels[1].width == pytest.approx(median(x), rel=1e-5)
     assert fitted.kernels[2].kernel.width == pytest.approx(median(x[:, [0, 2]]), rel=1e-5)
     assert kind().fitted(np.ones((5, 2))).width == 1.0
+    assert kind(factor=0.25).fitted(x) == kind(0.25 * kind().fitted(x).width)

@@ -9,8 +9,8 @@ import pytest
 
 from nftk_jax.kernels import combined, fusion
 from nftk_jax.kernels.combined import combined_kernel
-from nftk_jax.kernels.distance import RBF, Laplace
-from nftk_jax.kernels.kernel import KernelSum
+from nftk_jax.kernels.composed import KernelSum
+from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 
@@ -19,7 +19,7 @@ GROUPS = {"a": slice(0, 6), "b": [3, 8, 9, 10, 2], "c": slice(10, 20), "few": sl
 MEMBERS = {
     "depths": (MLP(3),),
     "readout bias": (MLP(2, readout_bias=0.5),),
-    "members": (MLP(2), RBF(2.0), Laplace(1.5), MLP(1, kind="nngp")),
+    "members": (MLP(2), RBF(2.0), Laplace(1.5), Matern(2.0), Linear(), MLP(3, kind="nngp").only([1])),
 }
 
 

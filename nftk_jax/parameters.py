@@ -1,0 +1,206 @@
+"""What the estimators are given: parameters with defaults and documentation, and the kernel and settings they name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from nftk_jax.kernels.kernel import Kernel
+from nftk_jax.kernels.members import network_kernel
+from nftk_jax.settings import (
+    BasisName,
+    ConstraintName,
+    DecisionName,
+    InputsName,
+    LearnSettings,
+    MethodName,
+    MLPSettings,
+    ObjectiveName,
+    PenaltyNorm,
+    PrecisionName,
+    ScalingName,
+    ScalingSettings,
+    SearchSettings,
+    SolverName,
+    SolveSettings,
+    WeightsName,
+    check_seed,
+    gather,
+    shown,
+)
+
+#: Where the estimators' defaults differ from those of the settings, on purpose: they are for tables, the command is for
+#: the paper's images and texts. docs/library.md says why, benchmarks/defaults.py measures it.
+B_STD: float = 1.0
+DECISION: DecisionName = "logistic"
+
+PARAMETERS = """
+    Args:
+      depth: hidden layers L; the kernels of depths 1 to L are combined.
+      depths: which of them, such as ``[1, 3]``; `depth` is then the largest, unless given. None is all.
+      activation: a name of `nftk_jax.kernels.activations.ACTIVATIONS`.
+      w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
+        the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
+      basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
+      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP.
+      groups: groups of features, each of which gets these kernels: names with their columns, or the name of every
+        column's group, see `read_groups`. "prefixes" are the blocks of a ColumnTransformer. None is one of all columns.
+      family: the former name of `kernel`.
+      objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
+        "evidence", "train" or "alignment".
+      constraint: "simplex" or "orthant".
+      penalty, penalty_norm: on Omega.
+      weights: "per-class", "shared" or "uniform".
+      ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under
+        uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere; or "learned" with
+        Omega, from there on.
+      method, step_size: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
+      tolerance, max_iterations: of the descent.
+      n_search: rows used to learn Omega; None takes all up to 3000.
+      cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
+        scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
+        held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
+        can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
+      one_standard_error: keep equal weights for a class whose gain on the held-out rows is within its standard error.
+      scaling: of the inputs: "auto" standardises features of every type, except images of a `KernelFamily` (told by its
+        `input_shape`), which "images" divides by one number, and its row numbers, which stay as they are. Rows of
+        pixels for other kernels want "images": 255 divides uint8 ones, the largest absolute value all others.
+      unit_norm: give every row of the scaled inputs length one.
+      decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
+        regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
+        temperature, so that the largest score wins.
+      solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
+      inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
+      precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
+      random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
+        numpy's.
+
+    Attributes:
+      omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
+      kernel_omega_: omega_ / scale_, what `combined_kernel` takes, shape (n_outputs, L).
+      kernel_labels_: one `KernelLabel` for every column of omega_.
+      groups_: the column numbers of every group; empty without groups.
+      scale_: mean diagonal of every kernel, shape (L,).
+      ridge_: absolute ridges, shape (n_outputs,).
+      dual_coef_: shape (n_samples, n_outputs); rows of sample weight zero are left out, and all but the landmarks after
+        Nystroem's method.
+      n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+      model_: the `NFTKModel`, which can be saved.
+"""
+
+
+class Parameters(BaseEstimator):
+    """An estimator as scikit-learn sees it: parameters that are stored as they are given."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__init__" not in vars(cls):  # an unknown parameter is answered under the class's own name
+            inherited: Any = cls.__init__
+            own = types.FunctionType(
+                inherited.__code__, inherited.__globals__, inherited.__name__, inherited.__defaults__
+            )
+            own.__kwdefaults__, own.__annotations__ = inherited.__kwdefaults__, inherited.__annotations__
+            own.__qualname__, own.__module__ = f"{cls.__name__}.__init__", cls.__module__
+            cls.__init__ = own
+
+    def __init__(
+        self,
+        depth: int = MLPSettings.depth,
+        *,
+        depths: Sequence[int] | None = None,
+        activation: str = MLPSettings.activation,
+        w_std: float = MLPSettings.w_std,
+        b_std: float = B_STD,
+        readout_bias: float = MLPSettings.readout_bias,
+        basis: BasisName = MLPSettings.basis,
+        kernel: Kernel | None = None,
+        family: Kernel | None = None,
+        groups: Mapping[str, Any] | Sequence[str] | np.ndarray | str | None = None,
+        objective: ObjectiveName = SearchSettings.objective,
+        constraint: ConstraintName = SearchSettings.constraint,
+        penalty: float = SearchSettings.penalty,
+        penalty_norm: PenaltyNorm = SearchSettings.penalty_norm,
+        weights: WeightsName = SearchSettings.weights,
+        ridge: float | Literal["auto", "learned"] = SearchSettings.ridge,
+        method: MethodName = SearchSettings.method,
+        step_size: float = SearchSettings.step_size,
+        tolerance: float = SearchSettings.tolerance,
+        max_iterations: int = SearchSettings.max_iterations,
+        n_search: int | None = SearchSettings.n_search,
+        cv: Any = None,
+        one_standard_error: bool = SearchSettings.one_standard_error,
+        scaling: ScalingName = ScalingSettings.scaling,
+        unit_norm: bool = ScalingSettings.unit_norm,
+        decision: DecisionName = DECISION,
+        solver: SolverName = SolveSettings.solver,
+        solver_tolerance: float | None = SolveSettings.solver_tolerance,
+        landmarks: int | None = SolveSettings.landmarks,
+        inputs: InputsName = SolveSettings.inputs,
+        precision: PrecisionName = SolveSettings.precision,
+        random_state: int | np.random.RandomState | None = LearnSettings.seed,
+    ) -> None:
+        self.depth = depth
+        self.depths = depths
+        self.activation = activation
+        self.w_std = w_std
+        self.b_std = b_std
+        self.readout_bias = readout_bias
+        self.basis = basis
+        self.kernel = kernel
+        self.family = family
+        self.groups = groups
+        self.objective = objective
+        self.constraint = constraint
+        self.penalty = penalty
+        self.penalty_norm = penalty_norm
+        self.weights = weights
+        self.ridge = ridge
+        self.method = method
+        self.step_size = step_size
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.n_search = n_search
+        self.cv = cv
+        self.one_standard_error = one_standard_error
+        self.scaling = scaling
+        self.unit_norm = unit_norm
+        self.decision = decision
+        self.solver = solver
+        self.solver_tolerance = solver_tolerance
+        self.landmarks = landmarks
+        self.inputs = inputs
+        self.precision = precision
+        self.random_state = random_state
+
+    def _settings(self) -> tuple[Kernel, LearnSettings]:
+        """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
+
+        Raises:
+          ValueError: a parameter is out of range.
+        """
+        values = self.get_params(deep=False)
+        seed = values["random_state"]
+        if not isinstance(seed, (int, np.integer)):
+            try:
+                seed = check_random_state(seed).randint(2**31)
+            except ValueError:
+                raise ValueError(
+                    "random_state must be a whole number from 0 to 4294967295, a numpy.random.RandomState or None; got "
+                    f"{shown(seed)}"
+                ) from None
+        check_seed(seed, name="random_state")
+        settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
+        given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
+        if not given:
+            return network_kernel(gather(MLPSettings, values), self.depths), settings
+        if len(given) > 1 or not isinstance(given[0], Kernel):
+            raise ValueError(
+                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None "
+                f"for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
+            )
+        return given[0], settings
