@@ -1,9 +1,8 @@
-"""The fitted model: what a prediction and its standard deviation need, saved as safetensors and JSON (never pickle)."""
+"""The fitted model: what a prediction, its parts and its standard deviation need."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 import scipy.special
 
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.kernels.saved import from_dict
+from nftk_jax.model.calibration import Calibration
+from nftk_jax.model.files import read_fields, write_fields
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
@@ -26,39 +24,7 @@ from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
 
-#: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs.
-SCHEMA = "nftk_jax.model/3"
-READABLE = ("nftk_jax.model/1", "nftk_jax.model/2", SCHEMA)
-
-_TENSORS = (
-    "x_train",
-    "dual_coef",
-    "omega",
-    "scale",
-    "ridge",
-    "input_shift",
-    "input_scale",
-    "target_mean",
-    "target_scale",
-)
-_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 _STD_ROWS = 64  # of new inputs, whose standard deviations are computed at a time
-
-
-class ModelError(ValueError):
-    """A saved model cannot be used; one line says why and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """p = softmax(scores @ matrix + offset); shapes (C, C) and (C,). One temperature is a multiple of the identity."""
-
-    matrix: np.ndarray
-    offset: np.ndarray
-
-    def to_lists(self) -> dict[str, list[Any]]:
-        """For JSON, which keeps every bit of a float."""
-        return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,28 +213,7 @@ class NFTKModel:
         Raises:
           OSError: the directory cannot be written.
         """
-        tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
-        if self.weight is not None:
-            tensors["weight"] = np.asarray(self.weight, np.float64)
-        classes = None if self.classes is None else _describe_labels(self.classes)
-        header = {
-            "schema": SCHEMA,
-            "kernel": self.kernel.to_dict(),
-            "kernel_labels": [str(label) for label in self.kernel.labels],
-            "classes": classes,
-            "calibration": None if self.calibration is None else self.calibration.to_lists(),
-            "unit_norm": self.input_scaling.unit_norm,
-            "inputs": self.inputs,
-            "landmarks": self.landmarks,
-        }
-        text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
-        (directory / "model.json").write_text(text, encoding="utf-8")
-
-    def _tensor(self, name: str) -> np.ndarray:
-        owner = self.input_scaling if name.startswith("input_") else self
-        return getattr(owner, name.removeprefix("input_"))
+        write_fields(vars(self), directory)
 
 
 @jax.jit
@@ -290,111 +235,4 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
     Raises:
       ModelError: files are missing, damaged, of another schema, or do not fit together or with `kernel`.
     """
-    directory = pathlib.Path(directory)
-    if directory.is_file():
-        raise ModelError(f"{directory} is a file; give the directory that holds it, {directory.parent}")
-    try:
-        header = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-        tensors = safetensors.numpy.load_file(directory / "model.safetensors")
-    except FileNotFoundError as error:
-        missing = pathlib.Path(error.filename or "model.safetensors").name
-        raise ModelError(
-            f"no model in {directory}: {missing} is missing; give the output directory of nftk_jax.fit"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise ModelError(f"the model in {directory} is damaged ({cause}); fit it again") from None
-    if not isinstance(header, dict) or header.get("schema") not in READABLE:
-        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise ModelError(
-            f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit it again, or "
-            "read it with the version that wrote it"
-        )
-    try:
-        return _assemble(header, tensors, kernel)
-    except ModelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
-
-
-def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
-    plain = np.array(classes.tolist())  # text labels may come as an array of objects
-    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
-
-
-def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
-    """The kernel that the header describes, or the one that was given for a kernel that no file can hold."""
-    described = header.get("kernel")
-    if "architecture" in header:  # schemas 1 and 2: an MLP, or a number of functions
-        old = header["architecture"]
-        described = None if "n_kernels" in old else {"type": "MLP", **old}
-        labels = [f"kernel {number}" for number in range(1, old.get("n_kernels", 0) + 1)]
-    else:
-        labels = header["kernel_labels"]
-    if described is not None:
-        if given is not None:
-            raise ModelError(f"the model holds its kernel {described}; got kernel={given!r}: leave it out")
-        return from_dict(described)
-    if given is None or [str(label) for label in given.labels] != labels:
-        raise ModelError(
-            f"the model was fitted with {len(labels)} kernels that no file holds ({', '.join(labels[:5])}"
-            f"{', ...' if len(labels) > 5 else ''}); got kernel={given!r}: give load_model the kernel of the fit"
-        )
-    return given
-
-
-def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Kernel | None) -> NFTKModel:
-    kernel = _restore_kernel(header, given)
-    n, features = tensors["x_train"].shape
-    n_classes = tensors["dual_coef"].shape[1]
-    expected = {
-        "dual_coef": (n, n_classes),
-        "omega": (n_classes, kernel.n_kernels),
-        "scale": (kernel.n_kernels,),
-        "ridge": (n_classes,),
-        "input_shift": (features,),
-        "input_scale": (features,),
-        "target_mean": (n_classes,),
-        "target_scale": (n_classes,),
-    }
-    weight = tensors.get("weight")
-    for name, shape in (expected if weight is None else {**expected, "weight": (n,)}).items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-    fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
-    scaling = InputScaling(tensors["input_shift"], tensors["input_scale"], header.get("unit_norm", False) is True)
-    inputs = header.get("inputs", "auto")
-    check_choice("inputs", inputs, InputsName)
-    return NFTKModel(
-        kernel=kernel,
-        input_scaling=scaling,
-        classes=_restore_labels(header["classes"], n_classes),
-        calibration=_restore_calibration(header.get("calibration"), n_classes),
-        weight=weight,
-        inputs=inputs,
-        landmarks=header.get("landmarks", False) is True,
-        **fields,
-    )
-
-
-def _restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
-    if described is None:
-        return None
-    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
-    if classes.shape != (n_classes,):
-        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    return classes
-
-
-def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:
-    if described is None:
-        return None
-    calibration = Calibration(**{name: np.array(part, float) for name, part in described.items()})
-    if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
-        raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
-    if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
-        raise ValueError("the calibration holds NaN or infinity")
-    return calibration
+    return NFTKModel(**read_fields(directory, kernel))
