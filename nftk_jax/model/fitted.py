@@ -17,6 +17,7 @@ from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.model.calibration import Calibration
 from nftk_jax.model.files import read_fields, write_fields
+from nftk_jax.model.shares import predict_by_kernel, split_r2
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
@@ -92,7 +93,7 @@ class NFTKModel:
         return self.kernel.bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
-        self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
+        self, x: np.ndarray, *, split: bool = False, report: Callable[[int, int], None] = lambda done, total: None
     ) -> np.ndarray:
         """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
 
@@ -100,10 +101,11 @@ class NFTKModel:
 
         Args:
           x: inputs, shape (m, p), as they were given in training (unscaled).
+          split: return what every kernel adds to the scores; these parts and `target_mean` add up to the scores.
           report: called with the rows done and their total.
 
         Returns:
-          Scores, shape (m, C), float64.
+          Scores, shape (m, C), float64; with `split` their parts, shape (L, m, C), which need memory of that size.
 
         Raises:
           ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
@@ -113,6 +115,11 @@ class NFTKModel:
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
+            if split:
+                rows, scaled = self.bind(), self.scaled
+                parts = predict_by_kernel(rows, self.omega, self.dual_coef, x, scaled=scaled, report=report)
+                check_finite(x, parts.sum(axis=0))
+                return parts * self.target_scale
             scores = self.bind().predict(self.omega, self.dual_coef, x, scaled=self.scaled, report=report)
         check_finite(x, scores)
         return self.unscaled(scores)
@@ -152,6 +159,51 @@ class NFTKModel:
         if self.calibration is None:
             raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
         return scores @ self.calibration.matrix + self.calibration.offset
+
+    def contributions(self, x: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> np.ndarray:
+        """Every kernel's share of R^2 on some rows by the product measure, see `shares`.
+
+        For classes R^2 is that of the scores against one-hot labels.
+
+        Args:
+          x: inputs, shape (m, p), unscaled, m >= 2.
+          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target.
+          sample_weight: shape (m,), >= 0; None is 1 everywhere.
+
+        Returns:
+          Shares, shape (C, L), float64; a row adds up to R^2 of that class or target.
+
+        Raises:
+          ValueError: as `decision_function`; `y` holds other labels or does not fit; fewer than two rows have weight.
+        """
+        targets = self.encode(y, len(x))
+        rows = len(x) if sample_weight is None else np.count_nonzero(sample_weight)
+        if rows < 2:
+            raise ValueError(f"shares of R2 need at least two rows with weight; got {rows}")
+        parts = self.decision_function(x, split=True)
+        return split_r2(parts, targets, self.omega, self.target_mean, sample_weight).share
+
+    def encode(self, y: np.ndarray, n: int) -> np.ndarray:
+        """Labels of n rows as one-hot rows, or targets as they are: shape (n, C), float64. Raises ValueError."""
+        y, shape = np.asarray(y), (n, len(self.omega))
+        if self.classes is None:
+            check_real("y", y)
+            if y.shape != shape and (shape[1] > 1 or y.shape != (n,)):
+                raise ValueError(f"y must have shape {shape}, one row for every row of the inputs; got {y.shape}")
+            y = np.asarray(y, np.float64).reshape(shape)
+            if not np.isfinite(y).all():
+                raise ValueError("y must be finite; got NaN or infinity")
+            return y
+        if y.shape != (n,):
+            raise ValueError(f"y must have shape {(n,)}, one label for every row of the inputs; got {y.shape}")
+        one_hot = y[:, None] == self.classes
+        known = one_hot.any(axis=1)
+        if not known.all():
+            raise ValueError(
+                f"y must hold labels of the training rows, {self.classes.tolist()[:5]}; got "
+                f"{y[~known].tolist()[0]!r}: leave such rows out"
+            )
+        return one_hot.astype(np.float64)
 
     def posterior_std(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
         r"""Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets.
