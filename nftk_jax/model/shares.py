@@ -60,9 +60,10 @@ class Shares:
 
     def pooled(self, members: Sequence[Sequence[int]]) -> Shares:
         """Shares of sets of kernels, one column for every set of columns."""
-        share = np.stack([self.share[:, list(columns)].sum(axis=1) for columns in members], axis=1)
-        influence = np.stack([self.influence[list(columns)].sum(axis=0) for columns in members])
-        return Shares(share, influence, self.weight)
+        inside = np.zeros((len(members), len(self.influence)))
+        for row, columns in zip(inside, members, strict=True):
+            row[list(columns)] = 1
+        return Shares(self.share @ inside.T, np.tensordot(inside, self.influence, 1), self.weight)
 
     def interval(self) -> np.ndarray:
         """Normal 95 % intervals over rows, taken as independent (delta method), shape (C, L, 2)."""

@@ -77,7 +77,7 @@ def test_shares_of_classes_are_those_of_their_scores():
     one_hot = y[60:, None] == model.classes_
     expected = r2_score(one_hot.astype(float), scores, multioutput="raw_values")
     np.testing.assert_allclose(model.contributions(X[60:], y[60:]).sum(axis=1), expected, rtol=1e-12)
-    with pytest.raises(ValueError, match="labels of the training rows.*got 'sideways'"):
+    with pytest.raises(ValueError, match=r"labels of the training rows.*got 'sideways'"):
         model.contributions(X[60:62], ["up", "sideways"])
 
 
@@ -109,7 +109,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say(rng):
         rows = slice(start, start + 200)
         found = split_r2(parts[:, rows], y[rows], omega, mean).pooled([[0], [1], [0, 1]]).interval()
         covered += (found[..., 0] <= truth) & (truth <= found[..., 1])
-    print(covered / trials)
     assert (np.abs(covered / trials - 0.95) < 0.03).all()
 
 
@@ -150,5 +149,7 @@ def test_parts_of_one_target_keep_the_axis_of_targets(precision):
     parts = model.predict(X[60:], split=True)
     assert parts.shape == (2, 30, 1)
     tolerance = 1e-12 if precision == "float64" else 1e-5
-    np.testing.assert_allclose(parts[..., 0].sum(axis=0) + model.model_.target_mean, model.predict(X[60:]), atol=tolerance)
+    np.testing.assert_allclose(
+        parts[..., 0].sum(axis=0) + model.model_.target_mean, model.predict(X[60:]), atol=tolerance
+    )
     assert model.contributions(X[60:], Y[60:, 0]).shape == (1, 2)
