@@ -164,4 +164,4 @@ def _draw_test_rows(dataset: Dataset, most: int, rng: np.random.Generator) -> Da
 
 def _plain(values: np.ndarray) -> list[Any]:
     """Nested lists, None for what is not finite."""
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+    return np.where(np.isfinite(values), values.astype(object), np.array(None)).tolist()

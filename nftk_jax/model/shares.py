@@ -36,11 +36,11 @@ def predict_by_kernel(
 
     Args: as of `Rows.predict`, whose result is the sum over l, up to rounding.
     """
-    kernel, column = np.nonzero(omega.T)
-    single = np.eye(omega.shape[1])[kernel]
-    found = rows.predict(single, dual_coef[:, column], x, scaled=scaled, report=report)
-    parts = np.zeros((omega.shape[1], len(x), len(omega)))
-    parts[kernel, :, column] = (found * omega[column, kernel]).T
+    used, n_outputs = np.flatnonzero(omega.any(axis=0)), len(omega)
+    single = np.repeat(np.eye(omega.shape[1])[used], n_outputs, axis=0)  # every kernel has every column: one program
+    found = rows.predict(single, np.tile(dual_coef, len(used)), x, scaled=scaled, report=report)
+    parts = np.zeros((omega.shape[1], len(x), n_outputs))
+    parts[used] = found.reshape(len(x), len(used), n_outputs).swapaxes(0, 1) * omega.T[used, None]
     return parts
 
 
@@ -85,21 +85,21 @@ def split_r2(
       mean: what the prediction adds to the sum of the parts, shape (C,).
       weight: sample weights, shape (m,), >= 0 and not all 0; None is 1 everywhere.
     """
-    weight = np.ones(len(y)) if weight is None else np.asarray(weight, np.float64)
+    mass: np.ndarray = np.ones(len(y)) if weight is None else np.asarray(weight, np.float64)
     y, parts, mean = without_extremes(y, parts, mean)
-    constant = np.ptp(y[weight > 0], axis=0) == 0
-    exact = constant & (parts.sum(axis=0) + mean == y)[weight > 0].all(axis=0)
-    weight = weight / weight.sum()
+    constant = np.ptp(y[mass > 0], axis=0) == 0
+    exact = constant & (parts.sum(axis=0) + mean == y)[mass > 0].all(axis=0)
+    mass = mass / mass.sum()
     total = omega.sum(axis=1, keepdims=True)
     ratio = np.where(total > 0, omega / np.where(total > 0, total, 1), 1 / omega.shape[1])
-    y_mean, part_mean = weight @ y, np.einsum("i,lic->lc", weight, parts)
+    y_mean, part_mean = mass @ y, np.einsum("i,lic->lc", mass, parts)
     bias = mean + part_mean.sum(axis=0) - y_mean
     y, parts = y - y_mean, parts - part_mean[:, None]
     whole = parts.sum(axis=0)
-    spread = np.where(constant, 1.0, weight @ y**2)
+    spread = np.where(constant, 1.0, mass @ y**2)
     moved = parts * (2 * y - whole)  # what every row adds, but for the error of the mean
-    share = np.einsum("i,lic->cl", weight, moved) - (bias**2)[:, None] * ratio
+    share = np.einsum("i,lic->cl", mass, moved) - (bias**2)[:, None] * ratio
     share = np.where(constant[:, None], exact[:, None] * ratio, share / spread[:, None])
     moved -= 2 * bias * ratio.T[:, None] * (whole - y)
-    moved -= np.einsum("i,lic->lc", weight, moved)[:, None] + share.T[:, None] * (y**2 - spread)
-    return Shares(share, np.where(constant, 0.0, moved / spread), weight)
+    moved -= np.einsum("i,lic->lc", mass, moved)[:, None] + share.T[:, None] * (y**2 - spread)
+    return Shares(share, np.where(constant, 0.0, moved / spread), mass)
