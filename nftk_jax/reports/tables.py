@@ -138,26 +138,22 @@ def _groups(metrics: Metrics) -> list[RenderableType]:
     mean = f", mean over {nouns(metrics)}" if len(class_names(metrics)) > 1 else ""
     text.append(f"Shares of R²{mean}: ", style="not bold")
     text.append(_first(sorted(shares, key=lambda name: -shares[name]), lambda name: fixed(shares[name], 3)))
-    losses = {
-        name: row for name, row in (found.get("without_group") or {}).items() if has_bounds(row["difference_interval"])
-    }
-    clear = sorted(
-        (name for name, row in losses.items() if row["difference_interval"][0] > 0),
-        key=lambda name: -losses[name]["difference"],
-    )
-    if losses:
-        text.append(f" Lost in {score.name} where the model is solved without a group{', points' * bool(score.unit)}: ")
-        text.append(
-            _first(
-                clear,
-                lambda name: (
-                    f"{score.difference(losses[name]['difference'])} "
-                    f"({score.difference_interval(losses[name]['difference_interval'])})"
-                ),
-            )
-            if clear
-            else "nothing clear for any of them."
-        )
+    rows = found.get("without_group") or {}
+    clear = [
+        name
+        for name, row in rows.items()
+        if has_bounds(row["difference_interval"]) and row["difference_interval"][0] > 0
+    ]
+    clear.sort(key=lambda name: -rows[name]["difference"])
+
+    def loss(name: str) -> str:
+        row = rows[name]
+        return f"{score.difference(row['difference'])} ({score.difference_interval(row['difference_interval'])})"
+
+    if rows:
+        points = ", points" if score.unit else ""
+        text.append(f" Lost in {score.name} where the model is solved without a group{points}: ")
+        text.append(_first(clear, loss) if clear else "nothing clear for any of them.")
     return [Text(), _wrapped(text)]
 
 
