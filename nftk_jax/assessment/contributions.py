@@ -27,7 +27,7 @@ from nftk_jax.solvers.solver import Report
 
 _ENTRIES = 1e9  # kernel entries between test and training rows, and
 _CELLS = 1e7  # scores by kernel, that are evaluated for the shares; above that, on fewer test rows
-_OPERATIONS = 5e11  # of the solves without groups; above that, on fewer training rows
+_OPERATIONS = 1e11  # of the solves without groups; above that, on fewer training rows
 _LEAST_ROWS = 500
 _CHUNK = 2**24  # scores by kernel at a time
 
