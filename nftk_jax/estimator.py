@@ -81,9 +81,16 @@ class _NFTKEstimator(Parameters):
         check_is_fitted(self)
         return read_arrays(self, x, reset=False)
 
-    def _scores(self, x: Any) -> np.ndarray:
+    def _scores(self, x: Any, *, split: bool = False) -> np.ndarray:
         inputs = self._inputs(x)  # first: it refuses an estimator that is not fitted
-        return self.model_.decision_function(inputs)
+        return self.model_.decision_function(inputs, split=split)
+
+    def contributions(self, x: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
+        """Every kernel's share of R^2, shape (n_outputs, n_kernels), see `NFTKModel.contributions`."""
+        inputs = self._inputs(x)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, inputs, dtype=np.float64, ensure_non_negative=True)
+        return self.model_.contributions(inputs, np.asarray(y), sample_weight)
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
@@ -116,13 +123,16 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         self._learn(dataclasses.replace(data, y=indices, classes=classes))
         return self
 
-    def decision_function(self, x: Any) -> np.ndarray:
+    def decision_function(self, x: Any, split: bool = False) -> np.ndarray:
         """Logits, whose softmax is `predict_proba`, shape (n_samples, n_classes).
 
         For two classes the second's less the first's, shape (n_samples,). The scores f_c(x) of the paper's eq. 14 are
-        ``model_.decision_function(x)``.
+        ``model_.decision_function(x)``. With `split` what every kernel adds to these scores, shape (n_kernels,
+        n_samples, n_classes); with ``model_.target_mean`` that adds up to them.
         """
-        scores = self._scores(x)
+        scores = self._scores(x, split=split)
+        if split:
+            return scores
         logits = self.model_.logits(scores)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
@@ -154,20 +164,7 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         return tags
 
     def fit(self, x: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> NFTKRegressor:
-        """Learn Omega and solve.
-
-        Args:
-          x: inputs, shape (n_samples, n_features).
-          y: targets, shape (n_samples,) or (n_samples, n_outputs).
-          sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
-          groups: handed to `cv`, for the splitters that need it.
-
-        Raises:
-          ValueError: the data or a parameter is unusable.
-
-        Warns:
-          ConvergenceWarning: the search of Omega stopped before it converged.
-        """
+        """Learn Omega and solve, as `NFTKClassifier.fit`, for `y` of shape (n_samples,) or (n_samples, n_outputs)."""
         x, y = read_arrays(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
@@ -187,17 +184,19 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         return float(r2_score(y, found, sample_weight=sample_weight))
 
     @overload
-    def predict(self, x: Any, return_std: Literal[False] = False, covariance: KindName = "ntk") -> np.ndarray: ...
+    def predict(
+        self, x: Any, return_std: Literal[False] = False, covariance: KindName = "ntk", split: bool = False
+    ) -> np.ndarray: ...
 
     @overload
     def predict(
-        self, x: Any, return_std: Literal[True], covariance: KindName = "ntk"
+        self, x: Any, return_std: Literal[True], covariance: KindName = "ntk", split: Literal[False] = False
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def predict(
-        self, x: Any, return_std: bool = False, covariance: KindName = "ntk"
+        self, x: Any, return_std: bool = False, covariance: KindName = "ntk", split: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Targets and, on request, how uncertain the function is there.
+        """Targets and, on request, how uncertain the function is there, or what every kernel adds.
 
         Args:
           x: inputs, shape (n_samples, n_features).
@@ -205,14 +204,18 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
             `NFTKModel.posterior_std`.
           covariance: of its prior: "ntk", the learned kernel, whose posterior mean is the prediction, or "nngp", the
             covariance of the same networks at initialisation.
+          split: return what every kernel adds to the targets, shape (n_kernels, n_samples, n_outputs); with
+            ``model_.target_mean`` that adds up to them.
 
         Returns:
           Targets, shape (n_samples,) or (n_samples, n_outputs), as `y` was given; with `return_std` a pair of these and
           the standard deviations, of the same shape. The deviation is that of the function; the noise of a new target
           has variance ``ridge_ * model_.target_scale**2`` on top.
         """
-        scores = self._scores(x)
-        mean = scores[:, 0] if self._single_output else scores
+        if split and return_std:
+            raise ValueError("the parts of `split=True` have no standard deviation; leave out `return_std`")
+        scores = self._scores(x, split=split)
+        mean = scores[:, 0] if self._single_output and not split else scores
         if not return_std:
             return mean
         std = self.model_.posterior_std(self._inputs(x), covariance=covariance)

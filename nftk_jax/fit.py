@@ -204,12 +204,12 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel) -
     model.save(directory)
     with (directory / "omega.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["class", "kernel", "group", "kind", "depth", "weight", "kernel_weight"])
-        omegas = zip(metrics["dataset"]["class_names"], metrics["omega"], metrics["kernel_omega"], strict=True)
-        for name, weights, kernel_weights in omegas:
-            for kernel, weight, kernel_weight in zip(metrics["kernels"], weights, kernel_weights, strict=True):
+        table.writerow(["class", "kernel", "group", "kind", "depth", "weight", "kernel_weight", "contribution"])
+        columns = metrics["omega"], metrics["kernel_omega"], metrics["contributions"]["test"]
+        for name, *rows in zip(metrics["dataset"]["class_names"], *columns, strict=True):
+            for kernel, *cells in zip(metrics["kernels"], *rows, strict=True):
                 row = [kernel["label"], kernel["group"], kernel["kind"], kernel["depth"]]
-                table.writerow([name, *row, repr(weight), repr(kernel_weight)])
+                table.writerow([name, *row, *map(repr, cells)])
     write_report(
         directory, lambda folder: save_figures(metrics, folder), lambda figures: render_report(metrics, figures)
     )

@@ -72,6 +72,10 @@ def test_metrics_hold_what_the_contract_lists(finished):
     assert (np.array(metrics["omega"]) <= interval[..., 1]).all()
     assert np.shape(identifiability["indistinguishable"]) == (3, 3)
     assert len(identifiability["held_out_standard_error"]) == len(identifiability["uniform_as_good"]) == 3
+    contributions = metrics["contributions"]
+    assert np.shape(contributions["held_out"]) == np.shape(contributions["test"]) == (3, 3)
+    assert (contributions["by_group"], contributions["without_group"]) == ({}, {})
+    assert sorted(np.concatenate(contributions["clusters"])) == [0, 1, 2]
     assert len(metrics["search"]["kkt_residual"]) == 3
     uniform = (np.array(metrics["omega"]) == 1 / 3).all(axis=1)
     np.testing.assert_array_equal(uniform, metrics["search"]["kept_uniform"])
@@ -83,13 +87,15 @@ def test_metrics_hold_what_the_contract_lists(finished):
     assert {"python", "jax", "device", "device_count", "process_count", "cpu_count"} <= set(metrics["environment"])
 
 
-def test_omega_csv_agrees_with_the_model(finished):
+def test_omega_csv_agrees_with_the_model(finished, data):
     output, _ = finished
     model = load_model(output)
     rows = list(csv.DictReader((output / "omega.csv").read_text().splitlines()))
     assert [row["class"] for row in rows[::3]] == ["ant", "bee", "cat"]
     np.testing.assert_array_equal([float(row["weight"]) for row in rows], model.omega.ravel())
     np.testing.assert_array_equal([float(row["kernel_weight"]) for row in rows], model.kernel_omega.ravel())
+    found = model.contributions(np.load(data)["x_test"], np.load(data)["y_test"])
+    np.testing.assert_allclose([float(row["contribution"]) for row in rows], found.ravel(), atol=1e-5)
 
 
 def test_compiled_code_is_kept_for_the_next_run(tmp_path):

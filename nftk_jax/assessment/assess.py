@@ -13,6 +13,7 @@ import numpy as np
 
 from nftk_jax.assessment.certificate import certify
 from nftk_jax.assessment.comparison import Comparison
+from nftk_jax.assessment.contributions import find_contributions
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
@@ -63,6 +64,9 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         intervals = None
         if descent is not None and model.kernel.n_kernels > 1:
             intervals = _find_intervals(learned, report)
+    identifiability = _identifiability(learned, comparison, table, intervals, omega_std)
+    with _timed(seconds, "contributions"):
+        contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
     omega_n = normalise_rows(model.omega)
     return {
         "dataset": {**dataset.describe(), "n_search": len(learned.search_rows)},
@@ -78,11 +82,12 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "ridge": model.ridge.tolist(),
         "zeros_in_omega_n": float((omega_n == 0).mean()),
         "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
+        "contributions": contributions,
         "baselines": table,
         "baselines_rows": comparison.ours,
         "baselines_note": comparison.note,
         "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
-        "identifiability": _identifiability(learned, comparison, table, intervals, omega_std),
+        "identifiability": identifiability,
         "certificate": dataclasses.asdict(
             certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
         ),

@@ -54,11 +54,11 @@ class Comparison:
         self._solver = learned.solver if self._on_all else CholeskySolver(self._rows)  # few rows: by factorisation
         self.shuffled_omega = np.empty(0)
         self._scores = scores if self._on_all else self._solve(model.omega, model.ridge)
-        self.ours: dict[str, Any] = {"n_train": self._rows.n, **self._metric(self._scores)}
+        self.ours: dict[str, Any] = {"n_train": self._rows.n, **score(dataset, self._scores)}
 
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline with its test metric and the paired difference, ours minus theirs."""
-        learned, search = self._learned, self._learned.settings.search
+        dataset, learned, search = self._dataset, self._learned, self._learned.settings.search
         problem, ridge = learned.problem, learned.found.start_ridge
         candidates = learned.model.kernel.singles() * learned.model.scale
         report("baselines", 0, 5)
@@ -78,7 +78,7 @@ class Comparison:
         scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
         self._solver.close()  # the kernels that follow need the memory
         parts = np.split(scores, len(weighted), axis=1)
-        table = {name: self._compare(part) for name, part in zip(weighted, parts, strict=True)}
+        table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, parts, strict=True)}
         table["best_single_depth"]["depth"] = number
         report("baselines", 4, 5)
         table |= self._compare_distance_kernels()
@@ -111,7 +111,7 @@ class Comparison:
             with prepare(rows, plan, omega=np.ones(1), ridge=middle) as solver:
                 solution = solver.solve(everyone, ridge, self._y)
             table[name] = {
-                **self._compare(self._predict(rows, everyone, solution)),
+                **compare(self._dataset, self._scores, self._predict(rows, everyone, solution)),
                 "width": kernel.width,
                 "ridge": float(ridge[0]) if classification else ridge.tolist(),
             }
@@ -127,17 +127,20 @@ class Comparison:
         plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
         return dataclasses.replace(plan, fallback=True)
 
-    def _metric(self, scores: np.ndarray) -> dict[str, Any]:
-        y = self._dataset.y_test
-        if self._dataset.classes is None:
-            return {"test_r2": r2(y, scores)}
-        return {"test_accuracy": float((scores.argmax(axis=1) == y).mean())}
 
-    def _compare(self, theirs: np.ndarray) -> dict[str, Any]:
-        y = self._dataset.y_test
-        if self._dataset.classes is None:
-            difference, interval = paired_r2_difference(y, self._scores, theirs)
-        else:
-            right = (scores.argmax(axis=1) == y for scores in (self._scores, theirs))
-            difference, interval = paired_accuracy_difference(*right)
-        return {**self._metric(theirs), "difference": difference, "difference_interval": list(interval)}
+def score(dataset: Dataset, scores: np.ndarray) -> dict[str, Any]:
+    """{"test_accuracy" or "test_r2"} of scores on the test rows, shape (m, C); the largest score decides."""
+    y = dataset.y_test
+    if dataset.classes is None:
+        return {"test_r2": r2(y, scores)}
+    return {"test_accuracy": float((scores.argmax(axis=1) == y).mean())}
+
+
+def compare(dataset: Dataset, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """The metric of the second scores, and the first ones' minus it, with its paired interval."""
+    y = dataset.y_test
+    if dataset.classes is None:
+        difference, interval = paired_r2_difference(y, ours, theirs)
+    else:
+        difference, interval = paired_accuracy_difference(*(scores.argmax(axis=1) == y for scores in (ours, theirs)))
+    return {**score(dataset, theirs), "difference": difference, "difference_interval": list(interval)}

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 if TYPE_CHECKING:
     import jax
 
 #: Eigenvalues of the kernels' Gram matrix below this share of the largest do not count towards its rank.
 RANK_RESOLUTION = 1e-3
+#: Kernels of at least this centred alignment cannot be told apart by what they contribute.
+CLUSTER_ALIGNMENT = 0.99
 
 _CHUNK = 2**22
 
@@ -61,3 +65,25 @@ def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, f
     rank = int((eigenvalues > RANK_RESOLUTION * eigenvalues[0]).sum())
     condition = min(float(eigenvalues[0] / max(eigenvalues[-1], np.finfo(np.float64).tiny)), 1.0 / eps)
     return eigenvalues, rank, condition
+
+
+def find_clusters(alignment: np.ndarray) -> list[list[int]]:
+    """Sets of kernels that cannot be told apart: every two of a set are aligned by `CLUSTER_ALIGNMENT` or more.
+
+    By complete linkage. Whole sets are joined, the most alike first, so that a chain of kernels, each like the next, is
+    cut where its ends differ.
+
+    Args:
+      alignment: as from `centred_alignment`, shape (L, L).
+
+    Returns:
+      Sorted column numbers of every set, single kernels included, in the order of their first columns.
+    """
+    distance = np.maximum(1 - alignment, 0)
+    np.fill_diagonal(distance, 0)
+    if len(distance) == 1:
+        return [[0]]
+    tree = hierarchy.linkage(squareform(distance, checks=False), "complete")
+    number = hierarchy.fcluster(tree, 1 - CLUSTER_ALIGNMENT + 1e-12, "distance")
+    clusters = [np.flatnonzero(number == one).tolist() for one in np.unique(number)]
+    return sorted(clusters)

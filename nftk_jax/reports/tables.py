@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nftk_jax.reports.formats import DASH, clean, count, duration, finite, memory, percent, significant
+from nftk_jax.reports.formats import DASH, clean, count, duration, finite, fixed, memory, percent, significant
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
@@ -17,6 +19,7 @@ from nftk_jax.reports.reading import (
     dropped_kernels,
     family_words,
     favourite_kernels,
+    has_bounds,
     headline,
     kernel_names,
     kernel_noun,
@@ -31,6 +34,7 @@ from nftk_jax.reports.reading import (
 
 WIDTH = 80
 _MOST_CLASSES = 20
+_MOST_GROUPS = 4
 
 
 def summary(metrics: Metrics) -> RenderableType:
@@ -49,7 +53,7 @@ def summary(metrics: Metrics) -> RenderableType:
     note = metrics.get("baselines_note")
     if note:
         parts.append(_wrapped(clean(note), style="dim"))
-    parts += [Text(), _kernels(metrics), Text(), _identifiability(metrics), Text(), _trust(metrics)]
+    parts += [Text(), _kernels(metrics), *_groups(metrics), Text(), _identifiability(metrics), Text(), _trust(metrics)]
     return Group(*parts)
 
 
@@ -122,6 +126,42 @@ def _kernels(metrics: Metrics) -> RenderableType:
     if dropped:
         text += f"; no {noun(metrics)} uses {dropped}"
     return Group(table, _wrapped(text + ".", style="dim"))
+
+
+def _groups(metrics: Metrics) -> list[RenderableType]:
+    """What the groups of features contribute; nothing where there are none."""
+    found, score = metrics.get("contributions") or {}, score_of(metrics)
+    shares = {name: float(np.mean(values)) for name, values in (found.get("by_group") or {}).items()}
+    if not shares:
+        return []
+    text = Text("What do the groups of features give? ", style="bold")
+    mean = f", mean over {nouns(metrics)}" if len(class_names(metrics)) > 1 else ""
+    text.append(f"Shares of R²{mean}: ", style="not bold")
+    text.append(_first(sorted(shares, key=lambda name: -shares[name]), lambda name: fixed(shares[name], 3)))
+    rows = found.get("without_group") or {}
+    clear = [
+        name
+        for name, row in rows.items()
+        if has_bounds(row["difference_interval"]) and row["difference_interval"][0] > 0
+    ]
+    clear.sort(key=lambda name: -rows[name]["difference"])
+
+    def loss(name: str) -> str:
+        row = rows[name]
+        return f"{score.difference(row['difference'])} ({score.difference_interval(row['difference_interval'])})"
+
+    if rows:
+        points = ", points" if score.unit else ""
+        text.append(f" Lost in {score.name} where the model is solved without a group{points}: ")
+        text.append(_first(clear, loss) if clear else "nothing clear for any of them.")
+    return [Text(), _wrapped(text)]
+
+
+def _first(names: list[str], words: Callable[[str], str]) -> str:
+    """Some of the names with what is said of each, as a sentence ends."""
+    left = len(names) - _MOST_GROUPS
+    more = f" and {left} more" if left > 0 else ""
+    return ", ".join(f"{clean(name)} {words(name)}" for name in names[:_MOST_GROUPS]) + more + "."
 
 
 def _identifiability(metrics: Metrics) -> Padding:

@@ -80,6 +80,20 @@ def test_a_class_names_its_kernels_by_their_labels():
     assert "kernels it uses (share of its weight)" in text
 
 
+def test_groups_say_what_they_give_and_what_is_lost_without_them():
+    metrics = weighing(["all: depth 2", "[red]: depth 2", "c: depth 2"], 2)
+    lost = {"all": (0.03, [0.02, 0.04]), "[red]": (0.001, [-0.002, 0.004]), "c": (0.005, [0.001, 0.009])}
+    metrics["contributions"] = {
+        "by_group": {"all": [0.5, 0.3], "[red]": [0.02, 0.04], "c": [0.1, 0.2]},
+        "without_group": {name: {"difference": d, "difference_interval": i} for name, (d, i) in lost.items()},
+    }
+    text = " ".join(printed(metrics).split())
+    assert "Shares of R², mean over classes: all 0.400, c 0.150, [red] 0.030." in text
+    assert "without a group, points: all +3.00 (+2.00 to +4.00), c +0.50 (+0.10 to +0.90)." in text
+    metrics["contributions"]["without_group"] = {"all": metrics["contributions"]["without_group"]["[red]"]}
+    assert "nothing clear for any of them." in " ".join(printed(metrics).split())
+
+
 @pytest.mark.parametrize(
     ("labels", "word", "said"),
     [

@@ -89,19 +89,26 @@ class HeldOutSplit:
             found = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, arrays))
         return _gradient(*found, arrays)
 
-    def residuals(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
-        """r of every active class, shape (C, V), NaN for the others; iterated, half of the work of `evaluate`.
+    def fit(
+        self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """a and r of every active class, shapes (C, T) and (C, V), NaN for the others; half of the work of `evaluate`.
 
         `tolerance` is that of the iteration, see `solve_on_device`.
         """
         arrays = self._arrays(omega)
         if _are_alike(omega, arrays.ridge):
-            return _solve_alike(omega, active, arrays)[1]
+            return _solve_alike(omega, active, arrays)[:2]
         if self.inverse is None:
-            return _solve_each(omega, active, arrays)[1]
-        _, r, good = _fit_iteratively(omega, active, arrays, self.inverse, tolerance)
-        found = (jnp.where(active[:, None], r.T, jnp.nan),)
-        return _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, arrays)[1:2])[0]
+            return _solve_each(omega, active, arrays)[:2]
+        a, r, good = _fit_iteratively(omega, active, arrays, self.inverse, tolerance)
+        found = tuple(jnp.where(active[:, None], part.T, jnp.nan) for part in (a, r))
+        a, r = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, arrays)[:2])
+        return a, r
+
+    def residuals(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
+        """r alone, see `fit`."""
+        return self.fit(omega, active, tolerance=tolerance)[1]
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,)."""

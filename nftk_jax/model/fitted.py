@@ -1,9 +1,8 @@
-"""The fitted model: what a prediction and its standard deviation need, saved as safetensors and JSON (never pickle)."""
+"""The fitted model: what a prediction, its parts and its standard deviation need."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 import scipy.special
 
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.kernels.saved import from_dict
+from nftk_jax.model.calibration import Calibration
+from nftk_jax.model.files import read_fields, write_fields
+from nftk_jax.model.shares import predict_by_kernel, split_r2
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
@@ -26,39 +25,7 @@ from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
 
-#: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs.
-SCHEMA = "nftk_jax.model/3"
-READABLE = ("nftk_jax.model/1", "nftk_jax.model/2", SCHEMA)
-
-_TENSORS = (
-    "x_train",
-    "dual_coef",
-    "omega",
-    "scale",
-    "ridge",
-    "input_shift",
-    "input_scale",
-    "target_mean",
-    "target_scale",
-)
-_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 _STD_ROWS = 64  # of new inputs, whose standard deviations are computed at a time
-
-
-class ModelError(ValueError):
-    """A saved model cannot be used; one line says why and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """p = softmax(scores @ matrix + offset); shapes (C, C) and (C,). One temperature is a multiple of the identity."""
-
-    matrix: np.ndarray
-    offset: np.ndarray
-
-    def to_lists(self) -> dict[str, list[Any]]:
-        """For JSON, which keeps every bit of a float."""
-        return {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +93,7 @@ class NFTKModel:
         return self.kernel.bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
-        self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
+        self, x: np.ndarray, *, split: bool = False, report: Callable[[int, int], None] = lambda done, total: None
     ) -> np.ndarray:
         """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
 
@@ -134,10 +101,11 @@ class NFTKModel:
 
         Args:
           x: inputs, shape (m, p), as they were given in training (unscaled).
+          split: return what every kernel adds to the scores; these parts and `target_mean` add up to the scores.
           report: called with the rows done and their total.
 
         Returns:
-          Scores, shape (m, C), float64.
+          Scores, shape (m, C), float64; with `split` their parts, shape (L, m, C), which need memory of that size.
 
         Raises:
           ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
@@ -147,6 +115,11 @@ class NFTKModel:
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
         with enable_x64(self.dual_coef.dtype == np.float64):
+            if split:
+                rows, scaled = self.bind(), self.scaled
+                parts = predict_by_kernel(rows, self.omega, self.dual_coef, x, scaled=scaled, report=report)
+                check_finite(x, parts.sum(axis=0))
+                return parts * self.target_scale
             scores = self.bind().predict(self.omega, self.dual_coef, x, scaled=self.scaled, report=report)
         check_finite(x, scores)
         return self.unscaled(scores)
@@ -186,6 +159,51 @@ class NFTKModel:
         if self.calibration is None:
             raise ValueError("only a model for classes, calibrated when it was fitted, has probabilities")
         return scores @ self.calibration.matrix + self.calibration.offset
+
+    def contributions(self, x: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> np.ndarray:
+        """Every kernel's share of R^2 on some rows by the product measure, see `shares`.
+
+        For classes R^2 is that of the scores against one-hot labels.
+
+        Args:
+          x: inputs, shape (m, p), unscaled, m >= 2.
+          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target.
+          sample_weight: shape (m,), >= 0; None is 1 everywhere.
+
+        Returns:
+          Shares, shape (C, L), float64; a row adds up to R^2 of that class or target.
+
+        Raises:
+          ValueError: as `decision_function`; `y` holds other labels or does not fit; fewer than two rows have weight.
+        """
+        targets = self.encode(y, len(x))
+        rows = len(x) if sample_weight is None else np.count_nonzero(sample_weight)
+        if rows < 2:
+            raise ValueError(f"shares of R2 need at least two rows with weight; got {rows}")
+        parts = self.decision_function(x, split=True)
+        return split_r2(parts, targets, self.omega, self.target_mean, sample_weight).share
+
+    def encode(self, y: np.ndarray, n: int) -> np.ndarray:
+        """Labels of n rows as one-hot rows, or targets as they are: shape (n, C), float64. Raises ValueError."""
+        y, shape = np.asarray(y), (n, len(self.omega))
+        if self.classes is None:
+            check_real("y", y)
+            if y.shape != shape and (shape[1] > 1 or y.shape != (n,)):
+                raise ValueError(f"y must have shape {shape}, one row for every row of the inputs; got {y.shape}")
+            y = np.asarray(y, np.float64).reshape(shape)
+            if not np.isfinite(y).all():
+                raise ValueError("y must be finite; got NaN or infinity")
+            return y
+        if y.shape != (n,):
+            raise ValueError(f"y must have shape {(n,)}, one label for every row of the inputs; got {y.shape}")
+        one_hot = y[:, None] == self.classes
+        known = one_hot.any(axis=1)
+        if not known.all():
+            raise ValueError(
+                f"y must hold labels of the training rows, {self.classes.tolist()[:5]}; got "
+                f"{y[~known].tolist()[0]!r}: leave such rows out"
+            )
+        return one_hot.astype(np.float64)
 
     def posterior_std(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
         r"""Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets.
@@ -247,28 +265,7 @@ class NFTKModel:
         Raises:
           OSError: the directory cannot be written.
         """
-        tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
-        if self.weight is not None:
-            tensors["weight"] = np.asarray(self.weight, np.float64)
-        classes = None if self.classes is None else _describe_labels(self.classes)
-        header = {
-            "schema": SCHEMA,
-            "kernel": self.kernel.to_dict(),
-            "kernel_labels": [str(label) for label in self.kernel.labels],
-            "classes": classes,
-            "calibration": None if self.calibration is None else self.calibration.to_lists(),
-            "unit_norm": self.input_scaling.unit_norm,
-            "inputs": self.inputs,
-            "landmarks": self.landmarks,
-        }
-        text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
-        (directory / "model.json").write_text(text, encoding="utf-8")
-
-    def _tensor(self, name: str) -> np.ndarray:
-        owner = self.input_scaling if name.startswith("input_") else self
-        return getattr(owner, name.removeprefix("input_"))
+        write_fields(vars(self), directory)
 
 
 @jax.jit
@@ -290,111 +287,4 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
     Raises:
       ModelError: files are missing, damaged, of another schema, or do not fit together or with `kernel`.
     """
-    directory = pathlib.Path(directory)
-    if directory.is_file():
-        raise ModelError(f"{directory} is a file; give the directory that holds it, {directory.parent}")
-    try:
-        header = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-        tensors = safetensors.numpy.load_file(directory / "model.safetensors")
-    except FileNotFoundError as error:
-        missing = pathlib.Path(error.filename or "model.safetensors").name
-        raise ModelError(
-            f"no model in {directory}: {missing} is missing; give the output directory of nftk_jax.fit"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise ModelError(f"the model in {directory} is damaged ({cause}); fit it again") from None
-    if not isinstance(header, dict) or header.get("schema") not in READABLE:
-        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise ModelError(
-            f"the model in {directory} has schema {found!r}, expected one of {', '.join(READABLE)}; fit it again, or "
-            "read it with the version that wrote it"
-        )
-    try:
-        return _assemble(header, tensors, kernel)
-    except ModelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
-
-
-def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
-    plain = np.array(classes.tolist())  # text labels may come as an array of objects
-    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
-
-
-def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
-    """The kernel that the header describes, or the one that was given for a kernel that no file can hold."""
-    described = header.get("kernel")
-    if "architecture" in header:  # schemas 1 and 2: an MLP, or a number of functions
-        old = header["architecture"]
-        described = None if "n_kernels" in old else {"type": "MLP", **old}
-        labels = [f"kernel {number}" for number in range(1, old.get("n_kernels", 0) + 1)]
-    else:
-        labels = header["kernel_labels"]
-    if described is not None:
-        if given is not None:
-            raise ModelError(f"the model holds its kernel {described}; got kernel={given!r}: leave it out")
-        return from_dict(described)
-    if given is None or [str(label) for label in given.labels] != labels:
-        raise ModelError(
-            f"the model was fitted with {len(labels)} kernels that no file holds ({', '.join(labels[:5])}"
-            f"{', ...' if len(labels) > 5 else ''}); got kernel={given!r}: give load_model the kernel of the fit"
-        )
-    return given
-
-
-def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Kernel | None) -> NFTKModel:
-    kernel = _restore_kernel(header, given)
-    n, features = tensors["x_train"].shape
-    n_classes = tensors["dual_coef"].shape[1]
-    expected = {
-        "dual_coef": (n, n_classes),
-        "omega": (n_classes, kernel.n_kernels),
-        "scale": (kernel.n_kernels,),
-        "ridge": (n_classes,),
-        "input_shift": (features,),
-        "input_scale": (features,),
-        "target_mean": (n_classes,),
-        "target_scale": (n_classes,),
-    }
-    weight = tensors.get("weight")
-    for name, shape in (expected if weight is None else {**expected, "weight": (n,)}).items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-    fields = {name: tensors[name] for name in _TENSORS if not name.startswith("input_")}
-    scaling = InputScaling(tensors["input_shift"], tensors["input_scale"], header.get("unit_norm", False) is True)
-    inputs = header.get("inputs", "auto")
-    check_choice("inputs", inputs, InputsName)
-    return NFTKModel(
-        kernel=kernel,
-        input_scaling=scaling,
-        classes=_restore_labels(header["classes"], n_classes),
-        calibration=_restore_calibration(header.get("calibration"), n_classes),
-        weight=weight,
-        inputs=inputs,
-        landmarks=header.get("landmarks", False) is True,
-        **fields,
-    )
-
-
-def _restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
-    if described is None:
-        return None
-    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
-    if classes.shape != (n_classes,):
-        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    return classes
-
-
-def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:
-    if described is None:
-        return None
-    calibration = Calibration(**{name: np.array(part, float) for name, part in described.items()})
-    if calibration.matrix.shape != (n_classes, n_classes) or calibration.offset.shape != (n_classes,):
-        raise ValueError(f"the calibration has shape {calibration.matrix.shape} for {n_classes} classes")
-    if not (np.isfinite(calibration.matrix).all() and np.isfinite(calibration.offset).all()):
-        raise ValueError("the calibration holds NaN or infinity")
-    return calibration
+    return NFTKModel(**read_fields(directory, kernel))

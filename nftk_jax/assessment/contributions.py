@@ -1,0 +1,167 @@
+"""What every kernel and every group of features contributes: shares of R^2, and what is lost without a group.
+
+Shares follow the product measure (`nftk_jax.model.shares`), on the held-out rows of the search and on the test rows. Of
+nearly collinear kernels single shares mean little; beside them stands the share of their cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nftk_jax.assessment.comparison import compare
+from nftk_jax.datasets import Dataset
+from nftk_jax.learn import Learned
+from nftk_jax.mkl.objectives import HeldOutObjective
+from nftk_jax.mkl.problem import SearchProblem, take
+from nftk_jax.mkl.similarity import find_clusters
+from nftk_jax.model.shares import Shares, predict_by_kernel, split_r2
+from nftk_jax.preprocessing.sampling import draw_rows
+from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.solver import Report
+
+_ENTRIES = 1e9  # kernel entries between test and training rows, and
+_CELLS = 1e7  # scores by kernel, that are evaluated for the shares; above that, on fewer test rows
+_OPERATIONS = 1e11  # of the solves without groups; above that, on fewer training rows
+_LEAST_ROWS = 500
+_CHUNK = 2**24  # scores by kernel at a time
+
+
+def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray, report: Report) -> dict[str, Any]:
+    """The block `contributions` of metrics.json, as plain Python values.
+
+    Args:
+      dataset: with its test rows. Where there are many entries to evaluate, a stratified subset of them is used.
+      learned: the model and how it was learned.
+      alignment: of the kernels on the search rows, shape (L, L).
+      report: called with the stage's name, what is done and the total.
+    """
+    model, problem = learned.model, learned.problem
+    rng = np.random.default_rng(learned.settings.seed + 2)
+    used = max(1, int(model.omega.any(axis=0).sum()))
+    most = min(_ENTRIES / (used * len(model.x_train)), _CELLS / model.omega.size)
+    dataset = _draw_test_rows(dataset, max(_LEAST_ROWS, int(most)), rng)
+    report("contributions", 0, 3)
+    held_out = held_out_shares(problem, model.omega, model.ridge)
+    report("contributions", 1, 3)
+    parts = model.decision_function(dataset.x_test, split=True)
+    y = dataset.y_test if model.classes is None else model.classes[dataset.y_test]
+    test = split_r2(parts, model.encode(y, len(y)), model.omega, model.target_mean)
+    report("contributions", 2, 3)
+    groups = name_groups([label.group for label in model.kernel.labels])
+    clusters = find_clusters(alignment)
+    by_group, by_cluster = test.pooled(list(groups.values())), test.pooled(clusters)
+    without, n_train = _without_groups(dataset, learned, groups, rng)
+    report("contributions", 3, 3)
+    return {
+        "held_out": _plain(held_out.share),
+        "test": _plain(test.share),
+        "held_out_interval": _plain(held_out.interval()),
+        "test_interval": _plain(test.interval()),
+        "by_group": dict(zip(groups, _plain(by_group.share.T), strict=True)),
+        "by_group_interval": dict(zip(groups, _plain(by_group.interval().swapaxes(0, 1)), strict=True)),
+        "clusters": clusters,
+        "by_cluster": _plain(by_cluster.share),
+        "by_cluster_interval": _plain(by_cluster.interval()),
+        "without_group": without,
+        "rows": {"held_out": len(held_out.weight), "test": len(y), "without_group": n_train},
+    }
+
+
+def name_groups(names: Sequence[str]) -> dict[str, list[int]]:
+    """The columns of every named group, in the order of appearance; kernels of no group are in none."""
+    return {
+        name: [place for place, other in enumerate(names) if other == name] for name in dict.fromkeys(names) if name
+    }
+
+
+def held_out_shares(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray) -> Shares:
+    """Shares on the held-out rows, each predicted by the solve on the rest of its split, over all splits.
+
+    Args:
+      problem: kernels, encoded targets, splits and weights of the search rows.
+      omega: weights of the scaled kernels, shape (C, L).
+      ridge: absolute ridges, shape (C,).
+
+    Returns:
+      Shares, shape (C, L), NaN for a class whose kernel is singular.
+    """
+    weights, everyone = jnp.asarray(omega, problem.k.dtype), jnp.ones(problem.n_classes, bool)
+    parts = []
+    for split in HeldOutObjective.of(problem, ridge).parts:
+        dual_coef, _ = split.fit(weights, everyone)
+        parts.append(np.asarray(_parts(weights, split.k_held, dual_coef), np.float64))
+    held = np.concatenate([held for _, held in problem.splits])
+    y = np.asarray(problem.y, np.float64)[held]
+    return split_r2(np.concatenate(parts, axis=1), y, omega, np.zeros(len(omega)), take(problem.weight, held))
+
+
+@jax.jit
+def _parts(omega, k_held, dual_coef):
+    """omega_cl Theta^(l)_VT a_c, shape (L, V, C)."""
+    return (k_held @ dual_coef.T) * omega.T[:, None]
+
+
+def drop_columns(omega: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """Omega with no weight on some kernels, the sum of every row kept; equal weights where no other had any.
+
+    Args:
+      omega: shape (C, L).
+      columns: those that lose their weight; not all.
+    """
+    rest = np.ones(omega.shape[1])
+    rest[list(columns)] = 0
+    total, left = omega.sum(axis=1, keepdims=True), (omega * rest).sum(axis=1, keepdims=True)
+    return np.where(left > 0, omega * rest * (total / np.where(left > 0, left, 1)), total * rest / rest.sum())
+
+
+def _without_groups(
+    dataset: Dataset, learned: Learned, groups: Mapping[str, list[int]], rng: np.random.Generator
+) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """The model less each group beside the whole one, both solved on the same search rows, and the number of these.
+
+    The ridge stays. A group that holds all kernels is left out.
+    """
+    model, problem = learned.model, learned.problem
+    groups = {name: columns for name, columns in groups.items() if len(columns) < model.omega.shape[1]}
+    if not groups:
+        return {}, None
+    models = 1 + len(groups)
+    omega = np.concatenate([model.omega, *(drop_columns(model.omega, columns) for columns in groups.values())])
+    ridge = np.tile(model.ridge, models)
+    solves = len(np.unique(np.column_stack([omega, ridge]), axis=0))
+    rows, y, weight = learned.among, learned.targets.y[learned.search_rows], problem.weight
+    most = int((3 * _OPERATIONS / solves) ** (1 / 3))
+    if rows.n > max(_LEAST_ROWS, most):
+        labels = None if model.classes is None else y.argmax(axis=1)
+        chosen = np.sort(draw_rows(labels, max(_LEAST_ROWS, most), rows.n, rng)[0])
+        rows, y, weight = rows.take(chosen).keeping(), y[chosen], take(weight, chosen)
+    with CholeskySolver(rows, weight=weight) as solver:
+        solution = solver.solve(omega, ridge, np.tile(y, models))
+    step = max(256, _CHUNK // omega.size)
+    scores = [
+        predict_by_kernel(rows, omega, solution.dual_coef, dataset.x_test[start : start + step], scaled=model.scaled)
+        for start in range(0, len(dataset.x_test), step)
+    ]
+    whole, *others = np.split(model.unscaled(np.concatenate([part.sum(axis=0) for part in scores])), models, axis=1)
+    found = {name: compare(dataset, whole, theirs) for name, theirs in zip(groups, others, strict=True)}
+    return found, rows.n
+
+
+def _draw_test_rows(dataset: Dataset, most: int, rng: np.random.Generator) -> Dataset:
+    """The dataset with at most so many test rows, stratified by class."""
+    n, labels = len(dataset.x_test), None if dataset.classes is None else dataset.y_test
+    if n <= most:
+        return dataset
+    chosen = np.sort(draw_rows(labels, most, n, rng)[0])
+    return dataclasses.replace(dataset, x_test=dataset.x_test[chosen], y_test=dataset.y_test[chosen])
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Nested lists, None for what is not finite."""
+    return np.where(np.isfinite(values), values.astype(object), np.array(None)).tolist()
