@@ -28,6 +28,7 @@ DecisionName = Literal["scores", "logistic"]
 SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
 DtypeName = Literal["float32", "float64"]
 PrecisionName = Literal["auto", "float32", "float64"]
+FigureFormat = Literal["png", "pdf", "svg"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
 RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))

@@ -10,7 +10,7 @@ import numpy as np
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import figures
 from nftk_jax.reports.formats import clean, percent, weight
-from nftk_jax.reports.reading import Metrics
+from nftk_jax.reports.reading import Metrics, figure_format
 
 #: Models in the order in which they are shown, with their names.
 MODELS = {"mlp": "MLP", "nftk_mlp": "NFT-K MLP", "infinite": "infinite NFT-K"}
@@ -107,7 +107,8 @@ def draw_training(metrics: Metrics) -> figures.Figure:
     return figure
 
 
-def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
-    """Draw every figure and write it as PNG; the files by figure: "omegas", "accuracies", "training"."""
+def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path | bytes]:
+    """Draw every figure and write it, see `figures.save`: "omegas", "accuracies", "training"."""
     draw = {"omegas": draw_omegas, "accuracies": draw_accuracies, "training": draw_training}
-    return figures.save({name: partial(function, metrics) for name, function in draw.items()}, directory)
+    drawings = {name: partial(function, metrics) for name, function in draw.items()}
+    return figures.save(drawings, directory, figure_format(metrics))

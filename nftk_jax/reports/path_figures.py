@@ -9,7 +9,7 @@ import numpy as np
 
 from nftk_jax.reports import figures
 from nftk_jax.reports.formats import clean, fixed, significant
-from nftk_jax.reports.reading import Metrics, floats
+from nftk_jax.reports.reading import Metrics, figure_format, floats
 
 _INK, _MUTED, _GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
@@ -123,8 +123,8 @@ def save_figures(
     x_train: np.ndarray,
     x_test: np.ndarray,
     image_shape: tuple[int, ...] | None,
-) -> dict[str, Path]:
-    """Draw every figure and write it as PNG.
+) -> dict[str, Path | bytes]:
+    """Draw every figure and write it, see `figures.save`.
 
     Args:
       metrics: the content of metrics.json.
@@ -133,7 +133,7 @@ def save_figures(
       x_train, x_test, image_shape: see `draw_influences`.
 
     Returns:
-      The files by figure: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
+      What the report embeds: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
     """
     drawings = {
         "reconstruction": lambda: draw_reconstruction(metrics, output, rebuilt),
@@ -141,7 +141,7 @@ def save_figures(
         "layers": lambda: draw_layers(metrics),
         "classes": lambda: draw_classes(metrics),
     }
-    return figures.save(drawings, directory)
+    return figures.save(drawings, directory, figure_format(metrics))
 
 
 def _image(ax: figures.Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:

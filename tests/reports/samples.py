@@ -227,3 +227,59 @@ SAMPLES: dict[str, Callable[[], Metrics]] = {
     "forty kernels": lambda: weighing(FAMILIES["groups"], 10),
     "a regression on forty kernels": lambda: weighing(FAMILIES["groups"], 1, task="regression"),
 }
+
+
+def contributing(metrics: Metrics, groups: dict[str, list[int]] | None = None, *, seed: int = 1) -> Metrics:
+    """The metrics with contributions that add up to an R2 of 0.5 to 0.9; neighbouring depths cannot be told apart."""
+    rng, omega = np.random.default_rng(seed), np.array(metrics["omega"])
+    whole = rng.uniform(0.5, 0.9, len(omega))
+    test = omega + 0.04 * rng.normal(size=omega.shape) * (omega > 0)
+    test *= (whole / test.sum(axis=1))[:, None]
+    names = [kernel["group"] for kernel in metrics["kernels"]]
+    clusters = [[i] for i in range(len(names))]
+    if not groups:
+        clusters = [[0, 1], *clusters[2:]] if len(names) > 1 else clusters
+    by_group = {name: [float(row[[g == name for g in names]].sum()) for row in test] for name in groups or {}}
+    by_cluster = np.stack([test[:, cluster].sum(axis=1) for cluster in clusters], axis=1)
+    around = lambda values: (np.asarray(values)[..., None] + [-0.03, 0.03]).tolist()  # noqa: E731
+    key = "test_r2" if metrics["dataset"]["task"] == "regression" else "test_accuracy"
+    lost = {name: float(np.mean(share)) / 10 for name, share in by_group.items()}
+    block = {
+        "held_out": (test - 0.01).tolist(),
+        "held_out_interval": around(test - 0.01),
+        "test": test.tolist(),
+        "test_interval": around(test),
+        "by_group": by_group,
+        "by_group_interval": {name: around(share) for name, share in by_group.items()},
+        "clusters": clusters,
+        "by_cluster": by_cluster.tolist(),
+        "by_cluster_interval": around(by_cluster),
+        "without_group": {
+            name: {key: metrics[key] - loss, "difference": loss, "difference_interval": [loss - 0.004, loss + 0.004]}
+            for name, loss in lost.items()
+        },
+    }
+    return metrics | {"groups": groups or {}, "contributions": block}
+
+
+def grouped(groups: dict[str, list[int]], depths: list[int], n_classes: int, **options: Any) -> Metrics:
+    """Sample metrics of a family of these depths for every group of features, with contributions."""
+    metrics = make_metrics(n_classes, len(groups) * len(depths), **options)
+    metrics["kernel_name"] = "kernel"
+    metrics["kernels"] = [
+        {"label": f"{group}: depth {depth}", "group": group, "kind": "ntk", "depth": depth}
+        for group in groups
+        for depth in depths
+    ]
+    metrics["dataset"]["n_features"] = 1 + max(max(columns) for columns in groups.values())
+    if options.get("task") == "regression" and n_classes > 1:
+        metrics["dataset"]["class_names"] = [f"voxel {c}" for c in range(n_classes)]
+    return contributing(metrics, groups)
+
+
+def patches(rows: int, side: int = 28) -> dict[str, list[int]]:
+    """The columns of rows x rows patches of square images, and of all pixels."""
+    grid = np.arange(side * side).reshape(side, side)
+    cuts = np.array_split(np.arange(side), rows)
+    found = {f"patch {i + 1},{j + 1}": grid[np.ix_(a, b)] for i, a in enumerate(cuts) for j, b in enumerate(cuts)}
+    return {name: cells.ravel().tolist() for name, cells in {**found, "all": grid}.items()}
