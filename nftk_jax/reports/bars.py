@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from nftk_jax.reports import figures
+from nftk_jax.reports import figures, heatmaps
 from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.formats import fixed
 
@@ -69,7 +70,8 @@ def draw_shares(
         )
     ax.margins(x=0.02)
     low, high = ax.get_xlim()
-    ax.set_xlim(low, high + 0.08 * (high - low))  # room for the numbers at the bars' ends
+    width = 72 / ax.figure.dpi * ax.get_window_extent().width  # points, of which the legend will take a part
+    ax.set_xlim(low, high + min(75 / width, 0.4) * (high - low))  # room for the numbers at the bars' ends
     ax.tick_params(axis="y", length=0)
     ax.spines[["left", "right", "top"]].set_visible(False)
     _legend(ax, keys)
@@ -97,7 +99,7 @@ def _stack(
 
 def _legend(ax: figures.Axes, keys: Sequence[tuple[str, str, bool]]) -> None:
     """The colours' names beside the axes; they are plain text, whatever is in them."""
-    handles = [
+    handles: list[Any] = [
         figures.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="#9a9a9a", hatch="/////" * hatched, linewidth=0)
         for colour, _, hatched in keys
     ]
@@ -120,25 +122,27 @@ def write_shares(ax: figures.Axes) -> None:
     figure = ax.figure.figure
     figure.draw_without_rendering()
     points = 72 / figure.dpi * ax.get_window_extent().width / abs(float(np.diff(ax.get_xlim())[0]))
-    sums = next((line.get_xdata() for line in ax.lines if line.get_marker() == "D"), ())
-    for bar in (bar for bar in ax.patches if not bar.get_hatch() and bar.get_height() > 2 * _LOW):
+    sums = np.concatenate([np.asarray(line.get_xdata(), np.float64) for line in ax.lines if line.get_marker() == "D"])
+    for bar in (bar for bar in ax.patches if isinstance(bar, figures.Rectangle)):
+        if bar.get_hatch() or bar.get_height() < 2 * _LOW:
+            continue
         text = fixed(bar.get_width(), 2)
         centre = bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height() / 2
         free = points * abs(sums[round(centre[1])] - centre[0]) > 2.5 * len(text) + 6
         if free and points * abs(bar.get_width()) > 5 * len(text) + 8:
-            ink = ink_on(bar.get_facecolor()[:3])
+            ink = ink_on(np.asarray(bar.get_facecolor(), np.float64)[:3].tolist())
             ax.text(*centre, text, ha="center", va="center", fontsize=8, color=ink, zorder=4).set_in_layout(False)
 
 
 def draw_shares_of_many(
-    ax: figures.Axes, shares: np.ndarray, names: Sequence[str], outputs: Sequence[str], unsure: np.ndarray
+    ax: figures.Axes, shares: np.ndarray, names: list[str], outputs: list[str], unsure: np.ndarray
 ) -> None:
     """A heatmap of shares, shape (C, K): a column for every output, in falling order of R2, which is the first row."""
     whole = np.nansum(shares, axis=1)
     order = np.argsort(-whole, kind="stable")
     data = np.vstack([whole[order], shares[order].T])
     largest = float(np.nanmax(np.abs(data), initial=1e-9))
-    figures.heatmap(
+    heatmaps.heatmap(
         ax,
         data,
         ["whole model", *names],
@@ -147,14 +151,13 @@ def draw_shares_of_many(
         colours=figures.tints(signed=True),
         aspect="auto",
     )
-    figures.hatch(ax, np.vstack([np.zeros(len(order), bool), unsure[order].T]))
+    heatmaps.hatch(ax, np.vstack([np.zeros(len(order), bool), unsure[order].T]))
     ax.axhline(0.5, color=figures.INK, linewidth=1)
 
 
-def draw_scatter(ax: figures.Axes, shares: np.ndarray, unsure: np.ndarray | None) -> None:
+def draw_scatter(ax: figures.Axes, shares: np.ndarray, unsure: np.ndarray) -> None:
     """One point for every output at its two shares, shape (C, 2); hollow where both say nothing, shape (C,) bool."""
-    hollow = np.zeros(len(shares), bool) if unsure is None else unsure
-    for chosen, face in ((~hollow, figures.COLOURS[0]), (hollow, "none")):
+    for chosen, face in ((~unsure, figures.COLOURS[0]), (unsure, "none")):
         ax.scatter(
             *shares[chosen].T, s=26, facecolor=face, edgecolor=figures.COLOURS[0], linewidth=0.9, alpha=0.8, zorder=3
         )

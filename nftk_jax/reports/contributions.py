@@ -20,23 +20,21 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"A share is the part of R² on the test rows that comes from one {word}: the shares of {_one(metrics)} add up "
-        "to the R² of the whole model, and one below 0 lowers it. "
-        "A share is hatched or grey where it says nothing by itself: its 95 % interval holds 0, or another "
-        f"{word} has nearly the same kernel and could stand in for it; then only their sum, told as together, can be "
-        "read."
+        f"The shares of {_one(metrics)} add up to its R² on the test rows: a share below 0 lowers it, and a grey or "
+        f"hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because another "
+        f"{word} has nearly the same kernel."
     )
     if without:
         text += (
-            " What is lost without a group is the score of the whole model minus that of one without the group: a "
-            "group with a large share may cost little if others can replace it."
+            " What is lost without a group is how much better the whole model is than one that was fitted without the "
+            "group: little, even for a large share, where the others can replace it."
         )
     return page.section(
         f"What each {page.as_text(word)} contributes",
         page.paragraph(text),
+        *figures,
         _table(metrics, shares, without),
         _by_output(metrics, shares) if several else "",
-        *figures,
     )
 
 
@@ -48,7 +46,7 @@ def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:
     """A row for every item, then for every cluster: its share, and what is lost without it."""
     score, names, several = score_of(metrics), class_names(metrics), len(shares.values) > 1
     headers = [shares.word, ">mean share" if several else ">share of R²"]
-    headers += [f">{nouns(metrics)} in which it says something", f">largest in a {noun(metrics)}"] if several else []
+    headers += [">clear in", ">largest share"] if several else []
     headers += [f">{score.name} lost without it{', points' if score.unit else ''}"] if without else []
     items = [
         (name, shares.values[:, k], shares.intervals[:, k], shares.unsure[:, k], without.get(shares.groups[k]))
@@ -64,11 +62,11 @@ def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:
         cells = [page.cell(page.as_text(name))]
         if several:
             told = int(np.count_nonzero(~unsure & (values != 0)))
-            largest = f"{fixed(values[top], 3)}{page.small(page.as_text(names[top]) + _ends(ends[top]))}"
+            where = f"{noun(metrics)} {page.as_text(names[top])}: {_ends(ends[top])}".removesuffix(": ")
             cells += [
                 page.number_cell(fixed(mean, 3), mean),
-                page.number_cell(f"{told} of {len(values)}", told),
-                page.number_cell(largest, values[top]),
+                page.number_cell(f"{told} of {len(values)} {nouns(metrics)}", told),
+                page.number_cell(f"{fixed(values[top], 3)}{page.small(where)}", values[top]),
             ]
         else:
             style = "number muted" if unsure[0] else "number"
@@ -81,7 +79,7 @@ def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:
 
 def _ends(interval: np.ndarray) -> str:
     """An interval in small print; nothing where it is not known."""
-    return "" if np.isnan(interval).any() else f" 95 %: {fixed(interval[0], 3)} to {fixed(interval[1], 3)}"
+    return "" if np.isnan(interval).any() else f"{fixed(interval[0], 3)} to {fixed(interval[1], 3)}"
 
 
 def _lost(metrics: Metrics, lost: Metrics | None) -> str:
@@ -101,7 +99,8 @@ def _by_output(metrics: Metrics, shares: Shares) -> str:
     for c in range(shown):
         cells = [page.cell(page.as_text(names[c])), page.number_cell(fixed(shares.whole[c], 3), shares.whole[c])]
         for k in range(n_items):
-            content = f"{fixed(shares.values[c, k], 3)}{page.small(_ends(shares.intervals[c, k]).strip())}"
+            content = f"{fixed(shares.values[c, k], 3)}{page.small(_ends(shares.intervals[c, k]))}"
+            content = "0" if shares.values[c, k] == 0 else content
             style = "number muted" if shares.unsure[c, k] else "number"
             cells.append(page.cell(content, sort=repr(float(shares.values[c, k])), style=style))
         rows.append(page.row(cells))

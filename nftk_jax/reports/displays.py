@@ -16,7 +16,7 @@ from nftk_jax.kernels.kernel import KernelLabel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.mkl.similarity import centred_alignment
 from nftk_jax.model import NFTKModel
-from nftk_jax.reports import bars, figures
+from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import columns_of
 from nftk_jax.reports.formats import clean, fixed, weight
 
@@ -83,14 +83,14 @@ class OmegaDisplay:
     ) -> OmegaDisplay:
         """Draw; values are written into the cells where they fit."""
         self.draw(figures.axes_of(ax), cmap=cmap)
-        figures.complete(self.image_, bar=colorbar, write=_hundredths if include_values else None)
+        heatmaps.complete(self.image_, bar=colorbar, write=_hundredths if include_values else None)
         return self
 
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r", highest: float | None = None) -> None:
         """Draw the cells and their names alone; `highest` is the weight at the end of the colours, None the largest."""
         omega, columns = np.asarray(self.omega, np.float64), columns_of(self.labels)
         self.ax_, self.figure_ = ax, ax.figure
-        self.image_ = figures.heatmap(
+        self.image_ = heatmaps.heatmap(
             ax,
             omega,
             figures.printable([clean(name) for name in self.output_names]),
@@ -100,9 +100,9 @@ class OmegaDisplay:
             aspect="auto",
         )
         if self.hatched is not None:
-            figures.hatch(ax, np.asarray(self.hatched, bool))
+            heatmaps.hatch(ax, np.asarray(self.hatched, bool))
         if columns.headings:
-            figures.head_groups(ax, columns.headings)
+            heatmaps.head_groups(ax, columns.headings)
         ax.set(xlabel=columns.word, ylabel=self.noun)
 
 
@@ -151,7 +151,7 @@ class AlignmentDisplay:
     ) -> AlignmentDisplay:
         """Draw; values are written into the cells where they fit."""
         self.draw(figures.axes_of(ax), cmap=cmap)
-        figures.complete(self.image_, bar=colorbar, write=thousandths if include_values else None)
+        heatmaps.complete(self.image_, bar=colorbar, write=thousandths if include_values else None)
         return self
 
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
@@ -161,7 +161,7 @@ class AlignmentDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         limits = min(float(np.nanmin(alignment)), 1 - 1e-3), 1.0
         colours = figures.colour_map(cmap)
-        self.image_ = figures.heatmap(ax, alignment, names, names, limits=limits, colours=colours, aspect="equal")
+        self.image_ = heatmaps.heatmap(ax, alignment, names, names, limits=limits, colours=colours, aspect="equal")
         word = "kernel" if columns.headings else columns.word
         ax.set(xlabel=word, ylabel=word)
 
@@ -238,7 +238,7 @@ class ContributionDisplay:
         """
         self.draw(figures.axes_of(ax), most=most)
         if len(self.shares) > MOST_BARS:
-            figures.complete(self.ax_.images[0], bar=True, write=_hundredths if include_values else None)
+            heatmaps.complete(self.ax_.images[0], bar=True, write=_hundredths if include_values else None)
         elif include_values:
             bars.write_shares(self.ax_)
         return self
@@ -275,8 +275,10 @@ class ContributionDisplay:
         self.ax_ = figures.axes_of(ax)
         self.figure_ = self.ax_.figure
         columns = [list(self.names).index(name) for name in (first, second)]
-        unsure = None if self.unsure is None else np.asarray(self.unsure, bool)[:, columns].all(axis=1)
-        bars.draw_scatter(self.ax_, np.asarray(self.shares, np.float64)[:, columns], unsure)
+        unsure = np.zeros(len(self.shares), bool)
+        if self.unsure is not None:
+            unsure = np.all(np.asarray(self.unsure, bool)[:, columns], axis=1)
+        bars.draw_scatter(self.ax_, np.asarray(self.shares, np.float64)[:, columns], np.asarray(unsure))
         for label, name in zip(("x", "y"), figures.printable([clean(first), clean(second)], 32, tail=8), strict=True):
             axis = getattr(self.ax_, f"{label}axis")
             axis.set_label_text(f"share of {name}", parse_math=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nftk_jax.assessment.identifiability import normalise_rows
-from nftk_jax.reports import bars, figures
+from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import Columns, columns_of, labels_of
 from nftk_jax.reports.displays import MOST_BARS, AlignmentDisplay, ContributionDisplay, OmegaDisplay, thousandths
 from nftk_jax.reports.formats import finite, fixed, percent, weight
@@ -34,7 +34,7 @@ from nftk_jax.reports.reading import (
     score_of,
     search_names,
 )
-from nftk_jax.reports.shares import shares_of
+from nftk_jax.reports.shares import Shares, shares_of
 
 
 def draw_omega(metrics: Metrics) -> figures.Figure:
@@ -71,13 +71,13 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
         (left, unit.T @ unit, columns, "layers", rf"$\Omega_n^\top\Omega_n$: {kernel}s", kernel),
         (right, unit @ unit.T, names, "classes", rf"$\Omega_n\Omega_n^\top$: {nouns(metrics)}", noun(metrics)),
     ):
-        image = figures.heatmap(
+        image = heatmaps.heatmap(
             ax, data, labels, labels, limits=(0.0, float(data.max())), colours=sequential, aspect="equal"
         )
         figures.set_title(ax, title, "")
         figures.name_axes(ax, label, axis, axis)
         figures.colour_bar(bottom, image, ax)
-    figures.fit_text(figure, lambda v: weight(v, 2))
+    heatmaps.fit_text(figure, lambda v: weight(v, 2))
     return figure
 
 
@@ -87,12 +87,12 @@ def _omega_sizes(names: list[str], found: Columns) -> tuple[float, float, list[f
     n_classes, n_kernels = len(names), len(columns)
     high = float(np.clip((0.26 if n_classes <= 20 else 0.17) * n_classes, 0.5, 14.0))
     sides = np.clip([0.3 * n_kernels, 0.3 * n_classes], 1.7, [4.0, 6.0])
-    beside = 0.08 * max(map(len, names)) + figures.room_for(columns, float(sides[0]))
+    beside = 0.08 * max(map(len, names)) + heatmaps.room_for(columns, float(sides[0]))
     sides *= min(1.0, (7.9 - beside) / float(sides.sum()))
-    below = figures.room_below(above, 7.5), figures.room_below(columns, float(sides[0]))
-    heads = figures.room_above(found.headings, 7.5) if found.headings else 0.0
+    below = heatmaps.room_below(above, 7.5), heatmaps.room_below(columns, float(sides[0]))
+    heads = heatmaps.room_above(found.headings, 7.5) if found.headings else 0.0
     low = float(sides.max()) + max(0.08 * max(map(len, names)) if n_classes > 5 else 0.0, below[1])
-    return high + below[0] + heads + 0.8, low + 1.0, [float(side) for side in sides]
+    return high + below[0] + heads + 0.8, low + 1.0 + 0.2 * bool(below[1]), [float(side) for side in sides]
 
 
 def draw_baselines(metrics: Metrics) -> figures.Figure:
@@ -194,7 +194,7 @@ def draw_identifiability(metrics: Metrics) -> figures.Figure:
     display = AlignmentDisplay(floats(block["alignment"]), labels=labels_of(metrics))
     depth, columns = len(block["alignment"]), figures.column_names(columns_of(labels_of(metrics)).full)
     side = float(np.clip(0.36 * depth, 2.2, 5.0))
-    beside, below = figures.room_for(columns, side), figures.room_below(columns, side)
+    beside, below = heatmaps.room_for(columns, side), heatmaps.room_below(columns, side)
     figure = figures.new_figure(side + below + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=[1 + 0.2 * beside, 1])
     display.draw(left)
@@ -222,7 +222,7 @@ def draw_identifiability(metrics: Metrics) -> figures.Figure:
     right.spines[["right", "top"]].set_visible(False)
     right.grid(axis="y", color=figures.GRID, linewidth=0.7)
     right.set_axisbelow(True)
-    figures.fit_text(figure, thousandths)
+    heatmaps.fit_text(figure, thousandths)
     return figure
 
 
@@ -243,33 +243,36 @@ def draw_contributions(metrics: Metrics) -> figures.Figure | None:
         unsure=shares.unsure,
         together={name: values for name, values, _ in shares.together},
     )
-    title, (n_outputs, n_items) = f"what every {shares.word} contributes to R² on the test rows", shares.values.shape
-    if n_outputs <= MOST_BARS:
-        figure = figures.new_figure(max(1.0 + 0.42 * n_outputs, 1.2 + 0.2 * min(n_items + 3, 12)))
-        ax = figure.subplots()
-        display.draw(ax)
-        figures.set_title(ax, title, "a share left of 0 lowers R²" if (shares.values < 0).any() else "")
-        figures.name_axes(ax, "shares", "share of R²", noun(metrics))
-        bars.write_shares(ax)
-        return figure
-    order = np.argsort(-np.nan_to_num(shares.values).mean(axis=0), kind="stable")
-    pairs = [(int(order[0]), int(k)) for k in order[1:3]]
-    high = float(np.clip(0.3 * (n_items + 1), 0.9, 8.0)) + 1.4
-    figure = figures.new_figure(high + (4.2 if pairs else 0))
-    parts = figure.subfigures(2, 1, height_ratios=[high, 4.2]) if pairs else [figure]
-    ax = parts[0].subplots()
+    title = f"what every {shares.word} contributes to R² on the test rows"
+    if len(shares.values) > MOST_BARS:
+        return _draw_many(metrics, shares, display, title)
+    figure = figures.new_figure(max(1.0 + 0.42 * len(shares.values), 1.2 + 0.2 * min(len(shares.names) + 3, 12)))
+    ax = figure.subplots()
     display.draw(ax)
-    image = ax.images[0]
+    figures.set_title(ax, title, "a share left of 0 lowers R²" if (shares.values < 0).any() else "")
+    figures.name_axes(ax, "shares", "share of R²", noun(metrics))
+    bars.write_shares(ax)
+    return figure
+
+
+def _draw_many(metrics: Metrics, shares: Shares, display: ContributionDisplay, title: str) -> figures.Figure:
+    order = np.argsort(-np.nan_to_num(shares.values).mean(axis=0), kind="stable")
+    pairs = {label: (order[0], k) for label, k in zip(("first", "second"), order[1:3], strict=False)}
+    high, low = float(np.clip(0.3 * (len(order) + 1), 0.9, 8.0)) + 1.4, 4.2 if pairs else 0.0
+    figure = figures.new_figure(high + low)
+    grid = figure.add_gridspec(2, 1, height_ratios=[high, max(low, 0.01)])
+    top = figure.add_subfigure(grid[0])
+    ax = top.subplots()
+    display.draw(ax)
     figures.set_title(ax, title, "hatched: says nothing by itself" if shares.unsure.any() else "")
     figures.name_axes(ax, "shares", f"{noun(metrics)}, in falling order of R²", shares.word)
-    figures.colour_bar(parts[0], image, ax, 0.012)
-    axes = parts[1].subplots(1, len(pairs), squeeze=False)[0] if pairs else []
-    for place, (label, pair) in enumerate(zip(axes, pairs, strict=True)):
-        display.scatter(*(shares.names[k] for k in pair), ax=label)
-        figures.set_title(label, f"one point for every {noun(metrics)}", "")
-        names = label.get_xlabel(), label.get_ylabel()
-        figures.name_axes(label, ("first", "second")[place], *names)
-    figures.fit_text(figure, lambda v: fixed(v, 2))
+    figures.colour_bar(top, ax.images[0], ax, 0.012)
+    below = figure.add_subfigure(grid[1]).subplots(1, len(pairs), squeeze=False)[0] if pairs else ()
+    for ax, (label, pair) in zip(below, pairs.items(), strict=True):
+        display.scatter(*(shares.names[k] for k in pair), ax=ax)
+        figures.set_title(ax, f"one point for every {noun(metrics)}", "")
+        figures.name_axes(ax, label, ax.get_xlabel(), ax.get_ylabel())
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
     return figure
 
 

@@ -23,7 +23,6 @@ from nftk_jax.reports.reading import (
     headline,
     indistinguishable_of,
     kernel_labels,
-    kernel_names,
     kernel_noun,
     kernel_omega_of,
     method_words,
@@ -205,17 +204,17 @@ def _heat_table(metrics: Metrics) -> str:
             f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
         )
     found = columns_of(labels_of(metrics))
-    columns = [shorten(name, 32, tail=16) for name in (found.names if found.headings else kernel_names(metrics))]
+    columns = [shorten(name, 32, tail=16) for name in found.names]
     turned = max(map(len, columns)) > _WIDEST_HEAD
     head = "".join(
         page.column_head(column, label, turned=turned) for column, label in zip(columns, labels, strict=True)
     )
-    corner = "group" if found.headings else kernel_noun(metrics)
+    word = page.as_text(found.word)
     if found.headings:
-        head = f'{page.group_heads(found.headings)}</tr><tr><th scope="col">{found.word}</th>{head}'
+        head, word = f'{page.group_heads(found.headings)}</tr><tr><th scope="col">{word}</th>{head}', "group"
     scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
     return (
-        f'<table class="heat"><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>\n<tbody>\n'
+        f'<table class="heat"><thead><tr><th scope="col">{word}</th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
     )

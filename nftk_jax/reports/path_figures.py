@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.reports import figures
+from nftk_jax.reports import figures, heatmaps
 from nftk_jax.reports.formats import clean, fixed, significant
 from nftk_jax.reports.reading import Metrics, figure_format, floats
 
@@ -96,7 +96,7 @@ def draw_layers(metrics: Metrics) -> figures.Figure:
         depths = [f"depth {i + 1}" for i in range(len(omega[0]))]
         title = "Omega of the trained network: the weight of each depth's readout"
         _diverging(figure, axes[1, 0], np.array(omega).T, depths, names, title)
-    figures.fit_text(figure, lambda v: fixed(v, 2))
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
     return figure
 
 
@@ -110,7 +110,7 @@ def draw_classes(metrics: Metrics) -> figures.Figure | None:
     ax = figure.subplots()
     _diverging(figure, ax, data, names, names, "sum of the terms of one class's training rows in the true output")
     figures.name_axes(ax, "classes", "class of the training rows", "class of the test rows")
-    figures.fit_text(figure, lambda v: fixed(v, 2))
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
     return figure
 
 
@@ -160,7 +160,7 @@ def _diverging(
     """A heatmap of signed numbers, white at zero."""
     largest = float(np.nanmax(np.abs(data), initial=1e-9))
     colours = figures.colour_map("RdBu")
-    image = figures.heatmap(ax, data, rows, columns, limits=(-largest, largest), colours=colours, aspect="auto")
+    image = heatmaps.heatmap(ax, data, rows, columns, limits=(-largest, largest), colours=colours, aspect="auto")
     figures.set_title(ax, title, "")
     figures.name_axes(ax, title, "", "")
     figures.colour_bar(figure, image, ax, 0.012)
