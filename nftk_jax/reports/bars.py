@@ -12,6 +12,7 @@ from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.formats import fixed
 
 _REST, _TOGETHER = "#b3b3b3", ("#555555", "#8c8c8c")
+_ROOM = 52  # points, for "R² 0.87" beside a bar
 _HIGH, _LOW = 0.62, 0.12  # heights of a bar, and of the thin one of kernels that cannot be told apart
 
 
@@ -65,13 +66,8 @@ def draw_shares(
     ax.set_yticks(places, labels=outputs, parse_math=False)
     ax.set_ylim(len(outputs) - 0.5 + thinner, -0.5 - thinner)
     for place, value, end in zip(places, whole, np.maximum(ends["right"], whole), strict=True):
-        ax.annotate(
-            f"R² {fixed(value, 2)}", (end, place), (8, 0), textcoords="offset points", va="center", fontsize=8.5
-        )
-    ax.margins(x=0.02)
-    low, high = ax.get_xlim()
-    width = 72 / ax.figure.dpi * ax.get_window_extent().width  # points, of which the legend will take a part
-    ax.set_xlim(low, high + min(75 / width, 0.4) * (high - low))  # room for the numbers at the bars' ends
+        look = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        ax.annotate(f"R² {fixed(value, 2)}", (end, place), (8, 0), **look).set_in_layout(False)
     ax.tick_params(axis="y", length=0)
     ax.spines[["left", "right", "top"]].set_visible(False)
     _legend(ax, keys)
@@ -117,11 +113,19 @@ def _legend(ax: figures.Axes, keys: Sequence[tuple[str, str, bool]]) -> None:
         text.set(text=name, parse_math=False)
 
 
-def write_shares(ax: figures.Axes) -> None:
-    """Lay the figure out, then write into every bar that has the room how long it is, except the hatched ones."""
+def fit_bars(ax: figures.Axes, *, write: bool) -> None:
+    """Lay the figure out, then make room at the bars' ends for their R2.
+
+    `write` says whether every bar that has the room shows how long it is; hatched ones do not.
+    """
     figure = ax.figure.figure
     figure.draw_without_rendering()
-    points = 72 / figure.dpi * ax.get_window_extent().width / abs(float(np.diff(ax.get_xlim())[0]))
+    width, (low, high) = 72 / figure.dpi * ax.get_window_extent().width, ax.dataLim.intervalx
+    low -= 0.01 * (high - low)
+    ax.set_xlim(low, low + (high - low) / (1 - min(_ROOM / width, 0.5)))
+    if not write:
+        return
+    points = width / float(np.diff(ax.get_xlim())[0])
     sums = np.concatenate([np.asarray(line.get_xdata(), np.float64) for line in ax.lines if line.get_marker() == "D"])
     for bar in (bar for bar in ax.patches if isinstance(bar, figures.Rectangle)):
         if bar.get_hatch() or bar.get_height() < 2 * _LOW:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nftk_jax.reports import page
-from nftk_jax.reports.formats import fixed
+from nftk_jax.reports.formats import count, fixed
 from nftk_jax.reports.reading import Metrics, class_names, noun, nouns, score_of
 from nftk_jax.reports.shares import Shares, holds_zero, shares_of
 
@@ -20,7 +20,7 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"The shares of {_one(metrics)} add up to its R² on the test rows: a share below 0 lowers it, and a grey or "
+        f"The shares of {_one(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a grey or "
         f"hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because another "
         f"{word} has nearly the same kernel."
     )
@@ -40,6 +40,11 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
 
 def _one(metrics: Metrics) -> str:
     return f"{'an' if noun(metrics) == 'output' else 'a'} {noun(metrics)}"
+
+
+def _rows(metrics: Metrics) -> str:
+    used, of = (metrics["contributions"].get("rows") or {}).get("test"), metrics["dataset"]["n_test"]
+    return "the test rows" if used in (None, of) else f"{count(used)} of the {count(of)} test rows"
 
 
 def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:

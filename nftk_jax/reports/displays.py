@@ -239,8 +239,8 @@ class ContributionDisplay:
         self.draw(figures.axes_of(ax), most=most)
         if len(self.shares) > MOST_BARS:
             heatmaps.complete(self.ax_.images[0], bar=True, write=_hundredths if include_values else None)
-        elif include_values:
-            bars.write_shares(self.ax_)
+        else:
+            bars.fit_bars(self.ax_, write=include_values)
         return self
 
     def draw(self, ax: figures.Axes, *, most: int = 7) -> None:

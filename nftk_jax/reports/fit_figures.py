@@ -251,7 +251,7 @@ def draw_contributions(metrics: Metrics) -> figures.Figure | None:
     display.draw(ax)
     figures.set_title(ax, title, "a share left of 0 lowers R²" if (shares.values < 0).any() else "")
     figures.name_axes(ax, "shares", "share of R²", noun(metrics))
-    bars.write_shares(ax)
+    bars.fit_bars(ax, write=True)
     return figure
 
 

@@ -13,6 +13,7 @@ from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.reading import every
 
 _HEADINGS = "groups"
+_LEAST_TYPE = 5  # points of the value in a cell
 _NARROW = 6.6  # points: the least width of a column that has a name
 
 
@@ -182,9 +183,11 @@ def _present_size(axis: figures.Axis) -> float:
 def write_values(ax: figures.Axes, write: Callable[[float], str]) -> None:
     """Write the value into every cell that is drawn, if the longest fits; ink that contrasts with the cell."""
     image, data, (wide, high) = ax.images[0], _cells(ax), _cell_size(ax)
+    if min(0.6 * high, wide / 0.66) < _LEAST_TYPE:
+        return
     texts = {(i, j): write(float(data[i, j])) for i, j in zip(*np.nonzero(~np.ma.getmaskarray(data)), strict=True)}
     size = min(0.6 * high, wide / (0.66 * max((len(t) for t in texts.values()), default=1)), 9.0)
-    if size < 5:
+    if size < _LEAST_TYPE:
         return
     colours = np.asarray(image.to_rgba(data))
     for (i, j), text in texts.items():

@@ -203,32 +203,6 @@ def weighing(labels: list[str], n_classes: int, kernel_name: str = "kernel", **o
     return metrics | {"kernel_name": kernel_name, "kernels": kernels}
 
 
-#: Families of kernels that are no depths of one network.
-FAMILIES = {
-    "sum": ["depth 1", "depth 2", "depth 3", "rbf width 2.5", "laplace width 2", "kernel 6"],
-    "long": [f"acoustic features of the first {i} seconds: laplace width {i}.25" for i in range(1, 8)],
-    "groups": [
-        f"{group}: {kernel}"
-        for group in ("pixels", "margins", "row sums", "column sums", "upper-left quarter of the image")
-        for kernel in (*(f"depth {i}" for i in range(1, 7)), "rbf width 0.125", "laplace width 2")
-    ],
-}
-
-SAMPLES: dict[str, Callable[[], Metrics]] = {
-    "ten classes": make_metrics,
-    "two classes": lambda: named(["negative", "positive"], 5),
-    "regression": lambda: make_metrics(1, 3, task="regression"),
-    "forty classes": lambda: named([f"category {i}" for i in range(40)], 20),
-    "depth one": lambda: make_metrics(10, 1),
-    "no search": lambda: make_metrics(weights="uniform"),
-    "one omega for all": lambda: make_metrics(weights="shared"),
-    "a sum of families": lambda: weighing(FAMILIES["sum"], 10),
-    "long names": lambda: weighing(FAMILIES["long"], 3),
-    "forty kernels": lambda: weighing(FAMILIES["groups"], 10),
-    "a regression on forty kernels": lambda: weighing(FAMILIES["groups"], 1, task="regression"),
-}
-
-
 def contributing(metrics: Metrics, groups: dict[str, list[int]] | None = None, *, seed: int = 1) -> Metrics:
     """The metrics with contributions that add up to an R2 of 0.5 to 0.9; neighbouring depths cannot be told apart."""
     rng, omega = np.random.default_rng(seed), np.array(metrics["omega"])
@@ -283,3 +257,36 @@ def patches(rows: int, side: int = 28) -> dict[str, list[int]]:
     cuts = np.array_split(np.arange(side), rows)
     found = {f"patch {i + 1},{j + 1}": grid[np.ix_(a, b)] for i, a in enumerate(cuts) for j, b in enumerate(cuts)}
     return {name: cells.ravel().tolist() for name, cells in {**found, "all": grid}.items()}
+
+
+#: Families of kernels that are no depths of one network.
+FAMILIES = {
+    "sum": ["depth 1", "depth 2", "depth 3", "rbf width 2.5", "laplace width 2", "kernel 6"],
+    "long": [f"acoustic features of the first {i} seconds: laplace width {i}.25" for i in range(1, 8)],
+    "groups": [
+        f"{group}: {kernel}"
+        for group in ("pixels", "margins", "row sums", "column sums", "upper-left quarter of the image")
+        for kernel in (*(f"depth {i}" for i in range(1, 7)), "rbf width 0.125", "laplace width 2")
+    ],
+}
+
+FEATURES = {"sound": [0, 1, 2], "words": [3, 4], "acoustic features of the first ten seconds of everything": [5]}
+
+SAMPLES: dict[str, Callable[[], Metrics]] = {
+    "ten classes": make_metrics,
+    "two classes": lambda: named(["negative", "positive"], 5),
+    "regression": lambda: make_metrics(1, 3, task="regression"),
+    "forty classes": lambda: named([f"category {i}" for i in range(40)], 20),
+    "depth one": lambda: make_metrics(10, 1),
+    "no search": lambda: make_metrics(weights="uniform"),
+    "one omega for all": lambda: make_metrics(weights="shared"),
+    "a sum of families": lambda: weighing(FAMILIES["sum"], 10),
+    "long names": lambda: weighing(FAMILIES["long"], 3),
+    "forty kernels": lambda: weighing(FAMILIES["groups"], 10),
+    "contributions of depths": lambda: contributing(make_metrics(3, 4)),
+    "groups": lambda: grouped(FEATURES, [1, 2, 3], 3),
+    "groups of one kernel": lambda: grouped(patches(2), [2], 10),
+    "ten groups of ten": lambda: grouped(patches(3), list(range(1, 11)), 3),
+    "many targets": lambda: grouped(FEATURES, [1], 24, task="regression"),
+    "a regression on forty kernels": lambda: weighing(FAMILIES["groups"], 1, task="regression"),
+}
