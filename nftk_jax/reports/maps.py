@@ -73,10 +73,10 @@ def draw_maps(
     parts = [name for name in values if name not in whole]
     if not parts:
         return None
-    table = np.stack([values[name] for name in parts], axis=1)[:MOST_IMAGES]
-    maps = pixel_map(table, [columns[name] for name in parts], means[0].size).reshape(len(table), *means.shape[1:])
-    if maps.ndim == 4:
-        maps = np.nanmean(maps, axis=3)
+    table = np.nan_to_num(np.stack([values[name] for name in parts], axis=1)[:MOST_IMAGES])
+    channels = means.shape[3] if means.ndim == 4 else 1
+    pixels = [np.asarray(columns[name]) // channels for name in parts]
+    maps = pixel_map(table, pixels, means[0].size // channels).reshape(len(table), *means.shape[1:3])
     names = figures.printable(class_names(metrics), 24)
     n_rows = math.ceil(len(maps) / _IN_ROW)
     figure = figures.new_figure(0.6 + n_rows * (1.85 + 0.16 * len(whole)))
@@ -113,7 +113,7 @@ def draw_maps(
     return figure
 
 
-def pixel_map(values: np.ndarray, columns: Sequence[Sequence[int]], n_pixels: int) -> np.ndarray:
+def pixel_map(values: np.ndarray, pixels: Sequence[np.ndarray], n_pixels: int) -> np.ndarray:
     r"""The number of every pixel, the mean over the groups g that it lies in, each weighed by one over its size.
 
     .. math:: m_{cp} = \sum_{g \ni p} v_{cg} / |g| \Big/ \sum_{g \ni p} 1 / |g|
@@ -123,15 +123,15 @@ def pixel_map(values: np.ndarray, columns: Sequence[Sequence[int]], n_pixels: in
 
     Args:
       values: shape (C, G).
-      columns: the pixels of every group.
+      pixels: their numbers, of every group.
       n_pixels: number of pixels.
 
     Returns:
       Shape (C, n_pixels), NaN where a pixel lies in no group.
     """
-    inside = np.zeros((len(columns), n_pixels))
-    for share, pixels in zip(inside, columns, strict=True):
-        share[np.asarray(pixels)] = 1 / len(set(pixels))
+    inside = np.zeros((len(pixels), n_pixels))
+    for share, numbers in zip(inside, pixels, strict=True):
+        share[numbers] = 1 / len(np.unique(numbers))
     total = inside.sum(axis=0)
     return np.where(total > 0, values @ inside / np.where(total > 0, total, 1.0), np.nan)
 

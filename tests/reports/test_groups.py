@@ -55,7 +55,7 @@ def test_kernels_of_no_group_stand_under_all_features():
 
 
 def test_a_pixel_of_one_group_has_its_number_and_equal_numbers_are_flat_however_groups_overlap():
-    rng, groups = np.random.default_rng(0), [[0, 1, 2], [2, 3], [0, 1, 2, 3, 4], [4]]
+    rng, groups = np.random.default_rng(0), [np.array(g) for g in ([0, 1, 2], [2, 3], [0, 1, 2, 3, 4], [4])]
     values = rng.normal(size=(2, 4))
     found = pixel_map(values, groups, 6)
     by_hand = np.full((2, 6), np.nan)
@@ -66,7 +66,7 @@ def test_a_pixel_of_one_group_has_its_number_and_equal_numbers_are_flat_however_
             by_hand[c, p] = np.average(values[c, inside], weights=weights)
     np.testing.assert_allclose(found, by_hand, rtol=1e-12)
     np.testing.assert_allclose(pixel_map(np.full((1, 4), 0.3), groups, 5), 0.3, rtol=1e-12)
-    np.testing.assert_array_equal(pixel_map(values, [[0], [1], [2], [3]], 4), values)
+    np.testing.assert_array_equal(pixel_map(values, [np.array([p]) for p in range(4)], 4), values)
 
 
 def test_maps_colour_the_patch_with_the_weight_and_tell_the_whole_image_below():
