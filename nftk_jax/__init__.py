@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
+    from nftk_jax.reports.displays import AlignmentDisplay, ContributionDisplay, OmegaDisplay
 
 __all__ = [
     "MLP",
     "RBF",
+    "AlignmentDisplay",
+    "ContributionDisplay",
     "Kernel",
     "KernelFamily",
     "KernelLabel",
@@ -27,6 +30,7 @@ __all__ = [
     "NFTKClassifier",
     "NFTKModel",
     "NFTKRegressor",
+    "OmegaDisplay",
     "combined_kernel",
     "combined_ntk",
     "depth_ntks",
@@ -36,6 +40,8 @@ __all__ = [
 
 # Resolved at first use: `python -m nftk_jax.fit --help` should not wait for JAX.
 _HOMES = {
+    "AlignmentDisplay": "reports.displays",
+    "ContributionDisplay": "reports.displays",
     "Kernel": "kernels.kernel",
     "KernelFamily": "kernels.family",
     "KernelLabel": "kernels.kernel",
@@ -46,6 +52,7 @@ _HOMES = {
     "NFTKClassifier": "estimator",
     "NFTKModel": "model",
     "NFTKRegressor": "estimator",
+    "OmegaDisplay": "reports.displays",
     "RBF": "kernels.distance",
     "combined_kernel": "kernels.combined",
     "combined_ntk": "kernels.combined",

@@ -98,7 +98,7 @@ def main(config: FitConfig) -> None:
         with run.checkpoint(dataset, resume=config.files.resume, also=also) as checkpoint:
             blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
             metrics = run.metrics({**blocks, "groups": {name: list(columns) for name, columns in groups.items()}})
-            run.write(metrics, lambda directory, metrics: _write(directory, metrics, model))
+            run.write(metrics, lambda directory, metrics: _write(directory, metrics, model, dataset))
         from nftk_jax.reports.tables import summary
 
         run.conclude(summary(metrics))
@@ -196,10 +196,11 @@ def _compute(
         return found, learned.model
 
 
-def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel) -> None:
+def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, dataset: Dataset) -> None:
     """Write what the contract has besides metrics.json."""
     from nftk_jax.reports.fit_figures import save_figures
     from nftk_jax.reports.html import render_report
+    from nftk_jax.reports.maps import mean_images
 
     model.save(directory)
     with (directory / "omega.csv").open("w", encoding="utf-8", newline="") as file:
@@ -211,7 +212,9 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel) -
                 row = [kernel["label"], kernel["group"], kernel["kind"], kernel["depth"]]
                 table.writerow([name, *row, *map(repr, cells)])
     write_report(
-        directory, lambda folder: save_figures(metrics, folder), lambda figures: render_report(metrics, figures)
+        directory,
+        lambda folder: save_figures(metrics, folder, mean_images(dataset)),
+        lambda figures: render_report(metrics, figures),
     )
 
 

@@ -291,7 +291,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, d
         output=terms.output,
     )
 
-    def draw(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    def draw(folder: pathlib.Path) -> dict[str, pathlib.Path | bytes]:
         return save_figures(
             metrics,
             folder,

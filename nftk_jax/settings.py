@@ -30,6 +30,7 @@ DtypeName = Literal["float32", "float64"]
 PrecisionName = Literal["auto", "float32", "float64"]
 #: Kernels that may stand beside a network's, see `nftk_jax.kernels.members`.
 MemberName = Literal["rbf", "laplace", "matern", "linear", "nngp"]
+FigureFormat = Literal["png", "pdf", "svg"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
 RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))

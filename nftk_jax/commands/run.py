@@ -24,7 +24,7 @@ from nftk_jax.commands.environment import environment, peak_memory_bytes, versio
 from nftk_jax.commands.files import reason
 from nftk_jax.commands.output import OutputTakenError, ReportError, output_directory, reserve_output
 from nftk_jax.commands.progress import StageReport, show_progress
-from nftk_jax.settings import flatten
+from nftk_jax.settings import FigureFormat, flatten
 
 if TYPE_CHECKING:
     from nftk_jax.commands.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, Any]
 
 #: Flags that no number of a result depends on.
-WITHOUT_EFFECT = frozenset({"data_dir", "output", "overwrite", "resume", "dry_run", "resamples"}) | {
+WITHOUT_EFFECT = frozenset({"data_dir", "output", "overwrite", "resume", "dry_run", "resamples", "figure_format"}) | {
     "coordinator",
     "num_processes",
     "process_id",
@@ -48,6 +48,8 @@ class OutputFlags:
     """Output directory; by default a new one in runs, named after the data set and the time."""
     overwrite: bool = False
     """Replace an earlier result in the output directory."""
+    figure_format: FigureFormat = "png"
+    """Of the files in figures/; report.html holds its own."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nftk_jax.assessment.identifiability import normalise_rows
-from nftk_jax.reports import figures
+from nftk_jax.reports import figures, heatmaps
 from nftk_jax.reports.formats import clean, percent, weight
-from nftk_jax.reports.reading import Metrics
+from nftk_jax.reports.reading import Metrics, figure_format
 
 #: Models in the order in which they are shown, with their names.
 MODELS = {"mlp": "MLP", "nftk_mlp": "NFT-K MLP", "infinite": "infinite NFT-K"}
@@ -39,7 +39,7 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
             (axes[2], unit, names, depths, r"$\Omega_n$"),
         ):
             limits = 0.0, float(max(data.max(), 1e-9))
-            image = figures.heatmap(ax, data, vertical, horizontal, limits=limits, colours=colours, aspect="auto")
+            image = heatmaps.heatmap(ax, data, vertical, horizontal, limits=limits, colours=colours, aspect="auto")
             note = f"zeros {percent((unit == 0).mean(), 0)}" if ax is axes[2] else ""
             figures.set_title(ax, f"{name}: {title}", note)
             figures.name_axes(
@@ -49,7 +49,7 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
                 "class" if vertical is names else "depth",
             )
             figures.colour_bar(figure, image, ax)
-    figures.fit_text(figure, lambda v: weight(v, 1))
+    heatmaps.fit_text(figure, lambda v: weight(v, 1))
     return figure
 
 
@@ -107,7 +107,8 @@ def draw_training(metrics: Metrics) -> figures.Figure:
     return figure
 
 
-def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
-    """Draw every figure and write it as PNG; the files by figure: "omegas", "accuracies", "training"."""
+def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path | bytes]:
+    """Draw every figure and write it, see `figures.save`: "omegas", "accuracies", "training"."""
     draw = {"omegas": draw_omegas, "accuracies": draw_accuracies, "training": draw_training}
-    return figures.save({name: partial(function, metrics) for name, function in draw.items()}, directory)
+    drawings = {name: partial(function, metrics) for name, function in draw.items()}
+    return figures.save(drawings, directory, figure_format(metrics))

@@ -1,29 +1,31 @@
-"""The pieces that figures are drawn from: pages, heatmaps, dots, names. The only module that imports matplotlib."""
+"""The pieces that figures are drawn from: pages, dots, names, colours. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis as Axis  # the `as` hands it on to the other modules of the room
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import Colormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection as PatchCollection
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle as Rectangle
 
-from nftk_jax.reports.colours import ink_on
 from nftk_jax.reports.formats import DASH, shorten
-from nftk_jax.reports.reading import every
+from nftk_jax.settings import FigureFormat
 
 DPI = 150
 WIDTH = 10.0  # inches: 9 point type is then about 12 px high where the page shows the figure 1,000 px wide
@@ -32,6 +34,8 @@ RANK_LEVEL = 1e-3
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")  # Okabe and Ito
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 @contextlib.contextmanager
@@ -42,16 +46,37 @@ def own_settings() -> Iterator[None]:
         yield
 
 
-def save(drawings: Mapping[str, Callable[[], Figure | None]], directory: Path) -> dict[str, Path]:
-    """Draw figures with `own_settings` and write each as PNG into a directory; the files by name, without None."""
-    paths = {}
+def save(
+    drawings: Mapping[str, Callable[[], Figure | None]], directory: Path, kind: FigureFormat = "png"
+) -> dict[str, Path | bytes]:
+    """Draw figures with `own_settings` and write each into a directory, 150 dots per inch.
+
+    Args:
+      drawings: what draws a figure, by its name; one that draws None is left out.
+      directory: where to write; made if it does not exist.
+      kind: of the files. They hold no date, so that a run that is repeated writes the same.
+
+    Returns:
+      What a report embeds, by name: the PNG file, or the bytes of one where the files are of another kind.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Path | bytes] = {}
     with own_settings():
+        matplotlib.rcParams.update({"svg.hashsalt": "nftk_jax", "pdf.fonttype": 42})
         for name, draw in drawings.items():
             figure = draw()
-            if figure is not None:
-                paths[name] = directory / f"{name}.png"
-                figure.savefig(paths[name], dpi=DPI, facecolor="white")
-    return paths
+            if figure is None:
+                continue
+            path = directory / f"{name}.{kind}"
+            figure.savefig(path, dpi=DPI, facecolor="white", metadata=_WITHOUT_DATE.get(kind))
+            found[name] = path if kind == "png" else _as_png(figure)
+    return found
+
+
+def _as_png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+    return stream.getvalue()
 
 
 def try_drawing() -> None:
@@ -67,6 +92,15 @@ def new_figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def axes_of(ax: Axes | None) -> Axes:
+    """The axes given, or those of a new figure of pyplot's, which a notebook shows."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt  # it chooses a backend, which the commands' figures do without
+
+    return plt.subplots(layout="constrained")[1]
 
 
 def colour_map(name: str) -> Colormap:
@@ -94,27 +128,6 @@ def in_two_lines(texts: Sequence[str], longest: int) -> list[str]:
     return [text.replace(" (", "\n(", 1) if len(text) > longest else text for text in texts]
 
 
-def room_for(names: Sequence[str], side: float) -> float:
-    """Inches that names take beside a side of a heatmap, `side` inches long, beyond those of a number."""
-    longest = max(map(len, names))
-    return _type_size(72 * side / len(names)) / 120 * longest if longest > 3 else 0.0
-
-
-def room_below(names: Sequence[str], side: float) -> float:
-    """Inches that they take below it: none unless they are turned, see `fit_text`."""
-    return room_for(names, side) if _are_turned(names, 72 * side / len(names)) else 0.0
-
-
-def _type_size(room: float) -> float:
-    """Of names that stand `room` points apart."""
-    return float(np.clip(0.85 * room, 6, 9))
-
-
-def _are_turned(names: Sequence[str], room: float) -> bool:
-    """Whether names are wider than the columns below which they stand, in points."""
-    return max(map(len, names)) * 5.5 > room
-
-
 def set_title(ax: Axes, text: str, note: str) -> None:
     ax.set_title(text, loc="left", fontsize=10, color=INK, pad=7)
     if note:
@@ -128,101 +141,54 @@ def name_axes(ax: Axes, label: str, x: str, y: str) -> None:
     ax.tick_params(labelsize=9, colors=INK)
 
 
-def heatmap(
-    ax: Axes,
-    data: np.ndarray,
-    rows: list[str],
-    columns: list[str],
-    *,
-    colours: Colormap,
-    aspect: Literal["equal", "auto"],
-    limits: tuple[float, float],
-) -> AxesImage:
-    """An image of `data` with its zeros masked, thin lines between the cells and a name at every row and column.
-
-    `limits` are the values at both ends of the colours.
-    """
-    low, high = limits
-    masked = np.ma.masked_where((data == 0) | np.isnan(data), data)
-    image = ax.imshow(masked, cmap=colours, vmin=low, vmax=max(high, low + 1e-9), aspect=aspect)
-    ax.set_xticks(range(len(columns)), labels=columns, parse_math=False)
-    ax.set_yticks(range(len(rows)), labels=rows, parse_math=False)
-    if max(len(rows), len(columns)) <= 60:
-        edges = [np.arange(n + 1) - 0.5 for n in (len(columns), len(rows))]
-        ax.vlines(edges[0], *edges[1][[0, -1]], color=GRID, linewidth=0.5)
-        ax.hlines(edges[1], *edges[0][[0, -1]], color=GRID, linewidth=0.5)
-        ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[-1, 0]])
-    ax.tick_params(which="both", length=0)
-    ax.spines[:].set_color(GRID)
-    return image
-
-
-def hatch(ax: Axes, cells: np.ndarray) -> None:
-    """Hatch the cells of a heatmap that are set."""
-    patches = [Rectangle((float(j) - 0.5, float(i) - 0.5), 1, 1) for i, j in zip(*np.nonzero(cells), strict=True)]
-    look = {"facecolor": "none", "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0, "zorder": 1.5}
-    ax.add_collection(PatchCollection(patches, **look), autolim=False)
-
-
 def colour_bar(figure: SubFigure | Figure, image: AxesImage, ax: Axes, width: float = 0.04) -> None:
     """A colour bar as high as the heatmap; `width` is a share of the heatmap's."""
     bar = figure.colorbar(image, cax=ax.inset_axes((1 + width, 0, width, 1)))
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=2, colors=INK)
+    bar.ax.tick_params(labelsize=8, length=2)
 
 
-def fit_text(figure: Figure, write: Callable[[float], str]) -> None:
-    """Lay the figure out, then give its heatmaps tick labels and cell values of a size that fits the cells."""
-    heatmaps = [ax for ax in figure.axes if ax.images]
-    figure.draw_without_rendering()
-    for ax in heatmaps:
-        wide, high = _cell_size(ax)
-        names = [label.get_text() for label in ax.get_xticklabels()]
-        ax.tick_params(axis="y", labelsize=_type_size(high))
-        if _are_turned(names, wide) and max(map(len, names)) > 1:
-            ax.tick_params(axis="x", labelsize=_type_size(wide), labelrotation=90)
-    figure.draw_without_rendering()  # the cells have the room now that the names leave
-    for ax in heatmaps:
-        wide, high = _cell_size(ax)
-        _thin(ax.xaxis, wide, turned=_are_turned([label.get_text() for label in ax.get_xticklabels()], wide))
-        _thin(ax.yaxis, high, turned=True)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it stays as it is laid out now
-    for ax in heatmaps:
-        _write_values(ax, write)
+def pale(colour: str) -> tuple[float, ...]:
+    """A colour most of the way to white."""
+    return tuple(0.25 * channel + 0.75 for channel in to_rgb(colour))
 
 
-def _cells(ax: Axes) -> np.ma.MaskedArray:
-    """A heatmap's numbers; what is not drawn is masked."""
-    return np.ma.asarray(ax.images[0].get_array())
+def tints(*, signed: bool) -> Colormap:
+    """Colours from white, for zero, to blue; below zero to orange."""
+    ends = ("#f4f4f4", COLOURS[0])
+    colours = LinearSegmentedColormap.from_list("tints", (COLOURS[1], *ends) if signed else ends)
+    return colours.with_extremes(bad="white")
 
 
-def _cell_size(ax: Axes) -> tuple[float, float]:
-    """Width and height of a heatmap's cell in points."""
-    box, (rows, columns) = ax.get_window_extent(), _cells(ax).shape
-    return 72 / ax.figure.dpi * box.width / columns, 72 / ax.figure.dpi * box.height / rows
+def tinted_image(ax: Axes, ink: np.ndarray, values: np.ndarray, colours: Colormap, limits: tuple[float, float]) -> None:
+    """A grey image on a ground of colours, as if drawn on stained glass.
+
+    Args:
+      ax: where to draw.
+      ink: how dark every pixel is, from 0 to 1, shape (height, width).
+      values: what colours the pixels, the same shape; NaN is white.
+      colours: of `values`.
+      limits: the values at both ends of the colours.
+    """
+    ground = np.where(np.isnan(values)[..., None], 1.0, colours(Normalize(*limits)(np.nan_to_num(values)))[..., :3])
+    ax.imshow(ground * (1 - ink[..., None]), interpolation="nearest")
 
 
-def _thin(axis: Axis, room: float, *, turned: bool) -> None:
-    """Shrink an axis's tick labels to `room` points each, and below six points label every second, third, ..."""
-    size = _type_size(room) if turned else 9.0
-    labels = [label.get_text() for label in axis.get_ticklabels()]
-    kept = every(range(len(labels)), len(labels) * room / (1.1 * size)) if turned else range(len(labels))
-    axis.set_ticks(list(kept), labels=[labels[i] for i in kept], parse_math=False, fontsize=size)
+def scale_beside(figure: Figure, axes: Sequence[Axes], colours: Colormap, limits: tuple[float, float]) -> None:
+    """One colour bar for many axes."""
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colours), ax=axes, shrink=0.7, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2)
 
 
-def _write_values(ax: Axes, write: Callable[[float], str]) -> None:
-    """Write the value into every cell that is drawn, if the longest fits; ink that contrasts with the cell."""
-    image, data, (wide, high) = ax.images[0], _cells(ax), _cell_size(ax)
-    texts = {(i, j): write(float(data[i, j])) for i, j in zip(*np.nonzero(~np.ma.getmaskarray(data)), strict=True)}
-    size = min(0.6 * high, wide / (0.66 * max((len(t) for t in texts.values()), default=1)), 9.0)
-    if size < 5:
-        return
-    colours = np.asarray(image.to_rgba(data))
-    for (i, j), text in texts.items():
-        ink = ink_on(colours[i, j, :3].tolist())
-        cell = ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink)
-        cell.set_in_layout(False)
+def diamond(colour: Any) -> Line2D:
+    """What a legend shows for a diamond."""
+    return Line2D([], [], color=colour, marker="D", linestyle="", markersize=5)
+
+
+def wrapped(names: Sequence[str], longest: int) -> list[str]:
+    """Names, the long ones on several lines."""
+    return ["\n".join(textwrap.wrap(name, longest)) for name in names]
 
 
 def draw_dot(

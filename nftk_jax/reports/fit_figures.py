@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from nftk_jax.assessment.identifiability import normalise_rows
-from nftk_jax.reports import figures
+from nftk_jax.reports import bars, figures, heatmaps
+from nftk_jax.reports.columns import Columns, columns_of, labels_of
+from nftk_jax.reports.displays import MOST_BARS, AlignmentDisplay, ContributionDisplay, OmegaDisplay, thousandths
 from nftk_jax.reports.formats import finite, fixed, percent, weight
+from nftk_jax.reports.maps import draw_contribution_maps, draw_omega_maps
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
     difference_text,
     every,
+    figure_format,
     floats,
     indistinguishable_of,
-    kernel_names,
     kernel_noun,
     noun,
     nouns,
@@ -31,6 +34,7 @@ from nftk_jax.reports.reading import (
     score_of,
     search_names,
 )
+from nftk_jax.reports.shares import Shares, shares_of
 
 
 def draw_omega(metrics: Metrics) -> figures.Figure:
@@ -39,10 +43,10 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     The axes are labelled "omega_n", "layers" and "classes"; a cell that is exactly zero is masked and stays white. A
     cell that cannot be told from equal weights or from those of shuffled labels is hatched.
     """
-    unit = normalise_rows(omega_of(metrics))
+    unit, found = normalise_rows(omega_of(metrics)), columns_of(labels_of(metrics))
     kernel = kernel_noun(metrics)
-    names, columns = figures.printable(class_names(metrics)), figures.column_names(kernel_names(metrics))
-    high, low, sides = _omega_sizes(names, columns)
+    names, columns = figures.printable(class_names(metrics)), figures.column_names(found.full)
+    high, low, sides = _omega_sizes(names, found)
     figure = figures.new_figure(high + low)
     grid = figure.add_gridspec(2, 1, height_ratios=[high, low])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
@@ -50,10 +54,9 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     same = rows_are_equal(unit) and len(names) > 1
     where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
-    image = figures.heatmap(ax, unit, names, columns, limits=(0.0, 1.0), colours=sequential, aspect="auto")
     hatched = indistinguishable_of(metrics)
-    if hatched is not None:
-        figures.hatch(ax, hatched)
+    display = OmegaDisplay(unit, labels=labels_of(metrics), output_names=class_names(metrics), hatched=hatched)
+    display.draw(ax, highest=1.0)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     figures.set_title(
         ax,
@@ -61,33 +64,35 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
         f"white: exactly 0 ({zeros})"
         + ("" if hatched is None else "; hatched: not distinguishable from equal or chance"),
     )
-    figures.name_axes(ax, "omega_n", kernel, noun(metrics))
-    figures.colour_bar(top, image, ax, 0.012)
+    figures.name_axes(ax, "omega_n", found.word, noun(metrics))
+    figures.colour_bar(top, display.image_, ax, 0.012)
     left, right = bottom.subplots(1, 2, width_ratios=sides)
     for ax, data, labels, label, title, axis in (
         (left, unit.T @ unit, columns, "layers", rf"$\Omega_n^\top\Omega_n$: {kernel}s", kernel),
         (right, unit @ unit.T, names, "classes", rf"$\Omega_n\Omega_n^\top$: {nouns(metrics)}", noun(metrics)),
     ):
-        image = figures.heatmap(
+        image = heatmaps.heatmap(
             ax, data, labels, labels, limits=(0.0, float(data.max())), colours=sequential, aspect="equal"
         )
         figures.set_title(ax, title, "")
         figures.name_axes(ax, label, axis, axis)
         figures.colour_bar(bottom, image, ax)
-    figures.fit_text(figure, lambda v: weight(v, 2))
+    heatmaps.fit_text(figure, lambda v: weight(v, 2))
     return figure
 
 
-def _omega_sizes(names: list[str], columns: list[str]) -> tuple[float, float, list[float]]:
+def _omega_sizes(names: list[str], found: Columns) -> tuple[float, float, list[float]]:
     """Inches: heights of the upper and the lower half of Fig. 2, and widths of the lower half's two matrices."""
+    columns, above = figures.column_names(found.full), figures.column_names(found.names)
     n_classes, n_kernels = len(names), len(columns)
     high = float(np.clip((0.26 if n_classes <= 20 else 0.17) * n_classes, 0.5, 14.0))
     sides = np.clip([0.3 * n_kernels, 0.3 * n_classes], 1.7, [4.0, 6.0])
-    beside = 0.08 * max(map(len, names)) + figures.room_for(columns, float(sides[0]))
+    beside = 0.08 * max(map(len, names)) + heatmaps.room_for(columns, float(sides[0]))
     sides *= min(1.0, (7.9 - beside) / float(sides.sum()))
-    below = figures.room_below(columns, 7.5), figures.room_below(columns, float(sides[0]))
+    below = heatmaps.room_below(above, 7.5), heatmaps.room_below(columns, float(sides[0]))
+    heads = heatmaps.room_above(found.headings, 7.5) if found.headings else 0.0
     low = float(sides.max()) + max(0.08 * max(map(len, names)) if n_classes > 5 else 0.0, below[1])
-    return high + below[0] + 0.8, low + 1.0, [float(side) for side in sides]
+    return high + below[0] + heads + 0.8, low + 1.0 + 0.2 * bool(below[1]), [float(side) for side in sides]
 
 
 def draw_baselines(metrics: Metrics) -> figures.Figure:
@@ -186,20 +191,17 @@ def draw_identifiability(metrics: Metrics) -> figures.Figure:
     "alignment" and "eigenvalues".
     """
     block = metrics["identifiability"]
-    alignment = floats(block["alignment"])
-    depth, columns = len(alignment), figures.column_names(kernel_names(metrics))
+    display = AlignmentDisplay(floats(block["alignment"]), labels=labels_of(metrics))
+    depth, columns = len(block["alignment"]), figures.column_names(columns_of(labels_of(metrics)).full)
     side = float(np.clip(0.36 * depth, 2.2, 5.0))
-    beside, below = figures.room_for(columns, side), figures.room_below(columns, side)
+    beside, below = heatmaps.room_for(columns, side), heatmaps.room_below(columns, side)
     figure = figures.new_figure(side + below + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=[1 + 0.2 * beside, 1])
-    low = min(float(np.nanmin(alignment)), 1 - 1e-3)
-    image = figures.heatmap(
-        left, alignment, columns, columns, limits=(low, 1.0), colours=figures.colour_map("viridis_r"), aspect="equal"
-    )
+    display.draw(left)
     kernel = kernel_noun(metrics)
     figures.set_title(left, "alignment of two kernels (1: the same)", "")
     figures.name_axes(left, "alignment", kernel, kernel)
-    figures.colour_bar(figure, image, left)
+    figures.colour_bar(figure, display.image_, left)
     values = floats(block["gram_eigenvalues"])
     values = np.sort(np.where(np.isnan(values), 0, values))[::-1]
     floor = 1 / (finite(block.get("gram_condition")) or 1e16)  # what lies below is rounding
@@ -220,25 +222,80 @@ def draw_identifiability(metrics: Metrics) -> figures.Figure:
     right.spines[["right", "top"]].set_visible(False)
     right.grid(axis="y", color=figures.GRID, linewidth=0.7)
     right.set_axisbelow(True)
-    figures.fit_text(figure, lambda v: fixed(v, 3).removeprefix("0"))
+    heatmaps.fit_text(figure, thousandths)
     return figure
 
 
-def save_figures(metrics: Metrics, directory: Path) -> dict[str, Path]:
-    """Draw every figure and write it as PNG, white background, 150 dots per inch.
+def draw_contributions(metrics: Metrics) -> figures.Figure | None:
+    """Draw what every group, or every kernel, contributes to R2 on the test rows; None where that was not measured.
+
+    Bars for up to 20 outputs; for more, a heatmap and the shares of the largest against those of the next two. The
+    axes are labelled "shares" and "first", "second".
+    """
+    shares = shares_of(metrics)
+    if shares is None:
+        return None
+    display = ContributionDisplay(
+        shares.values,
+        names=shares.names,
+        output_names=class_names(metrics),
+        noun=noun(metrics),
+        unsure=shares.unsure,
+        together={name: values for name, values, _ in shares.together},
+    )
+    title = f"what every {shares.word} contributes to R² on the test rows"
+    if len(shares.values) > MOST_BARS:
+        return _draw_many(metrics, shares, display, title)
+    figure = figures.new_figure(max(1.0 + 0.42 * len(shares.values), 1.2 + 0.2 * min(len(shares.names) + 3, 12)))
+    ax = figure.subplots()
+    display.draw(ax)
+    figures.set_title(ax, title, "a share left of 0 lowers R²" if (shares.values < 0).any() else "")
+    figures.name_axes(ax, "shares", "share of R²", noun(metrics))
+    bars.fit_bars(ax, write=True)
+    return figure
+
+
+def _draw_many(metrics: Metrics, shares: Shares, display: ContributionDisplay, title: str) -> figures.Figure:
+    order = np.argsort(-np.nan_to_num(shares.values).mean(axis=0), kind="stable")
+    pairs = {label: (order[0], k) for label, k in zip(("first", "second"), order[1:3], strict=False)}
+    high, low = float(np.clip(0.3 * (len(order) + 1), 0.9, 8.0)) + 1.4, 4.2 if pairs else 0.0
+    figure = figures.new_figure(high + low)
+    grid = figure.add_gridspec(2, 1, height_ratios=[high, max(low, 0.01)])
+    top = figure.add_subfigure(grid[0])
+    ax = top.subplots()
+    display.draw(ax)
+    figures.set_title(ax, title, "hatched: says nothing by itself" if shares.unsure.any() else "")
+    figures.name_axes(ax, "shares", f"{noun(metrics)}, in falling order of R²", shares.word)
+    figures.colour_bar(top, ax.images[0], ax, 0.012)
+    below = figure.add_subfigure(grid[1]).subplots(1, len(pairs), squeeze=False)[0] if pairs else ()
+    for ax, (label, pair) in zip(below, pairs.items(), strict=True):
+        display.scatter(*(shares.names[k] for k in pair), ax=ax)
+        figures.set_title(ax, f"one point for every {noun(metrics)}", "")
+        figures.name_axes(ax, label, ax.get_xlabel(), ax.get_ylabel())
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
+    return figure
+
+
+def save_figures(metrics: Metrics, directory: Path, means: np.ndarray | None = None) -> dict[str, Path | bytes]:
+    """Draw every figure and write it, see `figures.save`.
 
     Args:
       metrics: the content of metrics.json.
       directory: where to write; made if it does not exist.
+      means: the mean image of every class, shape (C, height, width) or (C, height, width, channels); None where the
+        samples are no images.
 
     Returns:
-      The files by figure: "omega", "baselines", "search" (absent where there was no search), "identifiability".
+      What the report embeds, by figure: "omega", "omega_maps" and "contribution_maps" (groups of an image's pixels),
+      "contributions" (where they were measured), "baselines", "search" (where there was one), "identifiability".
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    draw = {
-        "omega": draw_omega,
-        "baselines": draw_baselines,
-        "search": draw_search,
-        "identifiability": draw_identifiability,
+    drawings = {
+        "omega": partial(draw_omega, metrics),
+        "omega_maps": partial(draw_omega_maps, metrics, means),
+        "contributions": partial(draw_contributions, metrics),
+        "contribution_maps": partial(draw_contribution_maps, metrics, means),
+        "baselines": partial(draw_baselines, metrics),
+        "search": partial(draw_search, metrics),
+        "identifiability": partial(draw_identifiability, metrics),
     }
-    return figures.save({name: partial(function, metrics) for name, function in draw.items()}, directory)
+    return figures.save(drawings, directory, figure_format(metrics))

@@ -11,6 +11,8 @@ from pathlib import Path
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import page
 from nftk_jax.reports.colours import cell_style
+from nftk_jax.reports.columns import columns_of, labels_of
+from nftk_jax.reports.contributions import contributions_section
 from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, shorten, significant, weight
 from nftk_jax.reports.reading import (
     Metrics,
@@ -21,7 +23,6 @@ from nftk_jax.reports.reading import (
     headline,
     indistinguishable_of,
     kernel_labels,
-    kernel_names,
     kernel_noun,
     kernel_omega_of,
     method_words,
@@ -41,6 +42,13 @@ _WIDEST_HEAD = 8  # letters; the heads of narrow columns stand upright if one ha
 _FIGURES = {
     "omega": "Above, the weight of every {kernel} for every {noun}. Below, which {kernel}s are used by the same "
     "{nouns}, and which {nouns} use the same {kernel}s. White cells are exactly zero.",
+    "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
+    "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
+    "counting more; the weight of groups that hold the whole image stands below.",
+    "contributions": "The shares of R² of every {noun}. The diamond is the R² of the whole model; shares left of 0 "
+    "lower it. Pale hatched shares say nothing by themselves.",
+    "contribution_maps": "The same on the images: blue parts raise the R² of a {noun}, orange parts lower it. The "
+    "share of groups that hold the whole image stands below.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
     "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
@@ -77,6 +85,9 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
     sections = [
         _head(metrics),
         _omega(metrics, figures, omega_csv),
+        contributions_section(
+            metrics, *(_figure(metrics, figures, name) for name in ("contributions", "contribution_maps"))
+        ),
         _baselines(metrics, figures),
         _identifiability(metrics, figures),
         _search(metrics, figures),
@@ -161,9 +172,8 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
         '<p class="told muted" aria-live="polite">Colours show the unit rows; a grey 0 is exactly zero.</p></div>'
     )
     beside = f'<div class="beside">{table}{aside}</div>'
-    return page.section(
-        f"Which {kernel}s each {one} uses", page.paragraph(intro), beside, _figure(metrics, figures, "omega")
-    )
+    pictures = [_figure(metrics, figures, name) for name in ("omega_maps", "omega")]
+    return page.section(f"Which {kernel}s each {one} uses", page.paragraph(intro), beside, *pictures)
 
 
 def _heat_table(metrics: Metrics) -> str:
@@ -193,14 +203,18 @@ def _heat_table(metrics: Metrics) -> str:
         lines.append(
             f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
         )
-    columns = [shorten(name, 32, tail=16) for name in kernel_names(metrics)]
+    found = columns_of(labels_of(metrics))
+    columns = [shorten(name, 32, tail=16) for name in found.names]
     turned = max(map(len, columns)) > _WIDEST_HEAD
     head = "".join(
         page.column_head(column, label, turned=turned) for column, label in zip(columns, labels, strict=True)
     )
+    word = page.as_text(found.word)
+    if found.headings:
+        head, word = f'{page.group_heads(found.headings)}</tr><tr><th scope="col">{word}</th>{head}', "group"
     scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
     return (
-        f'<table class="heat"><thead><tr><th scope="col">{kernel_noun(metrics)}</th>{head}</tr></thead>\n<tbody>\n'
+        f'<table class="heat"><thead><tr><th scope="col">{word}</th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
     )

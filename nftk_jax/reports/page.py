@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -89,6 +90,15 @@ def column_head(text: str, title: str, *, turned: bool) -> str:
     if turned:
         return f'<th scope="col" class="turned" title="{as_text(title)}"><span>{as_text(text)}</span></th>'
     return f'<th scope="col" title="{as_text(title)}">{as_text(text)}</th>'
+
+
+def group_heads(groups: Iterable[str]) -> str:
+    """Heads over neighbouring columns of one group, whose names, plain text, are given for every column."""
+    heads = []
+    for name, columns in itertools.groupby(groups):
+        size, title = len(list(columns)), as_text(name)
+        heads.append(f'<th scope="colgroup" class="group" colspan="{size}" title="{title}">{title}</th>')
+    return "".join(heads)
 
 
 def row(cells: Iterable[str], style: str = "") -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.reports import figures
+from nftk_jax.reports import figures, heatmaps
 from nftk_jax.reports.formats import clean, fixed, significant
-from nftk_jax.reports.reading import Metrics, floats
+from nftk_jax.reports.reading import Metrics, figure_format, floats
 
 _INK, _MUTED, _GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
@@ -96,7 +96,7 @@ def draw_layers(metrics: Metrics) -> figures.Figure:
         depths = [f"depth {i + 1}" for i in range(len(omega[0]))]
         title = "Omega of the trained network: the weight of each depth's readout"
         _diverging(figure, axes[1, 0], np.array(omega).T, depths, names, title)
-    figures.fit_text(figure, lambda v: fixed(v, 2))
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
     return figure
 
 
@@ -110,7 +110,7 @@ def draw_classes(metrics: Metrics) -> figures.Figure | None:
     ax = figure.subplots()
     _diverging(figure, ax, data, names, names, "sum of the terms of one class's training rows in the true output")
     figures.name_axes(ax, "classes", "class of the training rows", "class of the test rows")
-    figures.fit_text(figure, lambda v: fixed(v, 2))
+    heatmaps.fit_text(figure, lambda v: fixed(v, 2))
     return figure
 
 
@@ -123,8 +123,8 @@ def save_figures(
     x_train: np.ndarray,
     x_test: np.ndarray,
     image_shape: tuple[int, ...] | None,
-) -> dict[str, Path]:
-    """Draw every figure and write it as PNG.
+) -> dict[str, Path | bytes]:
+    """Draw every figure and write it, see `figures.save`.
 
     Args:
       metrics: the content of metrics.json.
@@ -133,7 +133,7 @@ def save_figures(
       x_train, x_test, image_shape: see `draw_influences`.
 
     Returns:
-      The files by figure: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
+      What the report embeds: "reconstruction", "influences" (images only), "layers", "classes" (classes only).
     """
     drawings = {
         "reconstruction": lambda: draw_reconstruction(metrics, output, rebuilt),
@@ -141,7 +141,7 @@ def save_figures(
         "layers": lambda: draw_layers(metrics),
         "classes": lambda: draw_classes(metrics),
     }
-    return figures.save(drawings, directory)
+    return figures.save(drawings, directory, figure_format(metrics))
 
 
 def _image(ax: figures.Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -160,7 +160,7 @@ def _diverging(
     """A heatmap of signed numbers, white at zero."""
     largest = float(np.nanmax(np.abs(data), initial=1e-9))
     colours = figures.colour_map("RdBu")
-    image = figures.heatmap(ax, data, rows, columns, limits=(-largest, largest), colours=colours, aspect="auto")
+    image = heatmaps.heatmap(ax, data, rows, columns, limits=(-largest, largest), colours=colours, aspect="auto")
     figures.set_title(ax, title, "")
     figures.name_axes(ax, title, "", "")
     figures.colour_bar(figure, image, ax, 0.012)

@@ -11,6 +11,7 @@ import numpy as np
 
 from nftk_jax.assessment.metrics import wilson_interval
 from nftk_jax.reports.formats import DASH, clean, count, finite, fixed, percent, significant
+from nftk_jax.settings import FigureFormat
 
 Metrics = Mapping[str, Any]
 Interval = tuple[float, float]
@@ -184,6 +185,11 @@ def kernel_names(metrics: Metrics) -> list[str]:
     return [label.removeprefix(word) for label in labels] if alike else labels
 
 
+def kernel_groups(metrics: Metrics) -> list[str]:
+    """The group of features of every column of Omega, as metrics.json names it; "" is all features."""
+    return [str(kernel.get("group") or "") for kernel in metrics["kernels"]]
+
+
 def dropped_kernels(metrics: Metrics) -> str:
     """The kernels that no class uses, in words: "depth 3", "depths 3 and 4"; empty where each is used."""
     names, used = kernel_names(metrics), np.count_nonzero(omega_of(metrics), axis=0)
@@ -309,6 +315,11 @@ def rank_words(metrics: Metrics) -> str:
     rank, depth = finite(metrics["identifiability"].get("gram_rank")), omega_of(metrics).shape[1]
     depths = f"1 {kernel_noun(metrics)} spans" if depth == 1 else f"{depth} {kernel_noun(metrics)}s span"
     return f"{depths} {DASH if rank is None else int(rank)} dimension{'' if rank == 1 else 's'}"
+
+
+def figure_format(metrics: Metrics) -> FigureFormat:
+    """The kind of the files in figures/."""
+    return metrics.get("config", {}).get("figure_format") or "png"
 
 
 def floats(values: Sequence[object]) -> np.ndarray:

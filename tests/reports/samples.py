@@ -203,6 +203,62 @@ def weighing(labels: list[str], n_classes: int, kernel_name: str = "kernel", **o
     return metrics | {"kernel_name": kernel_name, "kernels": kernels}
 
 
+def contributing(metrics: Metrics, groups: dict[str, list[int]] | None = None, *, seed: int = 1) -> Metrics:
+    """The metrics with contributions that add up to an R2 of 0.5 to 0.9; neighbouring depths cannot be told apart."""
+    rng, omega = np.random.default_rng(seed), np.array(metrics["omega"])
+    whole = rng.uniform(0.5, 0.9, len(omega))
+    test = omega + 0.04 * rng.normal(size=omega.shape) * (omega > 0)
+    test *= (whole / test.sum(axis=1))[:, None]
+    names = [kernel["group"] for kernel in metrics["kernels"]]
+    clusters = [[i] for i in range(len(names))]
+    if not groups:
+        clusters = [[0, 1], *clusters[2:]] if len(names) > 1 else clusters
+    by_group = {name: [float(row[[g == name for g in names]].sum()) for row in test] for name in groups or {}}
+    by_cluster = np.stack([test[:, cluster].sum(axis=1) for cluster in clusters], axis=1)
+    around = lambda values: (np.asarray(values)[..., None] + [-0.03, 0.03]).tolist()  # noqa: E731
+    key = "test_r2" if metrics["dataset"]["task"] == "regression" else "test_accuracy"
+    lost = {name: float(np.mean(share)) / 10 for name, share in by_group.items()}
+    block = {
+        "held_out": (test - 0.01).tolist(),
+        "held_out_interval": around(test - 0.01),
+        "test": test.tolist(),
+        "test_interval": around(test),
+        "by_group": by_group,
+        "by_group_interval": {name: around(share) for name, share in by_group.items()},
+        "clusters": clusters,
+        "by_cluster": by_cluster.tolist(),
+        "by_cluster_interval": around(by_cluster),
+        "without_group": {
+            name: {key: metrics[key] - loss, "difference": loss, "difference_interval": [loss - 0.004, loss + 0.004]}
+            for name, loss in lost.items()
+        },
+    }
+    return metrics | {"groups": groups or {}, "contributions": block}
+
+
+def grouped(groups: dict[str, list[int]], depths: list[int], n_classes: int, **options: Any) -> Metrics:
+    """Sample metrics of a family of these depths for every group of features, with contributions."""
+    metrics = make_metrics(n_classes, len(groups) * len(depths), **options)
+    metrics["kernel_name"] = "kernel"
+    metrics["kernels"] = [
+        {"label": f"{group}: depth {depth}", "group": group, "kind": "ntk", "depth": depth}
+        for group in groups
+        for depth in depths
+    ]
+    metrics["dataset"]["n_features"] = 1 + max(max(columns) for columns in groups.values())
+    if options.get("task") == "regression" and n_classes > 1:
+        metrics["dataset"]["class_names"] = [f"voxel {c}" for c in range(n_classes)]
+    return contributing(metrics, groups)
+
+
+def patches(rows: int, side: int = 28) -> dict[str, list[int]]:
+    """The columns of rows x rows patches of square images, and of all pixels."""
+    grid = np.arange(side * side).reshape(side, side)
+    cuts = np.array_split(np.arange(side), rows)
+    found = {f"patch {i + 1},{j + 1}": grid[np.ix_(a, b)] for i, a in enumerate(cuts) for j, b in enumerate(cuts)}
+    return {name: cells.ravel().tolist() for name, cells in {**found, "all": grid}.items()}
+
+
 #: Families of kernels that are no depths of one network.
 FAMILIES = {
     "sum": ["depth 1", "depth 2", "depth 3", "rbf width 2.5", "laplace width 2", "kernel 6"],
@@ -213,6 +269,8 @@ FAMILIES = {
         for kernel in (*(f"depth {i}" for i in range(1, 7)), "rbf width 0.125", "laplace width 2")
     ],
 }
+
+FEATURES = {"sound": [0, 1, 2], "words": [3, 4], "acoustic features of the first ten seconds of everything": [5]}
 
 SAMPLES: dict[str, Callable[[], Metrics]] = {
     "ten classes": make_metrics,
@@ -225,5 +283,10 @@ SAMPLES: dict[str, Callable[[], Metrics]] = {
     "a sum of families": lambda: weighing(FAMILIES["sum"], 10),
     "long names": lambda: weighing(FAMILIES["long"], 3),
     "forty kernels": lambda: weighing(FAMILIES["groups"], 10),
+    "contributions of depths": lambda: contributing(make_metrics(3, 4)),
+    "groups": lambda: grouped(FEATURES, [1, 2, 3], 3),
+    "groups of one kernel": lambda: grouped(patches(2), [2], 10),
+    "ten groups of ten": lambda: grouped(patches(3), list(range(1, 11)), 3),
+    "many targets": lambda: grouped(FEATURES, [1], 24, task="regression"),
     "a regression on forty kernels": lambda: weighing(FAMILIES["groups"], 1, task="regression"),
 }

@@ -7,7 +7,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nftk_jax.reports.fit_figures import draw_baselines, draw_identifiability, draw_omega, draw_search, save_figures
+from nftk_jax.reports.fit_figures import (
+    draw_baselines,
+    draw_contributions,
+    draw_identifiability,
+    draw_omega,
+    draw_search,
+    save_figures,
+)
 from tests.reports.samples import FAMILIES, weighing
 
 
@@ -26,7 +33,8 @@ def omega_figure(any_metrics) -> Figure:
 
 def test_every_sample_is_drawn_without_a_warning(any_metrics, omega_figure):
     assert len(omega_figure.axes) >= 3
-    figures = [draw(any_metrics) for draw in (draw_baselines, draw_search, draw_identifiability)]
+    figures = [draw(any_metrics) for draw in (draw_baselines, draw_search, draw_identifiability, draw_contributions)]
+    assert (figures[3] is None) == ("contributions" not in any_metrics)
     assert (figures[1] is None) == (any_metrics["search"] is None)
     for figure in figures:
         if figure is not None:
@@ -72,6 +80,8 @@ def test_cells_that_say_nothing_are_hatched(six_classes):
 def test_axes_carry_the_names_of_classes_and_depths(any_metrics, omega_figure):
     names = any_metrics["dataset"]["class_names"]
     kernels = [kernel["label"] for kernel in any_metrics["kernels"]]
+    if any(kernel["group"] for kernel in any_metrics["kernels"]):
+        return  # see test_maps_and_groups
     if any_metrics["kernel_name"] == "depth":  # the axis says it
         kernels = [str(i + 1) for i in range(len(kernels))]
     shown = [name if len(name) <= 32 else f"{name[:15]}…{name[-16:]}" for name in kernels]
@@ -181,4 +191,17 @@ def test_save_writes_a_png_for_every_figure(six_classes, tmp_path):
     six_classes["search"] = None
     paths = save_figures(six_classes, tmp_path / "figures")
     assert set(paths) == {"omega", "baselines", "identifiability"}
-    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths.values())
+    assert all(path.suffix == ".png" and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths.values())
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_files_of_another_kind_hold_no_date_and_the_report_embeds_png(six_classes, tmp_path, kind, start):
+    six_classes["search"] = None
+    six_classes["config"]["figure_format"] = kind
+    found = save_figures(six_classes, tmp_path / "once")
+    save_figures(six_classes, tmp_path / "again")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "once").iterdir()}
+    assert set(files) == {f"{name}.{kind}" for name in found}
+    assert all(content.startswith(start) for content in files.values())
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert all(isinstance(image, bytes) and image[:8] == b"\x89PNG\r\n\x1a\n" for image in found.values())
