@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
+    from nftk_jax.preprocessing.stack import KernelStack
 
 __all__ = [
     "MLP",
@@ -20,6 +21,7 @@ __all__ = [
     "Kernel",
     "KernelFamily",
     "KernelLabel",
+    "KernelStack",
     "Laplace",
     "NFTKClassifier",
     "NFTKModel",
@@ -35,6 +37,7 @@ _HOMES = {
     "Kernel": "kernels.kernel",
     "KernelFamily": "kernels.family",
     "KernelLabel": "kernels.kernel",
+    "KernelStack": "preprocessing.stack",
     "Laplace": "kernels.distance",
     "MLP": "kernels.mlp",
     "NFTKClassifier": "estimator",

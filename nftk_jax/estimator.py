@@ -12,18 +12,20 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.arrays import check_real
-from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
+from nftk_jax.preprocessing.reading import ONE_FIT, read, read_seed, read_splits, read_weight
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.preprocessing.scaling import without_extremes
+from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import (
     BasisName,
     ConstraintName,
@@ -42,7 +44,6 @@ from nftk_jax.settings import (
     SolverName,
     SolveSettings,
     WeightsName,
-    check_seed,
     flatten,
     gather,
     shown,
@@ -60,7 +61,9 @@ _PARAMETERS = """
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
-      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP.
+      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP. With
+        "precomputed" `x` is the kernel itself: (n, n) or (L, n, n) for `fit` and (m, n) or (L, m, n) between new rows
+        and those for `predict`, dense, sparse, or a `KernelStack`, which scikit-learn can split.
       family: the former name of `kernel`.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
         "evidence", "train" or "alignment".
@@ -127,7 +130,7 @@ class _NFTKEstimator(BaseEstimator):
         b_std: float = B_STD,
         readout_bias: float = MLPSettings.readout_bias,
         basis: BasisName = MLPSettings.basis,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Literal["precomputed"] | None = None,
         family: Kernel | None = None,
         objective: ObjectiveName = SearchSettings.objective,
         constraint: ConstraintName = SearchSettings.constraint,
@@ -183,36 +186,34 @@ class _NFTKEstimator(BaseEstimator):
         self.precision = precision
         self.random_state = random_state
 
-    def _settings(self) -> tuple[Kernel, LearnSettings]:
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = tags.input_tags.sparse = self.kernel == "precomputed"
+        return tags
+
+    def _settings(self, x: Any) -> tuple[Kernel, LearnSettings]:
         """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
 
         Raises:
           ValueError: a parameter is out of range.
         """
         values = self.get_params(deep=False)
-        seed = values["random_state"]
-        if not isinstance(seed, (int, np.integer)):
-            try:
-                seed = check_random_state(seed).randint(2**31)
-            except ValueError:
-                raise ValueError(
-                    "random_state must be a whole number from 0 to 4294967295, a numpy.random.RandomState or None; got "
-                    f"{shown(seed)}"
-                ) from None
-        check_seed(seed, name="random_state")
-        settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
+        seed = read_seed(values["random_state"])
+        settings = gather(LearnSettings, {**values, "cv": None, "seed": seed})  # `cv` is split here
         given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
+        if isinstance(x, KernelStack) and given == ["precomputed"]:
+            return KernelFamily.precomputed(x), settings
         if not given:
             return MLP(**flatten(gather(MLPSettings, values))), settings
         if len(given) > 1 or not isinstance(given[0], Kernel):
             raise ValueError(
-                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None "
-                f"for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
+                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, "
+                f"'precomputed', or None for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
             )
         return given[0], settings
 
-    def _learn(self, data: TrainingRows) -> None:
-        kernel, settings = self._settings()
+    def _learn(self, data: TrainingRows, x: Any) -> None:
+        kernel, settings = self._settings(x)
         with learn(data, kernel, settings, condition=False) as learned:
             descent = learned.found.descent
             if descent is not None and not descent.converged.all():
@@ -233,17 +234,15 @@ class _NFTKEstimator(BaseEstimator):
         self.dual_coef_: np.ndarray = model.dual_coef
 
     def _training_rows(
-        self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
+        self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
     ) -> TrainingRows:
         """The rows of positive weight, with the splits of `cv` among them."""
+        x = np.arange(len(x))[:, None] if isinstance(x, KernelStack) else x
         splits = None if self.cv is None else read_splits(self.cv, x, y, groups, classifier=classifier)
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
-        check_real("sample_weight", np.asarray(sample_weight))
-        weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+        weight = read_weight(sample_weight, x)
         rows = np.flatnonzero(weight)
-        if len(rows) < 2:
-            raise ValueError(f"sample_weight must be positive for at least two rows; got {len(rows)}")
         if splits is not None:
             splits = restrict_splits(splits, rows, len(x))
         return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
@@ -253,10 +252,10 @@ class _NFTKEstimator(BaseEstimator):
             raise ValueError(f"{ONE_FIT} and cannot be cloned; give `cv` a list of its pairs")
         return super().__sklearn_clone__()
 
-    def _inputs(self, x: Any) -> np.ndarray:
-        """New inputs, shape (m, p)."""
+    def _inputs(self, x: Any) -> Any:
+        """New inputs, shape (m, p), or their kernels with the training rows."""
         check_is_fitted(self)
-        return read_arrays(self, x, reset=False)
+        return read(self, x, reset=False)
 
     def _scores(self, x: Any) -> np.ndarray:
         inputs = self._inputs(x)  # first: it refuses an estimator that is not fitted
@@ -283,14 +282,14 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = read_arrays(self, x, y, ensure_min_samples=2, copy=True)
+        x, y = read(self, x, y, ensure_min_samples=2, copy=True)
         check_classification_targets(y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=True)
         classes, indices = np.unique(data.y, return_inverse=True)
         self.classes_: np.ndarray = classes
         if len(classes) < 2:
             raise ValueError(f"y must hold at least two classes; got one class, {classes.tolist()[0]!r}")
-        self._learn(dataclasses.replace(data, y=indices, classes=classes))
+        self._learn(dataclasses.replace(data, y=indices, classes=classes), x)
         return self
 
     def decision_function(self, x: Any) -> np.ndarray:
@@ -345,11 +344,11 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = read_arrays(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
+        x, y = read(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1
-        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
+        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)), x)
         return self
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 import scipy.special
 
+from nftk_jax.kernels.family import stack_products
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
@@ -22,7 +23,8 @@ from nftk_jax.kernels.saved import from_dict
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
-from nftk_jax.preprocessing.targets import decode_scores
+from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.preprocessing.targets import decode_scores, describe_labels, restore_labels
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
 
@@ -41,7 +43,6 @@ _TENSORS = (
     "target_mean",
     "target_scale",
 )
-_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 _STD_ROWS = 64  # of new inputs, whose standard deviations are computed at a time
 
 
@@ -112,11 +113,17 @@ class NFTKModel:
         check_finite(x, z)
         return z
 
-    def _check(self, x: np.ndarray) -> None:
+    def _check(self, x: np.ndarray | KernelStack) -> None:
         """Raise ValueError unless `x` has the type and the shape of inputs."""
+        if isinstance(x, KernelStack):
+            raise ValueError(
+                "a KernelStack gives scores alone: standard deviations also need the kernels of new rows with "
+                "themselves; fit row numbers with `kernel=KernelFamily.precomputed(K)`, K of all rows"
+            )
         features = self.x_train.shape[1]
         if x.ndim != 2 or x.shape[1] != features:
-            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+            or_stack = ", or be KernelStack(K) for precomputed kernels" if features == 1 else ""
+            raise ValueError(f"inputs must have shape (n, {features}), as in training{or_stack}; got {x.shape}")
         check_real("inputs", x)
 
     def bind(self, *, dtype: Any = None) -> Rows:
@@ -126,14 +133,15 @@ class NFTKModel:
         return self.kernel.bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
-        self, x: np.ndarray, *, report: Callable[[int, int], None] = lambda done, total: None
+        self, x: np.ndarray | KernelStack, *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> np.ndarray:
         """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
 
         Beside inputs and scores, memory for one tile of rows is taken.
 
         Args:
-          x: inputs, shape (m, p), as they were given in training (unscaled).
+          x: inputs, shape (m, p), as they were given in training (unscaled); of precomputed kernels row numbers, or a
+            `KernelStack` (m, n) between new rows and all n rows of the fit.
           report: called with the rows done and their total.
 
         Returns:
@@ -143,6 +151,9 @@ class NFTKModel:
           ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
             kernel overflows.
         """
+        if isinstance(x, KernelStack):
+            products = stack_products(self.kernel, x, self.kernel_omega, self.x_train, self.dual_coef)
+            return self.unscaled(products.sum(axis=0))
         self._check(x)
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
@@ -156,7 +167,7 @@ class NFTKModel:
         times = scores.shape[1] // len(self.target_mean)
         return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: np.ndarray | KernelStack) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
         return self.labels(self.decision_function(x))
 
@@ -242,7 +253,8 @@ class NFTKModel:
     def save(self, directory: str | pathlib.Path) -> None:
         """Write model.safetensors and model.json into a directory, which is made if it is not there.
 
-        Functions and Gram matrices of a kernel are not written: `load_model` takes that kernel.
+        Functions of a kernel are not written: `load_model` takes that kernel. Neither are Gram matrices: without that
+        kernel the model that is read predicts from a `KernelStack` alone.
 
         Raises:
           OSError: the directory cannot be written.
@@ -250,12 +262,11 @@ class NFTKModel:
         tensors = {name: np.ascontiguousarray(self._tensor(name)) for name in _TENSORS}
         if self.weight is not None:
             tensors["weight"] = np.asarray(self.weight, np.float64)
-        classes = None if self.classes is None else _describe_labels(self.classes)
         header = {
             "schema": SCHEMA,
             "kernel": self.kernel.to_dict(),
             "kernel_labels": [str(label) for label in self.kernel.labels],
-            "classes": classes,
+            "classes": None if self.classes is None else describe_labels(self.classes),
             "calibration": None if self.calibration is None else self.calibration.to_lists(),
             "unit_norm": self.input_scaling.unit_norm,
             "inputs": self.inputs,
@@ -318,11 +329,6 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
         raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
 
 
-def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
-    plain = np.array(classes.tolist())  # text labels may come as an array of objects
-    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
-
-
 def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
     """The kernel that the header describes, or the one that was given for a kernel that no file can hold."""
     described = header.get("kernel")
@@ -333,6 +339,8 @@ def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
     else:
         labels = header["kernel_labels"]
     if described is not None:
+        if given is not None and given.to_dict() == described:
+            return given  # it may hold Gram matrices
         if given is not None:
             raise ModelError(f"the model holds its kernel {described}; got kernel={given!r}: leave it out")
         return from_dict(described)
@@ -371,22 +379,13 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
     return NFTKModel(
         kernel=kernel,
         input_scaling=scaling,
-        classes=_restore_labels(header["classes"], n_classes),
+        classes=restore_labels(header["classes"], n_classes),
         calibration=_restore_calibration(header.get("calibration"), n_classes),
         weight=weight,
         inputs=inputs,
         landmarks=header.get("landmarks", False) is True,
         **fields,
     )
-
-
-def _restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
-    if described is None:
-        return None
-    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
-    if classes.shape != (n_classes,):
-        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    return classes
 
 
 def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nftk_jax.kernels.distance import DISTANCE_KERNELS
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.kernel import Kernel, KernelOnColumns, KernelSum
 from nftk_jax.kernels.mlp import MLP
 
@@ -21,6 +22,8 @@ def from_dict(values: dict[str, Any]) -> Kernel:
         return MLP(**values)
     if kind in DISTANCE_KERNELS:
         return DISTANCE_KERNELS[kind](**values)
+    if kind == "precomputed":
+        return KernelFamily.without_grams(**values)
     if kind == "sum":
         return KernelSum(tuple(from_dict(member) for member in values["kernels"]))
     if kind == "columns":
