@@ -22,8 +22,8 @@ ONE_FIT = "`cv` is an iterator, which one fit uses up,"
 def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) -> Any:
     """Inputs, or inputs and targets, as arrays of NumPy, by scikit-learn's `validate_data` with these options.
 
-    An estimator whose `x` is a kernel (scikit-learn's tag "pairwise") gets a `KernelStack` in place of the array. It may
-    be given a matrix (m, n), dense or sparse, an array (L, m, n), a list of L matrices, or a stack.
+    An estimator whose `x` is a kernel (scikit-learn's tag "pairwise") gets a `KernelStack` in place of the array. It
+    may be given a matrix (m, n), dense or sparse, an array (L, m, n), a list of L matrices, or a stack.
 
     Raises:
       ValueError, TypeError: they are unusable; inputs of any other type than real numbers are, targets of classes may
