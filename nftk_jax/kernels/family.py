@@ -110,7 +110,7 @@ class KernelFamily(Kernel):
                 f"{(stack.n_kernels, *stack.shape)}: a block between two sets goes to `predict`"
             )
         for number, gram in enumerate(stack.matrices, 1):
-            gap, largest = (float(abs(part).max()) if gram.shape[0] else 0.0 for part in (gram - gram.T, gram))
+            gap, largest = (float(abs(part).max()) if len(stack) else 0.0 for part in (gram - gram.T, gram))
             if gap > _ROUNDING * largest:
                 raise ValueError(_asymmetric(number, gap, largest))
         # a copy always: what a caller writes to the array later on is none of the family's
@@ -156,6 +156,10 @@ class KernelFamily(Kernel):
         return "none"
 
     def diagonals(self, x: Any) -> np.ndarray:
+        known = [function.args[0].diagonal() for function in self.functions if _looks_up(function)]
+        if len(known) == self.n_kernels:  # nothing to compile
+            self.check(np.asarray(x))
+            return np.stack(known)[:, np.asarray(x)[:, 0].astype(np.int64)].astype(np.float64)
         try:
             return self._handle.diagonals(x)
         except jax.errors.JaxRuntimeError as error:  # a function of NumPy raised: its own words come last
@@ -287,6 +291,10 @@ def _look_up(gram: Matrix, x1: Any, x2: Any) -> np.ndarray:
     if isinstance(gram, scipy.sparse.csr_array):
         return gram[rows][:, columns].toarray()
     return gram[np.ix_(rows, columns)]
+
+
+def _looks_up(function: Callable[..., Any]) -> bool:
+    return isinstance(function, functools.partial) and function.func is _look_up
 
 
 def _unknown(x1: Any, x2: Any) -> Any:

@@ -46,7 +46,7 @@ def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) ->
 def _read_arrays(estimator: Any, x: Any, *y: Any, **options: Any) -> Any:
     try:
         found = validate_data(estimator, x, *y, **options)
-        inputs = found[0] if y else found
+        inputs: Any = found[0] if y else found
         inputs = inputs if scipy.sparse.issparse(inputs) else np.asarray(inputs)
         if inputs.dtype == object:  # columns of a table that have no common type
             inputs = inputs.astype(np.float64)

@@ -44,11 +44,11 @@ class KernelStack:
         if scipy.sparse.issparse(matrices) or getattr(matrices, "ndim", 3) == 2:
             matrices = [matrices]
         self.matrices: tuple[Matrix, ...] = tuple(_read(number, part) for number, part in enumerate(matrices, 1))
-        shapes = {part.shape for part in self.matrices}
+        shapes = sorted({str(part.shape) for part in self.matrices})
         if len(shapes) != 1:
             raise ValueError(
                 f"kernels must be one matrix or more, all of one shape; got {len(self.matrices)} of shapes "
-                f"{', '.join(map(str, sorted(shapes))) or 'none'}"
+                f"{', '.join(shapes) or 'none'}"
             )
         self.names: tuple[str, ...] = () if names is None else tuple(str(name) for name in names)
         if names is not None and (len(self.names) != self.n_kernels or len(set(self.names)) != self.n_kernels):
@@ -56,7 +56,8 @@ class KernelStack:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.matrices[0].shape
+        first: Any = self.matrices[0]
+        return first.shape
 
     @property
     def n_kernels(self) -> int:
