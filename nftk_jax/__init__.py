@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nftk_jax.kernels.mlp import MLP
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
+    from nftk_jax.preprocessing.stack import KernelStack
     from nftk_jax.reports.displays import AlignmentDisplay, ContributionDisplay, OmegaDisplay
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Kernel",
     "KernelFamily",
     "KernelLabel",
+    "KernelStack",
     "Laplace",
     "Linear",
     "Matern",
@@ -45,6 +47,7 @@ _HOMES = {
     "Kernel": "kernels.kernel",
     "KernelFamily": "kernels.family",
     "KernelLabel": "kernels.kernel",
+    "KernelStack": "preprocessing.stack",
     "Laplace": "kernels.distance",
     "Linear": "kernels.distance",
     "MLP": "kernels.mlp",

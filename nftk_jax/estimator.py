@@ -13,24 +13,30 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from nftk_jax.kernels.groups import group_kernel, read_groups
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
 from nftk_jax.parameters import PARAMETERS, Parameters
 from nftk_jax.preprocessing.arrays import check_real
-from nftk_jax.preprocessing.reading import ONE_FIT, read_arrays, read_splits
+from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.preprocessing.scaling import without_extremes
+from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import KindName
 
 
 class _NFTKEstimator(Parameters):
     """What the two estimators share."""
 
-    def _learn(self, data: TrainingRows) -> None:
-        kernel, settings = self._settings()
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = tags.input_tags.sparse = self.kernel == "precomputed"
+        return tags
+
+    def _learn(self, data: TrainingRows, x: Any) -> None:
+        kernel, settings = self._settings(x)
         groups = {}
         if self.groups is not None:
             groups = read_groups(self.groups, data.x.shape[1], getattr(self, "feature_names_in_", None))
@@ -56,17 +62,15 @@ class _NFTKEstimator(Parameters):
         self.dual_coef_: np.ndarray = model.dual_coef
 
     def _training_rows(
-        self, x: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
+        self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
     ) -> TrainingRows:
         """The rows of positive weight, with the splits of `cv` among them."""
+        x = np.arange(len(x))[:, None] if isinstance(x, KernelStack) else x
         splits = None if self.cv is None else read_splits(self.cv, x, y, groups, classifier=classifier)
         if sample_weight is None:
             return TrainingRows(x, y, splits=splits)
-        check_real("sample_weight", np.asarray(sample_weight))
-        weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+        weight = read_weight(sample_weight, x)
         rows = np.flatnonzero(weight)
-        if len(rows) < 2:
-            raise ValueError(f"sample_weight must be positive for at least two rows; got {len(rows)}")
         if splits is not None:
             splits = restrict_splits(splits, rows, len(x))
         return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
@@ -76,10 +80,10 @@ class _NFTKEstimator(Parameters):
             raise ValueError(f"{ONE_FIT} and cannot be cloned; give `cv` a list of its pairs")
         return super().__sklearn_clone__()
 
-    def _inputs(self, x: Any) -> np.ndarray:
-        """New inputs, shape (m, p)."""
+    def _inputs(self, x: Any) -> Any:
+        """New inputs, shape (m, p), or their kernels with the training rows."""
         check_is_fitted(self)
-        return read_arrays(self, x, reset=False)
+        return read(self, x, reset=False)
 
     def _scores(self, x: Any, *, split: bool = False) -> np.ndarray:
         inputs = self._inputs(x)  # first: it refuses an estimator that is not fitted
@@ -89,7 +93,7 @@ class _NFTKEstimator(Parameters):
         """Every kernel's share of R^2, shape (n_outputs, n_kernels), see `NFTKModel.contributions`."""
         inputs = self._inputs(x)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, inputs, dtype=np.float64, ensure_non_negative=True)
+            sample_weight = read_weight(sample_weight, inputs)
         return self.model_.contributions(inputs, np.asarray(y), sample_weight)
 
 
@@ -113,14 +117,14 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = read_arrays(self, x, y, ensure_min_samples=2, copy=True)
+        x, y = read(self, x, y, ensure_min_samples=2, copy=True)
         check_classification_targets(y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=True)
         classes, indices = np.unique(data.y, return_inverse=True)
         self.classes_: np.ndarray = classes
         if len(classes) < 2:
             raise ValueError(f"y must hold at least two classes; got one class, {classes.tolist()[0]!r}")
-        self._learn(dataclasses.replace(data, y=indices, classes=classes))
+        self._learn(dataclasses.replace(data, y=indices, classes=classes), x)
         return self
 
     def decision_function(self, x: Any, split: bool = False) -> np.ndarray:
@@ -164,12 +168,25 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         return tags
 
     def fit(self, x: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> NFTKRegressor:
-        """Learn Omega and solve, as `NFTKClassifier.fit`, for `y` of shape (n_samples,) or (n_samples, n_outputs)."""
-        x, y = read_arrays(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
+        """Learn Omega and solve.
+
+        Args:
+          x: inputs, shape (n_samples, n_features).
+          y: targets, shape (n_samples,) or (n_samples, n_outputs).
+          sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
+          groups: handed to `cv`, for the splitters that need it.
+
+        Raises:
+          ValueError: the data or a parameter is unusable.
+
+        Warns:
+          ConvergenceWarning: the search of Omega stopped before it converged.
+        """
+        x, y = read(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1
-        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)))
+        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)), x)
         return self
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]

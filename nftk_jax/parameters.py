@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.members import network_kernel
+from nftk_jax.preprocessing.reading import read_seed
+from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import (
     BasisName,
     ConstraintName,
@@ -29,7 +31,6 @@ from nftk_jax.settings import (
     SolverName,
     SolveSettings,
     WeightsName,
-    check_seed,
     gather,
     shown,
 )
@@ -47,7 +48,9 @@ PARAMETERS = """
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
         the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
-      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP.
+      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP. With
+        "precomputed" `x` is the kernel itself: (n, n) or (L, n, n) for `fit` and (m, n) or (L, m, n) between new rows
+        and those for `predict`, dense, sparse, or a `KernelStack`, which scikit-learn can split.
       groups: groups of features, each of which gets these kernels: names with their columns, or the name of every
         column's group, see `read_groups`. "prefixes" are the blocks of a ColumnTransformer. None is one of all columns.
       family: the former name of `kernel`.
@@ -118,7 +121,7 @@ class Parameters(BaseEstimator):
         b_std: float = B_STD,
         readout_bias: float = MLPSettings.readout_bias,
         basis: BasisName = MLPSettings.basis,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Literal["precomputed"] | None = None,
         family: Kernel | None = None,
         groups: Mapping[str, Any] | Sequence[str] | np.ndarray | str | None = None,
         objective: ObjectiveName = SearchSettings.objective,
@@ -177,30 +180,26 @@ class Parameters(BaseEstimator):
         self.precision = precision
         self.random_state = random_state
 
-    def _settings(self) -> tuple[Kernel, LearnSettings]:
+    def _settings(self, x: Any) -> tuple[Kernel, LearnSettings]:
         """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
 
         Raises:
           ValueError: a parameter is out of range.
         """
         values = self.get_params(deep=False)
-        seed = values["random_state"]
-        if not isinstance(seed, (int, np.integer)):
-            try:
-                seed = check_random_state(seed).randint(2**31)
-            except ValueError:
-                raise ValueError(
-                    "random_state must be a whole number from 0 to 4294967295, a numpy.random.RandomState or None; got "
-                    f"{shown(seed)}"
-                ) from None
-        check_seed(seed, name="random_state")
-        settings = gather(LearnSettings, {**values, "cv": None, "seed": int(seed)})  # `cv` is split here
+        settings = gather(
+            LearnSettings, {**values, "cv": None, "seed": read_seed(self.random_state)}
+        )  # splits are given
         given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
+        if isinstance(x, KernelStack) and given == ["precomputed"]:
+            if self.groups is not None:
+                raise ValueError("groups must be None with `kernel='precomputed'`: give a KernelStack of their kernels")
+            return KernelFamily.precomputed(x), settings
         if not given:
             return network_kernel(gather(MLPSettings, values), self.depths), settings
         if len(given) > 1 or not isinstance(given[0], Kernel):
             raise ValueError(
-                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, or None "
-                f"for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
+                "kernel (or family, its former name) must be one Kernel, such as KernelFamily of functions, "
+                f"'precomputed', or None for an MLP; got {shown(given[0] if len(given) == 1 else given)}"
             )
         return given[0], settings

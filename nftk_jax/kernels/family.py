@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -19,7 +20,8 @@ from jax.typing import ArrayLike
 from nftk_jax.kernels.blocks import UNTRACEABLE
 from nftk_jax.kernels.kernel import Kernel, KernelLabel, Part
 from nftk_jax.preprocessing.arrays import check_real
-from nftk_jax.settings import ScalingName
+from nftk_jax.preprocessing.stack import KernelStack, Matrix
+from nftk_jax.settings import ScalingName, shown
 
 #: Row numbers up to this are exact in float32.
 _LARGEST_ROW = 2**24
@@ -91,29 +93,29 @@ class KernelFamily(Kernel):
         return cls(tuple(functools.partial(function, get="ntk") for function in kernel_functions), input_shape)
 
     @classmethod
-    def precomputed(cls, grams: ArrayLike) -> KernelFamily:
+    def precomputed(cls, grams: ArrayLike | KernelStack | Sequence[Any]) -> KernelFamily:
         """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
 
         Args:
-          grams: Gram matrices, shape (L, n, n), float32 or float64. They are copied; the copy is given back
-            with the family.
+          grams: Gram matrices, shape (L, n, n), float32 or float64; or whatever `KernelStack` takes, such as a list of
+            sparse matrices, or a stack itself. They are copied; the copy is given back with the family.
 
         Raises:
           ValueError: the matrices are not real, square, finite and symmetric, or have more than 2^24 rows.
         """
-        grams = np.asarray(grams)
-        check_real("grams", grams)
+        stack = grams if isinstance(grams, KernelStack) else KernelStack(grams)
+        if stack.shape[0] != stack.shape[1]:
+            raise ValueError(
+                "Gram matrices must have shape (L, n, n), n rows with themselves; got "
+                f"{(stack.n_kernels, *stack.shape)}: a block between two sets goes to `predict`"
+            )
+        for number, gram in enumerate(stack.matrices, 1):
+            gap, largest = (float(abs(part).max()) if len(stack) else 0.0 for part in (gram - gram.T, gram))
+            if gap > _ROUNDING * largest:
+                raise ValueError(_asymmetric(number, gap, largest))
         # a copy always: what a caller writes to the array later on is none of the family's
-        grams = np.array(grams, None if np.issubdtype(grams.dtype, np.floating) else np.float64)
-        if grams.ndim != 3 or grams.shape[1] != grams.shape[2]:
-            raise ValueError(f"grams must have shape (L, n, n), one square matrix a kernel; got {grams.shape}")
-        for number, gram in enumerate(grams, 1):
-            if not np.isfinite(gram).all():
-                raise ValueError(f"Gram matrix {number} holds NaN or infinity")
-            gap = float(np.abs(gram - gram.T).max(initial=0))
-            if gap > _ROUNDING * float(np.abs(gram).max(initial=0)):
-                raise ValueError(_asymmetric(number, gap, float(np.abs(gram).max())))
-        return cls(tuple(functools.partial(_look_up, gram) for gram in grams), n_rows=grams.shape[1])
+        functions = [functools.partial(_look_up, gram.copy()) for gram in stack.matrices]
+        return cls(dict(zip(stack.names, functions, strict=True)) if stack.names else functions, n_rows=len(stack))
 
     @property
     def symmetric(self) -> bool:
@@ -154,6 +156,10 @@ class KernelFamily(Kernel):
         return "none"
 
     def diagonals(self, x: Any) -> np.ndarray:
+        known = [function.args[0].diagonal() for function in self.functions if _looks_up(function)]
+        if len(known) == self.n_kernels:  # nothing to compile
+            self.check(np.asarray(x))
+            return np.stack(known)[:, np.asarray(x)[:, 0].astype(np.int64)].astype(np.float64)
         try:
             return self._handle.diagonals(x)
         except jax.errors.JaxRuntimeError as error:  # a function of NumPy raised: its own words come last
@@ -171,8 +177,54 @@ class KernelFamily(Kernel):
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         return self._handle.evaluate(x1, x2)
 
+    def to_dict(self) -> dict[str, Any] | None:
+        """Of precomputed kernels how many rows they know, and their names: a saved model holds no Gram matrix."""
+        if self.n_rows is None:
+            return None
+        return {"type": "precomputed", "n_rows": self.n_rows, "names": [label.name for label in self.labels]}
+
+    @classmethod
+    def without_grams(cls, n_rows: int, names: Sequence[str]) -> KernelFamily:
+        """What a saved model knows of precomputed kernels: it predicts from a `KernelStack` alone."""
+        return cls({str(name): _unknown for name in names}, n_rows=int(n_rows))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_handle"}
+
+
+def stack_products(
+    kernel: Kernel, stack: KernelStack, omega: np.ndarray, rows: np.ndarray, dual_coef: np.ndarray
+) -> np.ndarray:
+    """omega_cl K_l alpha_c of precomputed kernels between new rows and the n rows of the fit, in float64.
+
+    Args:
+      kernel: made by `KernelFamily.precomputed` from the kernels of these n rows.
+      stack: the same kernels between m new rows and the n rows; dense or sparse.
+      omega: weights of the unscaled kernels, shape (C, L).
+      rows: numbers of the rows that have coefficients, shape (k, 1).
+      dual_coef: shape (k, C).
+
+    Returns:
+      Shape (L, m, C); the sum over kernels is sum_j K_c(x_i, x_j) alpha_jc.
+
+    Raises:
+      ValueError: the kernel is not precomputed, or the stack's kernels or columns are not those of the fit.
+    """
+    if not isinstance(kernel, KernelFamily) or kernel.n_rows is None:
+        raise ValueError(f"a KernelStack goes with precomputed kernels; the model has {kernel!r}: give it inputs")
+    names = tuple(label.name for label in kernel.labels)
+    if stack.n_kernels != len(names) or (stack.names and stack.names != names):
+        raise ValueError(
+            f"the kernels must be the {len(names)} of the fit ({shown(names)}), in this order; got {stack.n_kernels} "
+            f"({shown(stack.names or 'without names')})"
+        )
+    if stack.shape[1] != kernel.n_rows:
+        raise ValueError(
+            f"the kernels must have {kernel.n_rows} columns, one for every row of the fit; got shape {stack.shape}"
+        )
+    alpha = np.zeros((kernel.n_rows, len(omega)))
+    alpha[rows[:, 0].astype(np.int64)] = dual_coef
+    return np.stack([k @ (alpha * weight) for k, weight in zip(stack.matrices, omega.T, strict=True)])
 
 
 def _checked(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -204,8 +256,9 @@ def _asymmetric(number: int, gap: float, largest: float) -> str:
     if gap <= _ROUGH_ROUNDING * largest:
         return f"{found}, more than rounding explains; give (K + K.T) / 2"
     return (
-        f"{found}, with a largest entry of {largest:g}: it is no Gram matrix; give the kernel between all rows, those "
-        "of training and of test together, and not a block between two sets"
+        f"{found}, with a largest entry of {largest:g}: it is no Gram matrix; give `fit` the kernel of its rows with "
+        "themselves, or KernelFamily.precomputed that of all rows, those of training and of test together, and not a "
+        "block between two sets"
     )
 
 
@@ -232,10 +285,24 @@ def _call_back(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> ja
     return lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
 
 
-def _look_up(gram: np.ndarray, x1: Any, x2: Any) -> np.ndarray:
+def _look_up(gram: Matrix, x1: Any, x2: Any) -> np.ndarray:
     """Entries of a Gram matrix between rows of these numbers, shapes (n1, 1) and (n2, 1)."""
     rows, columns = (np.asarray(x)[:, 0].astype(np.int64) for x in (x1, x2))
+    if isinstance(gram, scipy.sparse.csr_array):
+        return gram[rows][:, columns].toarray()
     return gram[np.ix_(rows, columns)]
+
+
+def _looks_up(function: Callable[..., Any]) -> bool:
+    return isinstance(function, functools.partial) and function.func is _look_up
+
+
+def _unknown(x1: Any, x2: Any) -> Any:
+    """In place of the function of a kernel whose Gram matrix was not saved."""
+    raise ValueError(
+        "the model was saved without its Gram matrices: give it KernelStack(K), K between new rows and those of the "
+        "fit; or give `load_model` the `kernel` of the fit, KernelFamily.precomputed(K)"
+    )
 
 
 class _Handle(Kernel):

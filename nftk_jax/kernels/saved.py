@@ -6,6 +6,7 @@ from typing import Any
 
 from nftk_jax.kernels.composed import KernelOnColumns, KernelSubset, KernelSum
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, Linear, Matern
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.mlp import MLP
 
@@ -23,6 +24,8 @@ def from_dict(values: dict[str, Any]) -> Kernel:
     kind = values.pop("type")
     if kind in _FLAT:
         return _FLAT[kind](**values)
+    if kind == "precomputed":
+        return KernelFamily.without_grams(**values)
     if kind == "sum":
         return KernelSum(tuple(from_dict(member) for member in values["kernels"]))
     if kind == "columns":

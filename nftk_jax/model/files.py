@@ -15,6 +15,7 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.saved import from_dict
 from nftk_jax.model.calibration import Calibration
 from nftk_jax.preprocessing.scaling import InputScaling
+from nftk_jax.preprocessing.targets import describe_labels, restore_labels
 from nftk_jax.settings import InputsName, check_choice
 
 #: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs.
@@ -32,7 +33,6 @@ _TENSORS = (
     "target_mean",
     "target_scale",
 )
-_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 
 
 class ModelError(ValueError):
@@ -52,7 +52,7 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
         "schema": SCHEMA,
         "kernel": fields["kernel"].to_dict(),
         "kernel_labels": [str(label) for label in fields["kernel"].labels],
-        "classes": None if classes is None else _describe_labels(classes),
+        "classes": None if classes is None else describe_labels(classes),
         "calibration": None if calibration is None else calibration.to_lists(),
         "unit_norm": scaling.unit_norm,
         "inputs": fields["inputs"],
@@ -94,11 +94,6 @@ def read_fields(directory: str | pathlib.Path, kernel: Kernel | None) -> dict[st
         raise ModelError(f"the model in {directory} does not fit together ({error}); fit it again") from None
 
 
-def _describe_labels(classes: np.ndarray) -> dict[str, Any]:
-    plain = np.array(classes.tolist())  # text labels may come as an array of objects
-    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
-
-
 def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
     """The kernel that the header describes, or the one that was given for a kernel that no file can hold."""
     described = header.get("kernel")
@@ -109,6 +104,8 @@ def _restore_kernel(header: dict[str, Any], given: Kernel | None) -> Kernel:
     else:
         labels = header["kernel_labels"]
     if described is not None:
+        if given is not None and given.to_dict() == described:
+            return given  # it may hold Gram matrices
         if given is not None:
             raise ModelError(f"the model holds its kernel {described}; got kernel={given!r}: leave it out")
         return from_dict(described)
@@ -147,21 +144,12 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
     return fields | {
         "kernel": kernel,
         "input_scaling": scaling,
-        "classes": _restore_labels(header["classes"], n_classes),
+        "classes": restore_labels(header["classes"], n_classes),
         "calibration": _restore_calibration(header.get("calibration"), n_classes),
         "weight": weight,
         "inputs": inputs,
         "landmarks": header.get("landmarks", False) is True,
     }
-
-
-def _restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
-    if described is None:
-        return None
-    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
-    if classes.shape != (n_classes,):
-        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
-    return classes
 
 
 def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from nftk_jax.kernels.family import stack_products
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
@@ -21,6 +22,7 @@ from nftk_jax.model.shares import predict_by_kernel, split_r2
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
+from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 from nftk_jax.solvers.cholesky import factor_ridge
@@ -79,11 +81,17 @@ class NFTKModel:
         check_finite(x, z)
         return z
 
-    def _check(self, x: np.ndarray) -> None:
+    def _check(self, x: np.ndarray | KernelStack) -> None:
         """Raise ValueError unless `x` has the type and the shape of inputs."""
+        if isinstance(x, KernelStack):
+            raise ValueError(
+                "a KernelStack gives scores alone: standard deviations also need the kernels of new rows with "
+                "themselves; fit row numbers with `kernel=KernelFamily.precomputed(K)`, K of all rows"
+            )
         features = self.x_train.shape[1]
         if x.ndim != 2 or x.shape[1] != features:
-            raise ValueError(f"inputs must have shape (n, {features}), as in training; got {x.shape}")
+            or_stack = ", or be KernelStack(K) for precomputed kernels" if features == 1 else ""
+            raise ValueError(f"inputs must have shape (n, {features}), as in training{or_stack}; got {x.shape}")
         check_real("inputs", x)
 
     def bind(self, *, dtype: Any = None) -> Rows:
@@ -93,14 +101,19 @@ class NFTKModel:
         return self.kernel.bind(z, scale=self.scale, inputs=inputs)
 
     def decision_function(
-        self, x: np.ndarray, *, split: bool = False, report: Callable[[int, int], None] = lambda done, total: None
+        self,
+        x: np.ndarray | KernelStack,
+        *,
+        split: bool = False,
+        report: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
         """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
 
         Beside inputs and scores, memory for one tile of rows is taken.
 
         Args:
-          x: inputs, shape (m, p), as they were given in training (unscaled).
+          x: inputs, shape (m, p), as they were given in training (unscaled); of precomputed kernels row numbers, or a
+            `KernelStack` (m, n) between new rows and all n rows of the fit.
           split: return what every kernel adds to the scores; these parts and `target_mean` add up to the scores.
           report: called with the rows done and their total.
 
@@ -111,6 +124,9 @@ class NFTKModel:
           ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
             kernel overflows.
         """
+        if isinstance(x, KernelStack):
+            products = stack_products(self.kernel, x, self.kernel_omega, self.x_train, self.dual_coef)
+            return products * self.target_scale if split else self.unscaled(products.sum(axis=0))
         self._check(x)
         if x.size and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError("inputs must be finite; got NaN or infinity")
@@ -129,7 +145,7 @@ class NFTKModel:
         times = scores.shape[1] // len(self.target_mean)
         return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: np.ndarray | KernelStack) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
         return self.labels(self.decision_function(x))
 
@@ -260,7 +276,8 @@ class NFTKModel:
     def save(self, directory: str | pathlib.Path) -> None:
         """Write model.safetensors and model.json into a directory, which is made if it is not there.
 
-        Functions and Gram matrices of a kernel are not written: `load_model` takes that kernel.
+        Functions of a kernel are not written: `load_model` takes that kernel. Neither are Gram matrices: without that
+        kernel the model that is read predicts from a `KernelStack` alone.
 
         Raises:
           OSError: the directory cannot be written.

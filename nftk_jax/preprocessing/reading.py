@@ -1,4 +1,4 @@
-"""What an estimator is given, read and checked: inputs, targets, and pairs of row numbers."""
+"""What an estimator is given, read and checked: inputs, targets, weights, seeds, and pairs of row numbers."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.model_selection import check_cv
-from sklearn.utils.validation import validate_data
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from nftk_jax.preprocessing.arrays import check_real
-from nftk_jax.settings import shown
+from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.settings import check_seed, shown
 
 #: What the two errors about such a `cv` begin with.
 ONE_FIT = "`cv` is an iterator, which one fit uses up,"
 
 
-def read_arrays(estimator: Any, x: Any, *y: Any, **options: Any) -> Any:
+def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) -> Any:
     """Inputs, or inputs and targets, as arrays of NumPy, by scikit-learn's `validate_data` with these options.
+
+    An estimator whose `x` is a kernel (scikit-learn's tag "pairwise") gets a `KernelStack` in place of the array. It
+    may be given a matrix (m, n), dense or sparse, an array (L, m, n), a list of L matrices, or a stack.
 
     Raises:
       ValueError, TypeError: they are unusable; inputs of any other type than real numbers are, targets of classes may
         be anything.
     """
+    if not get_tags(estimator).input_tags.pairwise:
+        return _read_arrays(estimator, x, *y, reset=reset, **options)
+    many = isinstance(x, (list, tuple)) and any(len(getattr(part, "shape", ())) == 2 for part in x)
+    if not many and not isinstance(x, KernelStack) and getattr(x, "ndim", 2) < 3:
+        found = _read_arrays(estimator, x, *y, reset=reset, accept_sparse="csr", **options)
+        return (KernelStack(found[0]), found[1]) if y else KernelStack(found)
+    stack = x if isinstance(x, KernelStack) else KernelStack(x)
+    if not reset:
+        return stack
+    _, targets = _read_arrays(estimator, np.arange(len(stack))[:, None], *y, **options)
+    estimator.n_features_in_ = stack.shape[1]
+    return stack, targets
+
+
+def _read_arrays(estimator: Any, x: Any, *y: Any, **options: Any) -> Any:
     try:
         found = validate_data(estimator, x, *y, **options)
-        inputs = np.asarray(found[0] if y else found)
+        inputs: Any = found[0] if y else found
+        inputs = inputs if scipy.sparse.issparse(inputs) else np.asarray(inputs)
         if inputs.dtype == object:  # columns of a table that have no common type
             inputs = inputs.astype(np.float64)
     except TypeError as error:
@@ -37,6 +59,38 @@ def read_arrays(estimator: Any, x: Any, *y: Any, **options: Any) -> Any:
         raise ValueError("x and y must hold real numbers alone: Complex data not supported") from None
     check_real("x", inputs)
     return (inputs, found[1]) if y else inputs
+
+
+def read_weight(sample_weight: Any, x: np.ndarray) -> np.ndarray:
+    """Sample weights of the rows of `x`, shape (n,), float64.
+
+    Raises:
+      ValueError: they are no n real numbers >= 0, or fewer than two are positive.
+    """
+    check_real("sample_weight", np.asarray(sample_weight))
+    weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+    if np.count_nonzero(weight) < 2:
+        raise ValueError(f"sample_weight must be positive for at least two rows; got {np.count_nonzero(weight)}")
+    return weight
+
+
+def read_seed(random_state: Any) -> int:
+    """A seed from what scikit-learn calls a random state.
+
+    Raises:
+      ValueError: it is no whole number from 0 to 2^32 - 1, RandomState or None.
+    """
+    seed = random_state
+    if not isinstance(seed, (int, np.integer)):
+        try:
+            seed = check_random_state(seed).randint(2**31)
+        except ValueError:
+            raise ValueError(
+                "random_state must be a whole number from 0 to 4294967295, a numpy.random.RandomState or None; got "
+                f"{shown(seed)}"
+            ) from None
+    check_seed(seed, name="random_state")
+    return int(seed)
 
 
 def read_splits(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from nftk_jax.preprocessing.scaling import mean_and_deviation, powers_of_two, standardise
+
+_LABEL_TYPES = {"U": np.str_, "i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +44,23 @@ def decode_scores(scores: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np
     scores += mean / power
     scores *= power
     return scores
+
+
+def describe_labels(classes: np.ndarray) -> dict[str, Any]:
+    """Labels of classes as plain values, for JSON."""
+    plain = np.array(classes.tolist())  # text labels may come as an array of objects
+    return {"kind": plain.dtype.kind, "labels": plain.tolist()}
+
+
+def restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
+    """The labels that `describe_labels` described, shape (n_classes,); None for regression.
+
+    Raises:
+      ValueError, KeyError: they are not that many labels of a known type.
+    """
+    if described is None:
+        return None
+    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
+    if classes.shape != (n_classes,):
+        raise ValueError(f"{len(classes)} labels for {n_classes} classes")
+    return classes
