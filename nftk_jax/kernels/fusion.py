@@ -30,6 +30,7 @@ class Together(NamedTuple):
         return sum(part.kernel.n_kernels for part in self.parts)
 
     def diagonals(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
         return np.concatenate([part.kernel.diagonals(part.select(x)) for part in self.parts])
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:

@@ -213,6 +213,9 @@ def _visit(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, o
     tall = jnp.where((jnp.arange(len(tall)) == len(tall) - 1) == together, tall, 0)
 
     def group(g, out):
+        return lax.cond(tall[g] > 0, functools.partial(visit, g), lambda out: out, out)
+
+    def visit(g, out):
         # the flagged rows first; beyond the last row lies none
         orders = [
             jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
@@ -226,7 +229,8 @@ def _visit(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, o
             def column(b, out):
                 j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
                 k, close = exact_tile(plan, series, rows, _take(right, j))
-                if same:  # symmetric to the last bit, on the diagonal too
+                if same:  # symmetric to the last bit, and the diagonal is known
+                    close = close & (i[:, None] != j)
                     k = jnp.where((a == b) & (i[:, None] > j), k.mT, k)
                     close = jnp.where((a == b) & (i[:, None] > j), close.T, close)
                 out = _put(out, k, close, i, j)
@@ -333,15 +337,16 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
         own = _cut(rows, k * size, size)
         tile, by_row, by_column = plain_tile(plan, series, own, own, same=True)
         largest = _keep(_keep(largest, by_row, k * size), by_column, k * size)
+        tile = jnp.where(np.eye(size, dtype=bool), lax.dynamic_slice_in_dim(known, k * size, size, -1)[..., None], tile)
         return tiles.write(out, tile, k * size, k * size), largest
 
-    empty = jnp.zeros((*series[0][0].shape[1:-1], wide, wide), x.dtype)
+    classes = series[0][0].shape[1:-1]
+    known = jnp.pad(diagonal, ((0, 0), (0, wide - n))).reshape(*classes, wide)
+    empty = jnp.zeros((*classes, wide, wide), x.dtype)
     state = lax.fori_loop(0, across, fill_diagonal, (empty, jnp.zeros((plan.n_groups, wide), x.dtype)))
     out, largest = lax.fori_loop(0, across * (across - 1) // 2, fill, state)
     out = _visit(plan, series, rows, rows, largest, largest, out, same=True)
-    out = out.reshape(c, wide, wide)[:, :n, :n]
-    index = jnp.arange(n)
-    return out.at[:, index, index].set(diagonal)
+    return out.reshape(c, wide, wide)[:, :n, :n]
 
 
 def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Array:
