@@ -71,16 +71,16 @@ def combined_kernel(
             f"omega must have shape (n_classes, {kernel.n_kernels}), one weight for every kernel of {kernel!r}; got "
             f"{weights.shape}"
         )
-    known = None if isinstance(weights, Tracer) else np.asarray(weights)
-    work = divide(kernel, a, b, inputs, None if known is None else np.any(known, axis=0))
-    # a class that gives a piece of work no weight does not pay for it
-    rows = [np.arange(len(weights)) if known is None else _weighted(known, piece) for piece in work]
-    if len(work) == 1 and (len(rows[0]) == len(weights) or len(kernel.parts) == 1):
+    weighted = np.ones(weights.shape, bool) if isinstance(weights, Tracer) else np.asarray(weights) != 0
+    if len(kernel.parts) == 1:
+        weighted[:] = True
+    work = divide(kernel, a, b, inputs, weighted)
+    if len(work) == 1 and len(work[0].classes) == len(weights):
         return _combine(work[0], weights[:, work[0].columns], a, b, int(memory_budget))
     out = jnp.zeros((len(weights), len(a), len(a if b is None else b)), a.dtype)
-    for piece, chosen in zip(work, rows, strict=True):
-        own = weights[chosen][:, piece.columns]
-        out = _add_rows(out, chosen, _combine(piece, own, a, b, int(memory_budget)))
+    for piece in work:  # a class that gives a piece of work no weight does not pay for it
+        own = weights[piece.classes][:, piece.columns]
+        out = _add_rows(out, piece.classes, _combine(piece, own, a, b, int(memory_budget)))
     return out
 
 
@@ -95,11 +95,6 @@ def combined_ntk(
 ) -> jax.Array:
     """`combined_kernel` under the name that the NTKs of an `MLP` have: sum_l omega[c, l] Theta^(l) (paper eq. 15)."""
     return combined_kernel(mlp, omega, x1, x2, inputs=inputs, memory_budget=memory_budget)
-
-
-def _weighted(omega: np.ndarray, work: Work) -> np.ndarray:
-    """The classes that give a piece of work any weight."""
-    return np.flatnonzero(omega[:, work.columns].any(axis=1))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

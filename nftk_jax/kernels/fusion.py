@@ -47,44 +47,52 @@ class Work(NamedTuple):
       kernel: a `Kernel` of the inputs that `select` gives, or `Together`.
       select: of whole inputs, shape (n, p).
       columns: its columns of Omega, shape (L',).
+      classes: the rows of Omega that it serves, shape (C',).
       series: of the kernel on these inputs, None for the kernel's own formula.
     """
 
     kernel: Any
     select: Any
     columns: np.ndarray
+    classes: np.ndarray
     series: KernelSeries | None
 
 
-def divide(kernel: Kernel, x1: Any, x2: Any | None, inputs: InputsName, used: np.ndarray | None = None) -> list[Work]:
-    """Divide a kernel into what is evaluated in one go: all parts with a series together, every other by itself.
+def divide(kernel: Kernel, x1: Any, x2: Any | None, inputs: InputsName, weighted: np.ndarray) -> list[Work]:
+    """Divide sums of kernels into what is evaluated in one go.
+
+    A class that weighs kernels of several parts with a series has those evaluated together. A part that is the only
+    such one of a class, or has no series, is evaluated by itself.
 
     Args:
       kernel: L kernels.
       x1: inputs, shape (n1, p).
       x2: inputs, shape (n2, p), or None for those of `x1`.
       inputs: see `Kernel.bind`.
-      used: which of the kernels have weight, shape (L,); parts without any are left out, unless they cost nothing
-        beside others. None is all.
+      weighted: which kernels every class gives weight, shape (C, L).
     """
     ends = np.cumsum([part.kernel.n_kernels for part in kernel.parts])
-    parts = list(zip(kernel.parts, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
-    wanted = [used is None or bool(used[columns].any()) for _, columns in parts]
-    profiles = [_series(part, x1, x2, inputs, together=True) for part, _ in parts] if sum(wanted) > 1 else []
-    shared = [number for number, profile in enumerate(profiles) if profile is not None]
-    if len(shared) < 2 or not any(wanted[number] for number in shared):
-        shared = []
-    work = [_alone(*part, x1, x2, inputs) for n, part in enumerate(parts) if wanted[n] and n not in shared]
-    if shared:
-        members = tuple(parts[number][0] for number in shared)
-        series = _stack(members, [profiles[number] for number in shared], x1.shape[1], len(x1 if x2 is None else x2))
-        columns = np.concatenate([parts[number][1] for number in shared])
-        work.append(Work(Together(members), lambda x: x, columns, series))
+    places = np.split(np.arange(ends[-1]), ends[:-1])
+    support = np.stack([weighted[:, columns].any(axis=1) for columns in places])
+    alone, shared = support.copy(), np.zeros(len(weighted), bool)
+    profiles: list[KernelSeries | None] = [None] * len(places)
+    if (support.sum(axis=0) > 1).any():
+        profiles = [_series(part, x1, x2, inputs, together=True) for part in kernel.parts]
+        fusible = np.array([profile is not None for profile in profiles])
+        shared = support[fusible].sum(axis=0) > 1
+        alone[fusible] &= ~shared
+    work = []
+    for part, columns, classes in zip(kernel.parts, places, alone, strict=True):
+        if classes.any():
+            series = _series(part, x1, x2, inputs, together=False)
+            work.append(Work(part.kernel, part.select, columns, np.flatnonzero(classes), series))
+    if shared.any():
+        members = [number for number, profile in enumerate(profiles) if profile is not None]
+        parts = tuple(kernel.parts[number] for number in members)
+        series = _stack(parts, [profiles[number] for number in members], x1.shape[1], len(x1 if x2 is None else x2))
+        columns = np.concatenate([places[number] for number in members])
+        work.append(Work(Together(parts), lambda x: x, columns, np.flatnonzero(shared), series))
     return work
-
-
-def _alone(part: Part, columns: np.ndarray, x1: Any, x2: Any | None, inputs: InputsName) -> Work:
-    return Work(part.kernel, part.select, columns, _series(part, x1, x2, inputs, together=False))
 
 
 def _series(part: Part, x1: Any, x2: Any | None, inputs: InputsName, *, together: bool) -> KernelSeries | None:

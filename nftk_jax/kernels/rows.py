@@ -202,16 +202,13 @@ class Rows:
     def _by_kernel(self, omega: np.ndarray, left: jax.Array) -> Iterator[_Share]:
         """What is evaluated in one go for queries `left`, and the classes that share its kernels, by equal weights."""
         omega = omega / self.scale
-        for work in divide(self.kernel, left, self._padded, self._inputs, np.any(omega, axis=0)):
-            own = omega[:, work.columns]
-            classes = np.flatnonzero(own.any(axis=1))
-            if classes.size:
-                distinct, group = np.unique(own[classes], axis=0, return_inverse=True)
-                group = group.ravel()
-                order = np.argsort(group, kind="stable")
-                place = np.empty_like(group)
-                place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-                yield _Share(work, distinct, classes, group, place)
+        for work in divide(self.kernel, left, self._padded, self._inputs, omega != 0):
+            distinct, group = np.unique(omega[work.classes][:, work.columns], axis=0, return_inverse=True)
+            group = group.ravel()
+            order = np.argsort(group, kind="stable")
+            place = np.empty_like(group)
+            place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+            yield _Share(work, distinct, work.classes, group, place)
 
     @lenient_jax()
     def apply(self, omega: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -252,7 +249,9 @@ class Rows:
     def _operators(self) -> list[tuple[GramOperator, np.ndarray]]:
         """The operators of all that is evaluated in one go, and their columns of Omega."""
         left, found = self._store_bytes, []
-        for work in divide(self.kernel, jnp.asarray(self.x), None, self._inputs):
+        for work in divide(
+            self.kernel, jnp.asarray(self.x), None, self._inputs, np.ones((1, self.kernel.n_kernels), bool)
+        ):
             operator = operators.gram_operator(work, self.x, left, self.mesh)
             left = max(0, left - operator.stored_bytes)
             found.append((operator, work.columns))

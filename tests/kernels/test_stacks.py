@@ -84,7 +84,8 @@ def test_the_sum_over_groups_is_that_of_neural_tangents_on_their_columns(members
 
 def test_groups_of_one_shape_share_a_stack_and_members_of_a_group_its_cosines(x):
     kernel = on_groups((MLP(2), RBF(2.0)))
-    (work,) = fusion.divide(kernel, jnp.asarray(x, jnp.float32), None, "auto")
+    every = np.ones((1, kernel.n_kernels), bool)
+    (work,) = fusion.divide(kernel, jnp.asarray(x, jnp.float32), None, "auto", every)
     assert sorted(len(stack.columns) for stack in work.series.form) == [1, 4]
     assert all(len(stack.forms) == 2 for stack in work.series.form)
     np.testing.assert_array_equal(np.sort(work.columns), np.arange(kernel.n_kernels))
@@ -92,12 +93,10 @@ def test_groups_of_one_shape_share_a_stack_and_members_of_a_group_its_cosines(x)
 
 def test_what_has_no_series_is_evaluated_beside_the_others_and_weight_on_one_group_costs_one(x):
     kernel = MLP(2, b_std=0.5).on(slice(0, 6)) + MLP(2).on(slice(0, 6)) + RBF(2.0)
-    rows = jnp.asarray(x, jnp.float32)
-    kinds = lambda used: [type(work.kernel).__name__ for work in fusion.divide(kernel, rows, None, "auto", used)]  # noqa: E731
-    assert kinds(None) == ["MLP", "Together"]
-    assert kinds(np.array([0, 0, 0, 1, 0], bool)) == ["MLP"]
-    assert kinds(np.array([0, 0, 1, 0, 1], bool)) == ["Together"]
-    assert kinds(np.zeros(5, bool)) == []
+    weighted = np.array([[1, 0, 1, 0, 1], [0, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
+    work = fusion.divide(kernel, jnp.asarray(x, jnp.float32), None, "auto", weighted)
+    found = [(type(piece.kernel).__name__, piece.columns.tolist(), piece.classes.tolist()) for piece in work]
+    assert found == [("MLP", [0, 1], [0, 2]), ("MLP", [2, 3], [1, 2]), ("Together", [2, 3, 4], [0, 3])]
 
 
 @pytest.mark.usefixtures("x64")
