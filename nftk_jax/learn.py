@@ -228,7 +228,7 @@ def _learn(
     scale = unit_diagonal_scale(kernel, z, data.weight)
     rows = kernel.bind(z, scale=scale, inputs=settings.solve.inputs)
     # split
-    positions, splits = draw_search(data, settings)
+    positions, splits = draw_search(data, settings, kernel.n_kernels)
     among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
     y_search = jnp.asarray(targets.y[positions], among.dtype)
     problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
@@ -280,7 +280,7 @@ def _learn(
 
 
 def draw_search(
-    data: TrainingRows, settings: LearnSettings
+    data: TrainingRows, settings: LearnSettings, n_kernels: int
 ) -> tuple[np.ndarray, tuple[tuple[np.ndarray, np.ndarray], ...]]:
     """Draw the search rows and, unless the splits are given, the rows held out.
 
@@ -291,7 +291,7 @@ def draw_search(
       ValueError: no given split has rows on both sides.
     """
     total = len(data.x)
-    n, rng, labels = settings.search.rows(total), np.random.default_rng(settings.seed), data.labels
+    n, rng, labels = settings.search.rows(total, n_kernels), np.random.default_rng(settings.seed), data.labels
     positions = np.arange(n) if n == total else np.sort(draw_rows(labels, n, total, rng)[0])
     if data.splits is None:
         own = None if labels is None else labels[positions]
@@ -335,7 +335,7 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kerne
     """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`."""
     n, features = shape
     columns = geometry_columns(kernel, features)
-    search, n_search = settings.search, settings.search.rows(n)
+    search, n_search = settings.search, settings.search.rows(n, kernel.n_kernels)
     sizes = Sizes(
         n_train=n,
         n_search=n_search,

@@ -16,6 +16,8 @@ RANK_RESOLUTION = 1e-3
 #: Kernels of at least this centred alignment cannot be told apart by what they contribute.
 CLUSTER_ALIGNMENT = 0.99
 
+#: Least alignment of kernels that conjugate gradients take few steps for, and the rows that it is judged on.
+_ALIKE, _FEW_ROWS = 0.5, 200
 _CHUNK = 2**22
 
 
@@ -31,6 +33,14 @@ def centred_alignment(k: jax.Array | np.ndarray) -> np.ndarray:
     norm = np.sqrt(np.diagonal(inner))
     norm = np.where(norm > 0, norm, 1.0)
     return inner / np.outer(norm, norm)
+
+
+def are_alike(k: jax.Array | np.ndarray) -> bool:
+    """Whether all kernels are so alike that the inverse of their mean is a preconditioner for any sum of them.
+
+    Judged by the alignments on a few rows; `k` has shape (L, n, n).
+    """
+    return bool(centred_alignment(np.asarray(k[:, :_FEW_ROWS, :_FEW_ROWS])).min() >= _ALIKE)
 
 
 def centred_inner_products(k: jax.Array | np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

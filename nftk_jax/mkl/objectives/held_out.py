@@ -13,6 +13,7 @@ import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
 from nftk_jax.mkl.problem import SearchProblem, row_ridge, share, take
+from nftk_jax.mkl.similarity import are_alike
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
@@ -68,7 +69,7 @@ class HeldOutSplit:
         (train, held), (k_train, k_held), y = problem.splits[number], problem.blocks[number], np.asarray(problem.y)
         weight = take(problem.weight, train)
         inverse = None
-        if is_worthwhile(len(train), problem.n_classes, k_train.dtype):
+        if is_worthwhile(len(train), problem.n_classes, k_train.dtype) and are_alike(k_train):
             inverse = invert_reference(k_train, row_ridge(ridge, weight, len(train), k_train.dtype))
         return cls(k_train, k_held, y[train], y[held], ridge, weight, take(problem.weight, held), inverse)
 
