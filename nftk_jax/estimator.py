@@ -25,6 +25,7 @@ from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.preprocessing.scaling import without_extremes
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import KindName
+from nftk_jax.solvers.plan import give_back
 
 
 class _NFTKEstimator(Parameters):
@@ -52,6 +53,7 @@ class _NFTKEstimator(Parameters):
                     stacklevel=3,
                 )
             model = learned.model
+        give_back()
         self.model_: NFTKModel = model
         self.omega_: np.ndarray = model.omega
         self.kernel_omega_: np.ndarray = model.kernel_omega

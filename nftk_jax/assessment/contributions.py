@@ -143,12 +143,12 @@ def _without_groups(
         rows, y, weight = rows.take(chosen).keeping(), y[chosen], take(weight, chosen)
     with CholeskySolver(rows, weight=weight) as solver:
         solution = solver.solve(omega, ridge, np.tile(y, models))
-    step = max(256, _CHUNK // omega.size)
-    scores = [
-        predict_by_kernel(rows, omega, solution.dual_coef, dataset.x_test[start : start + step], scaled=model.scaled)
-        for start in range(0, len(dataset.x_test), step)
-    ]
-    whole, *others = np.split(model.unscaled(np.concatenate([part.sum(axis=0) for part in scores])), models, axis=1)
+    x_test, scores = model.scaled(dataset.x_test), np.zeros((len(dataset.x_test), len(omega)))
+    for one, weights in zip(np.eye(omega.shape[1]), omega.T, strict=True):  # every kernel once, for all models
+        if weights.any():
+            k = rows.cross(one[None], x_test)[0]
+            scores += np.asarray(k @ jnp.asarray(solution.dual_coef, k.dtype), np.float64) * weights
+    whole, *others = np.split(model.unscaled(scores), models, axis=1)
     found = {name: compare(dataset, whole, theirs) for name, theirs in zip(groups, others, strict=True)}
     return found, rows.n
 

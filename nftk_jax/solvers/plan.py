@@ -6,6 +6,7 @@ are on the low side of what was measured (docs/scaling.md).
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 import os
@@ -18,6 +19,8 @@ from nftk_jax.settings import SolverName
 PreconditionerName = Literal["factor", "low-rank"]
 
 GIB = 2**30
+#: Bytes that a process grows by before `give_back` looks for memory to return, and what it held then.
+_GROWTH, _resident_before = 2**26, [0]
 #: Ranks of the low-rank preconditioner to choose from.
 RANKS = (256, 512, 1024, 2048, 4096, 8192)
 #: Pivots of it that are drawn at once: a matrix product wants hundreds.
@@ -293,7 +296,7 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     a_pass = (
         s.geometries * (s.kernels + 1) * n**2 / 2 / entries + missing * product + 4 * n * rank * s.n_classes / flops
     )
-    solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank) * a_pass
+    solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank, s.geometries) * a_pass
     stages = (
         Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
         Stage("solve", int(fixed + store + held), solve_seconds),
@@ -301,13 +304,16 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     return SolvePlan("cg", stages, preconditioner, rank, math.ceil(store / here))
 
 
-def passes(preconditioner: PreconditionerName, n: int, rank: int) -> float:
+def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: int = 1) -> float:
     """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
     Preconditioners are compared at one residual, although a low rank stops at 1e-3 by default. 4/3 of what was measured
-    to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23.
+    to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23. Kernels of
+    several groups are not alike, so that the preconditioner of their mean helps little: about eight times as many for
+    17 patches of images.
     """
-    return 8.0 if preconditioner == "factor" else 2.7 + 10.4 * (n / rank) ** 0.37
+    alike = 8.0 if preconditioner == "factor" else 2.7 + 10.4 * (n / rank) ** 0.37
+    return alike if geometries == 1 else 8 * alike
 
 
 def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
@@ -328,6 +334,23 @@ def _largest_that_fits(plan: Plan) -> int:
         fits = plan_fit(sizes, plan.machine, solver).fits
         low, high = (middle, high) if fits else (low, middle - 1)
     return 1000 * low
+
+
+def give_back() -> None:
+    """Have the C library return what it keeps of freed memory, where this process has grown much since the last call.
+
+    Compilation leaves hundreds of megabytes in glibc's many arenas. Elsewhere this does nothing.
+    """
+    statm = pathlib.Path("/proc/self/statm")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if statm.exists() else None
+    if trim is None or _resident(statm) < _resident_before[0] + _GROWTH:
+        return
+    trim(0)
+    _resident_before[0] = _resident(statm)
+
+
+def _resident(statm: pathlib.Path) -> int:
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_memory() -> int:
