@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nftk_jax.model import NFTKModel
     from nftk_jax.solvers.plan import Plan
 
-#: Above this many training rows the baselines are compared on the search rows.
+#: Above this many training rows, times the groups of features, the baselines are compared on the search rows.
 BASELINE_ROWS = 20_000
 
 
@@ -181,6 +181,7 @@ def _compute(
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
     from nftk_jax.assessment.assess import assess
+    from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
 
     images = dataset.image_shape is not None
@@ -190,7 +191,8 @@ def _compute(
         learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
     ):
         checkpoint.flush()
-        found = assess(dataset, learned, resamples=resamples, baseline_rows=BASELINE_ROWS, report=report)
+        baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
+        found = assess(dataset, learned, resamples=resamples, baseline_rows=baseline_rows, report=report)
         identifiability = found["identifiability"]
         identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
         return found, learned.model

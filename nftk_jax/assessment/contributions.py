@@ -20,7 +20,7 @@ from nftk_jax.learn import Learned
 from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem, take
 from nftk_jax.mkl.similarity import find_clusters
-from nftk_jax.model.shares import Shares, predict_by_kernel, split_r2
+from nftk_jax.model.shares import Shares, split_r2
 from nftk_jax.preprocessing.sampling import draw_rows
 from nftk_jax.solvers.cholesky import CholeskySolver
 from nftk_jax.solvers.solver import Report
@@ -29,7 +29,6 @@ _ENTRIES = 1e9  # kernel entries between test and training rows, and
 _CELLS = 1e7  # scores by kernel, that are evaluated for the shares; above that, on fewer test rows
 _OPERATIONS = 1e11  # of the solves without groups; above that, on fewer training rows
 _LEAST_ROWS = 500
-_CHUNK = 2**24  # scores by kernel at a time
 
 
 def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray, report: Report) -> dict[str, Any]:
