@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from nftk_jax.kernels.series import Form, KernelSeries
 from nftk_jax.kernels.stacks import Stack
-from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_features, padded_features
+from nftk_jax.preprocessing.padding import PADDED_ROWS, padded_features
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.kernel import Kernel, Part
@@ -35,9 +35,6 @@ class Together(NamedTuple):
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
         return jnp.concatenate([part.kernel.traced_diagonals(budget, part.select(x)) for part in self.parts])
-
-    def widened(self, x: np.ndarray, size: int) -> np.ndarray:
-        return pad_features(x, size)
 
 
 class Work(NamedTuple):
