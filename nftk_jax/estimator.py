@@ -33,7 +33,7 @@ class _NFTKEstimator(Parameters):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.pairwise = tags.input_tags.sparse = self.kernel == "precomputed"
+        tags.input_tags.pairwise = tags.input_tags.sparse = self._takes_kernels
         return tags
 
     def _learn(self, data: TrainingRows, x: Any) -> None:

@@ -180,6 +180,10 @@ class Parameters(BaseEstimator):
         self.precision = precision
         self.random_state = random_state
 
+    @property
+    def _takes_kernels(self) -> bool:
+        return isinstance(self.kernel, str) and self.kernel == "precomputed"
+
     def _settings(self, x: Any) -> tuple[Kernel, LearnSettings]:
         """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
 
@@ -191,7 +195,7 @@ class Parameters(BaseEstimator):
             LearnSettings, {**values, "cv": None, "seed": read_seed(self.random_state)}
         )  # splits are given
         given = [kernel for kernel in (self.kernel, self.family) if kernel is not None]
-        if isinstance(x, KernelStack) and given == ["precomputed"]:
+        if isinstance(x, KernelStack) and self._takes_kernels and len(given) == 1:
             if self.groups is not None:
                 raise ValueError("groups must be None with `kernel='precomputed'`: give a KernelStack of their kernels")
             return KernelFamily.precomputed(x), settings

@@ -15,8 +15,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_the_library_example_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def test_the_library_examples_run(capsys):
+    block, groups = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     model, k = names["model"], names["k"]
@@ -25,6 +25,8 @@ def test_the_library_example_runs(capsys):
     diagonal = np.diagonal(k, axis1=1, axis2=2).mean(axis=1)
     np.testing.assert_allclose(diagonal, model.omega_.sum(axis=1), rtol=1e-5)  # of the model's own architecture
     assert capsys.readouterr().out
+    exec(compile(groups, "README.md", "exec"), names)
+    assert names["model"].contributions(names["x_test"], names["y_test"]).shape == (10, 4)
 
 
 def test_make_targets_exist():
@@ -36,7 +38,7 @@ def test_make_targets_exist():
 
 
 def test_flags_exist():
-    fields = field_names(FitConfig) | field_names(PredictConfig)
+    fields = field_names(FitConfig) | field_names(PredictConfig) | {"with"}  # of `members`: a word of Python
     flags = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - {"help"}
     assert flags
     assert {flag.replace("-", "_") for flag in flags} <= fields

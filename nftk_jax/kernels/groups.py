@@ -229,8 +229,8 @@ def _columns(name: str, value: Any, n_features: int, names: Sequence[str] | None
     numbers = np.asarray(value)
     if numbers.ndim != 1 or numbers.dtype.kind not in "biuUO" + "f" * (not numbers.size):
         raise ValueError(
-            f"the group {name!r} must be a slice, column numbers, a mask, names of columns, 'rest' or 'all'; got "
-            f"{shown(value)}"
+            f"in `groups` the group {name!r} must be a slice, column numbers, a mask, names of columns, 'rest' or "
+            f"'all'; got {shown(value)}"
         )
     if numbers.dtype.kind in "UO":
         return _named_columns(name, numbers.tolist(), names)

@@ -131,9 +131,9 @@ def test_targets_of_any_size_have_the_same_shares(rng):
 
 
 def test_what_has_no_shares_is_refused(regressor):
-    with pytest.raises(ValueError, match="at least two rows with weight; got 1"):
+    with pytest.raises(ValueError, match=r"at least two rows.*; got 1"):
         regressor.contributions(X[:1], Y[:1])
-    with pytest.raises(ValueError, match="at least two rows with weight; got 1"):
+    with pytest.raises(ValueError, match=r"at least two rows.*; got 1"):
         regressor.contributions(X[:3], Y[:3], [0, 1, 0])
     with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
         regressor.contributions(X[:3], Y[:3, 0])
