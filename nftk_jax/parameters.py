@@ -64,7 +64,7 @@ PARAMETERS = """
         Omega, from there on.
       method, step_size: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
       tolerance, max_iterations: of the descent.
-      n_search: rows used to learn Omega; None takes all up to 3000, and fewer for more than twenty kernels.
+      n_search: rows used to learn Omega; None takes all up to 3000, and fewer for more than forty kernels.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
         scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
         held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs

@@ -37,7 +37,7 @@ RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
 #: Training rows that the search takes from a larger set unless told otherwise.
 SEARCH_ROWS = 3000
 #: So many kernels have that default; more of them get fewer rows, so that their Gram matrices take no more memory.
-SEARCH_KERNELS = 20
+SEARCH_KERNELS = 40
 #: Up to so many training rows ``precision="auto"`` solves in float64.
 FLOAT64_ROWS = 2000
 #: Folds of the objective `kfold`, and of every other up to so many search rows.
@@ -165,7 +165,7 @@ class SearchSettings:
     max_iterations: int = 100
     """Steps after which the descent stops."""
     n_search: int | None = None
-    """Training rows used to learn Omega; default all up to 3000, and fewer for more than twenty kernels."""
+    """Training rows used to learn Omega; default all up to 3000, and fewer for more than forty kernels."""
     cv: int | None = None
     """Folds that hold rows out; default 5 up to 600 rows of the search, and one split that holds out a third above."""
     one_standard_error: bool = True
@@ -204,8 +204,8 @@ class SearchSettings:
     def rows(self, n_train: int, n_kernels: int) -> int:
         """How many of the training rows the search takes.
 
-        >>> [SearchSettings().rows(60_000, kernels) for kernels in (1, 10, 40)]
-        [3000, 3000, 2121]
+        >>> [SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160)]
+        [3000, 3000, 1500]
         """
         share = math.sqrt(min(1.0, SEARCH_KERNELS / n_kernels))
         return min(n_train, self.n_search or max(FOLD_ROWS, round(share * SEARCH_ROWS)))
