@@ -27,9 +27,7 @@ from nftk_jax.kernels.precision import enable_x64
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if getattr(config.option, "numprocesses", None):  # beside one another, BLAS's threads wait by spinning
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; programs under test inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "XLA_FLAGS" not in os.environ:  # the workers inherit it
