@@ -29,6 +29,7 @@ _ENTRIES = 1e9  # kernel entries between test and training rows, and
 _CELLS = 1e7  # scores by kernel, that are evaluated for the shares; above that, on fewer test rows
 _OPERATIONS = 1e11  # of the solves without groups; above that, on fewer training rows
 _LEAST_ROWS = 500
+_TILE_ENTRIES = 2**25  # of one kernel, between test rows and the rows that are solved on, in memory at a time
 
 
 def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray, report: Report) -> dict[str, Any]:
@@ -142,11 +143,14 @@ def _without_groups(
         rows, y, weight = rows.take(chosen).keeping(), y[chosen], take(weight, chosen)
     with CholeskySolver(rows, weight=weight) as solver:
         solution = solver.solve(omega, ridge, np.tile(y, models))
-    x_test, scores = model.scaled(dataset.x_test), np.zeros((len(dataset.x_test), len(omega)))
-    for one, weights in zip(np.eye(omega.shape[1]), omega.T, strict=True):  # every kernel once, for all models
-        if weights.any():
-            k = rows.cross(one[None], x_test)[0]
-            scores += np.asarray(k @ jnp.asarray(solution.dual_coef, k.dtype), np.float64) * weights
+    scores, step = np.zeros((len(dataset.x_test), len(omega))), max(_LEAST_ROWS, _TILE_ENTRIES // rows.n)
+    dual_coef = jnp.asarray(solution.dual_coef, rows.dtype)
+    for start in range(0, len(scores), step):
+        x_test = model.scaled(dataset.x_test[start : start + step])
+        for one, weights in zip(np.eye(omega.shape[1]), omega.T, strict=True):  # every kernel once, for all models
+            if weights.any():
+                products = np.asarray(rows.cross(one[None], x_test)[0] @ dual_coef, np.float64)
+                scores[start : start + step] += products * weights
     whole, *others = np.split(model.unscaled(scores), models, axis=1)
     found = {name: compare(dataset, whole, theirs) for name, theirs in zip(groups, others, strict=True)}
     return found, rows.n

@@ -90,15 +90,10 @@ class KernelSum(Kernel):
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelOnColumns(Kernel):
-    """A family of kernels that sees some columns of the inputs alone; see `Kernel.on`."""
+class _OfFamily(Kernel):
+    """What is made of one family of kernels and has most of its properties."""
 
     kernel: Kernel
-    columns: Columns
-    group: str = ""
-
-    def __hash__(self) -> int:  # slices have no hash before Python 3.12
-        return hash((self.kernel, str(self.columns), self.group))
 
     @property
     def word(self) -> str:
@@ -107,6 +102,23 @@ class KernelOnColumns(Kernel):
     @property
     def may_be_indefinite(self) -> bool:
         return self.kernel.may_be_indefinite
+
+    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
+        return self.kernel.scaling_for(scaling, unit_norm)
+
+    def nngp(self) -> Kernel:
+        return dataclasses.replace(self, kernel=self.kernel.nngp())
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelOnColumns(_OfFamily):
+    """A family of kernels that sees some columns of the inputs alone; see `Kernel.on`."""
+
+    columns: Columns
+    group: str = ""
+
+    def __hash__(self) -> int:  # slices have no hash before Python 3.12
+        return hash((self.kernel, str(self.columns), self.group))
 
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
@@ -155,14 +167,8 @@ class KernelOnColumns(Kernel):
             )
         return dataclasses.replace(self, kernel=self.kernel.fitted(some))
 
-    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        return self.kernel.scaling_for(scaling, unit_norm)
-
     def singles(self) -> np.ndarray:
         return self.kernel.singles()
-
-    def nngp(self) -> Kernel:
-        return dataclasses.replace(self, kernel=self.kernel.nngp())
 
     def to_dict(self) -> dict[str, Any] | None:
         kernel, columns = self.kernel.to_dict(), self.columns
@@ -174,7 +180,7 @@ class KernelOnColumns(Kernel):
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelSubset(Kernel):
+class KernelSubset(_OfFamily):
     """Some kernels of a family; see `Kernel.only`.
 
     Args:
@@ -182,16 +188,7 @@ class KernelSubset(Kernel):
       chosen: positions of the kernels in it, from 0, rising.
     """
 
-    kernel: Kernel
     chosen: tuple[int, ...]
-
-    @property
-    def word(self) -> str:
-        return self.kernel.word
-
-    @property
-    def may_be_indefinite(self) -> bool:
-        return self.kernel.may_be_indefinite
 
     @property
     def symmetric(self) -> bool:
@@ -225,9 +222,6 @@ class KernelSubset(Kernel):
     def fitted(self, x: np.ndarray) -> Kernel:
         return dataclasses.replace(self, kernel=self.kernel.fitted(x))
 
-    def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        return self.kernel.scaling_for(scaling, unit_norm)
-
     def diagonals(self, x: Any) -> np.ndarray:
         return self.kernel.diagonals(x)[self._rows]
 
@@ -248,9 +242,6 @@ class KernelSubset(Kernel):
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
         return self.kernel.widened(x, size)
-
-    def nngp(self) -> Kernel:
-        return dataclasses.replace(self, kernel=self.kernel.nngp())
 
     def to_dict(self) -> dict[str, Any] | None:
         kernel = self.kernel.to_dict()

@@ -182,19 +182,25 @@ class Rows:
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
         right, kernels = self._padded, len(np.unique(omega, axis=0))
+        if len(self.kernel.parts) > 1:  # of which some may be evaluated one after the other
+            kernels = max((len(share.omega) for share in self._by_kernel(omega, right)), default=1)
         largest = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * kernels))
         tile_rows = tuple(rows for rows in tile_rows if rows <= largest) or (largest,)
         coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
         size = tile_rows[0] * max(1, size // (tile_rows[0] * 8 * (self.x.shape[1] + dual_coef.shape[1])))
         scores = np.zeros((len(x2), dual_coef.shape[1]))
+        vectors: dict[bytes, jax.Array] = {}  # what is the same for all tiles
         for start in range(0, len(x2), size):
             tile = scaled(x2[start : start + size])
             self.kernel.check(tile)
             n = len(tile)  # one size of array for every number of queries, so that one program serves them all
             left = jnp.asarray(np.concatenate([tile, np.repeat(tile[-1:], size - n, axis=0)]), self.dtype)
             for share in self._by_kernel(omega, left):
-                part, v = share.work, jnp.asarray(share.split(coefficients))
-                found = combined_products(part, share.omega, v, part.select(left), part.select(right), n, tile_rows)
+                part, key = share.work, share.work.columns.tobytes() + share.classes.tobytes()
+                if key not in vectors:
+                    vectors[key] = jnp.asarray(share.split(coefficients))
+                x1, v = part.select(left), vectors[key]
+                found = combined_products(part, share.omega, v, x1, part.select(right), n, tile_rows)
                 scores[start : start + n, share.classes] += np.asarray(found, np.float64)[:n, share.group, share.place]
             report(start + n, len(x2))
         return scores

@@ -6,7 +6,7 @@ The reports' figures are drawn by the same classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -24,7 +24,34 @@ from nftk_jax.reports.formats import clean, fixed, weight
 MOST_BARS = 20
 
 
-class OmegaDisplay:
+class _HeatmapDisplay:
+    """A heatmap: `draw` makes `image_`, its cells and their names."""
+
+    image_: Any
+
+    def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def _text(value: float) -> str:
+        """What a cell says."""
+        return weight(value, 2)
+
+    def plot(
+        self,
+        *,
+        ax: figures.Axes | None = None,
+        cmap: str = "viridis_r",
+        include_values: bool = True,
+        colorbar: bool = True,
+    ) -> Self:
+        """Draw; values are written into the cells where they fit."""
+        self.draw(figures.axes_of(ax), cmap=cmap)
+        heatmaps.complete(self.image_, bar=colorbar, write=self._text if include_values else None)
+        return self
+
+
+class OmegaDisplay(_HeatmapDisplay):
     """Omega as a heatmap: a row for every class or target, a column for every kernel, those of one group together.
 
     Args:
@@ -73,19 +100,6 @@ class OmegaDisplay:
         display = cls(omega, labels=found.kernel.labels, output_names=_outputs(found), noun=_noun(found))
         return display.plot(ax=ax, **options)
 
-    def plot(
-        self,
-        *,
-        ax: figures.Axes | None = None,
-        cmap: str = "viridis_r",
-        include_values: bool = True,
-        colorbar: bool = True,
-    ) -> OmegaDisplay:
-        """Draw; values are written into the cells where they fit."""
-        self.draw(figures.axes_of(ax), cmap=cmap)
-        heatmaps.complete(self.image_, bar=colorbar, write=_hundredths if include_values else None)
-        return self
-
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r", highest: float | None = None) -> None:
         """Draw the cells and their names alone; `highest` is the weight at the end of the colours, None the largest."""
         omega, columns = np.asarray(self.omega, np.float64), columns_of(self.labels)
@@ -106,7 +120,7 @@ class OmegaDisplay:
         ax.set(xlabel=columns.word, ylabel=self.noun)
 
 
-class AlignmentDisplay:
+class AlignmentDisplay(_HeatmapDisplay):
     """How alike every two kernels are, as a heatmap: their centred alignment, 1 for kernels that are the same.
 
     Args:
@@ -141,18 +155,9 @@ class AlignmentDisplay:
         found = _model_of(model)
         return cls(alignment_on(found, np.asarray(x), n_rows), labels=found.kernel.labels).plot(ax=ax, **options)
 
-    def plot(
-        self,
-        *,
-        ax: figures.Axes | None = None,
-        cmap: str = "viridis_r",
-        include_values: bool = True,
-        colorbar: bool = True,
-    ) -> AlignmentDisplay:
-        """Draw; values are written into the cells where they fit."""
-        self.draw(figures.axes_of(ax), cmap=cmap)
-        heatmaps.complete(self.image_, bar=colorbar, write=thousandths if include_values else None)
-        return self
+    @staticmethod
+    def _text(value: float) -> str:
+        return thousandths(value)
 
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
         """Draw the cells and their names alone."""
@@ -238,7 +243,7 @@ class ContributionDisplay:
         """
         self.draw(figures.axes_of(ax), most=most)
         if len(self.shares) > MOST_BARS:
-            heatmaps.complete(self.ax_.images[0], bar=True, write=_hundredths if include_values else None)
+            heatmaps.complete(self.ax_.images[0], bar=True, write=_HeatmapDisplay._text if include_values else None)
         else:
             bars.fit_bars(self.ax_, write=include_values)
         return self
@@ -297,10 +302,6 @@ def alignment_on(model: NFTKModel, x: np.ndarray, n_rows: int) -> np.ndarray:
 def thousandths(value: float) -> str:
     """The value of an alignment: ".998"."""
     return fixed(value, 3).removeprefix("0")
-
-
-def _hundredths(value: float) -> str:
-    return weight(value, 2)
 
 
 def _model_of(model: Any) -> NFTKModel:

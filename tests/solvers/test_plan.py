@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 import re
 
 import pytest
@@ -98,3 +99,15 @@ def test_where_nothing_fits_the_rows_named_are_those_of_any_exact_solver():
 
 def test_available_memory_is_within_the_machine():
     assert 2**20 < plan.available_memory() < 2**50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a C library that can be asked to give memory back")
+def test_memory_is_given_back_only_by_a_process_that_has_grown(monkeypatch):
+    held = [100 << 20]
+    monkeypatch.setattr(plan, "_resident", lambda statm: held[0])
+    monkeypatch.setattr(plan, "_resident_before", [90 << 20])
+    plan.give_back()
+    assert plan._resident_before == [90 << 20]
+    held[0] = 200 << 20
+    plan.give_back()
+    assert plan._resident_before == [200 << 20]
