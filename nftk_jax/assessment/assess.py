@@ -23,8 +23,8 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
 from nftk_jax.mkl.definiteness import indefinite_kernels
-from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.objectives import OBJECTIVES
+from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import NFTKModel
@@ -220,6 +220,7 @@ def _search_block(descent: DescentResult, kept: np.ndarray | None, search: Searc
         "converged": descent.converged.tolist(),
         "iterations": descent.iterations.tolist(),
         "projected_gradient": descent.projected_gradient.tolist(),
+        "evaluations": descent.evaluations.tolist(),
         "kkt_residual": None if descent.kkt_residual is None else descent.kkt_residual.tolist(),
         "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
         "kept_uniform": None if kept is None else kept.tolist(),
@@ -227,6 +228,8 @@ def _search_block(descent: DescentResult, kept: np.ndarray | None, search: Searc
         "history": {
             "seconds": descent.seconds.tolist(),
             "objective": descent.value_history.tolist(),
-            "projected_gradient": descent.projected_gradient_history.tolist(),
+            "projected_gradient": [
+                [None if np.isnan(one) else one for one in row] for row in descent.projected_gradient_history.tolist()
+            ],
         },
     }

@@ -25,6 +25,9 @@ def project_orthant(omega: jax.Array) -> jax.Array:
     return optax.projections.projection_non_negative(omega)
 
 
+#: A log ridge may go so many times as far as a weight in one step.
+BOUNDED_RADIUS = 4.0
+
 PROJECTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"simplex": project_simplex, "orthant": project_orthant}
 
 
@@ -49,19 +52,49 @@ class FeasibleSet:
         low, high = (jnp.asarray(bound, rows.dtype) for bound in self.bounds)
         return jnp.column_stack([project(rows[:, :-1]), jnp.clip(rows[:, -1], low, high)])
 
-    def minimise_quadratic(self, rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    def length(self, step: np.ndarray) -> np.ndarray:
+        """How large a `radius` of `minimise_quadratic` a step takes, shape (C,)."""
+        size = np.abs(step)
+        if self.bounds is not None:
+            size[:, -1] /= BOUNDED_RADIUS
+        return size.max(axis=1)
+
+    def tangent(self, n_variables: int) -> np.ndarray:
+        """The projection on the directions that the set allows inside, shape (D, D)."""
+        along, n_kernels = np.eye(n_variables), n_variables - (self.bounds is not None)
+        if self.constraint == "simplex":
+            along[:n_kernels, :n_kernels] -= 1 / n_kernels
+        return along
+
+    def minimise_quadratic(
+        self, rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, radius: np.ndarray | None = None
+    ) -> np.ndarray:
         """The feasible z of least g'(z - w) + 1/2 (z - w)' H (z - w), for every row w of `rows`.
 
         Args:
           rows, gradient: feasible w and g, shape (C, D), float64.
           hessian: H, shape (C, D, D), positive definite.
+          radius: z stays within so much of w in every weight, and within `BOUNDED_RADIUS` times that in the number
+            beside them, shape (C,); None is anywhere.
         """
         low, high = np.zeros_like(rows), np.full_like(rows, np.inf)
         summed = np.full(rows.shape[1], float(self.constraint == "simplex"))
         if self.bounds is not None:
             low[:, -1], high[:, -1] = self.bounds
             summed[-1] = 0
+        if radius is not None:
+            room = np.tile(radius[:, None], rows.shape[1])
+            if self.bounds is not None:
+                room[:, -1] *= BOUNDED_RADIUS
+            low, high = np.maximum(low, rows - room), np.minimum(high, rows + room)
         return _active_sets(rows, gradient, hessian, low, high, summed)
+
+
+def minimise_in_box(
+    rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """As `FeasibleSet.minimise_quadratic` for rows between bounds, shape (C, D), without a sum to keep."""
+    return _active_sets(rows, gradient, hessian, low, high, np.zeros(rows.shape[1]))
 
 
 def _active_sets(

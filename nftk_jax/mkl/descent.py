@@ -14,6 +14,7 @@ import optax
 
 from nftk_jax.mkl.constraints import FeasibleSet
 from nftk_jax.mkl.objectives import Minimand
+from nftk_jax.mkl.result import DescentResult
 from nftk_jax.settings import SearchSettings
 
 _SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
@@ -22,51 +23,8 @@ _LEAST_CURVATURE = 0.02  # that a step may find, as a share of what was expected
 _MAX_BACKTRACKS = 30
 _FLAT = 100  # largest predicted decrease, in units of rounding, that still counts as converged where none is seen
 _SOLVE_ROUNDING = 1e-9  # relative error of J in float64 where the condition number of A is about a million
+_FIRST_RADIUS = 0.5  # of the box that a step with a known Hessian stays in
 _ACCURACY = 1e-2, 1e-4  # of iterated solves: a share of the squared projected gradient, and the coarsest
-
-
-@dataclasses.dataclass(frozen=True)
-class DescentResult:
-    """Where the descent ended in every class, and how it got there.
-
-    Attributes:
-      omega: the minimiser, shape (C, L).
-      value: objective there, shape (C,).
-      projected_gradient: max_l |P(omega - g) - omega| for g the gradient of J_c / unit, shape (C,).
-      unit: J_c at the start for objectives that are errors, 1 for the others, shape (C,).
-      converged: whether that is at most the tolerance, or the last line search could neither expect nor see a change
-        beyond rounding, shape (C,). A class whose line search found no decrease for another reason has not converged.
-      iterations: accepted steps, shape (C,).
-      gradient: of J at omega, shape (C, L).
-      kkt_residual: of the Karush-Kuhn-Tucker conditions, see `constraints.kkt_residual`, in units of J_c, shape (C,);
-        None where the caller's set has no formula for it.
-      log_ridge: log of the learned ridge over the one that the search was given, shape (C,), or None.
-      duality_gap: bound on J_c(omega) less the least J_c, for a convex objective on the simplex, shape (C,), or None.
-      seconds, value_history, projected_gradient_history: one entry per iteration, shapes (T,), (T, C), (T, C).
-    """
-
-    omega: np.ndarray
-    value: np.ndarray
-    projected_gradient: np.ndarray
-    unit: np.ndarray
-    converged: np.ndarray
-    iterations: np.ndarray
-    gradient: np.ndarray
-    seconds: np.ndarray
-    value_history: np.ndarray
-    projected_gradient_history: np.ndarray
-    kkt_residual: np.ndarray | None = None
-    duality_gap: np.ndarray | None = None
-    log_ridge: np.ndarray | None = None
-
-    @property
-    def message(self) -> str:
-        """One line for people: what stopped the descent."""
-        open_classes = int((~self.converged).sum())
-        steps = f"{int(self.iterations.max(initial=0))} iterations"
-        if open_classes:
-            return f"{open_classes} of {len(self.converged)} classes not converged after {steps}"
-        return f"converged in {steps}"
 
 
 @dataclasses.dataclass
@@ -77,6 +35,8 @@ class _State:
     value: np.ndarray
     gradient: np.ndarray
     hessian: np.ndarray
+    exact: bool  # the Hessian is the objective's own, not learned from gradients
+    radius: np.ndarray  # how far a weight may move in one step where it is
     measure: np.ndarray
     iterations: np.ndarray
     active: np.ndarray
@@ -137,21 +97,33 @@ def minimise(
         state.active &= accepted  # a class without a step that decreases it stops, whether it has settled or is stuck
         state.measure = np.where(accepted, space.projected_gradient(state.omega, state.gradient), state.measure)
         trace.append((time.perf_counter() - begun, state.value.copy(), state.measure.copy()))
-    return _result(state, evaluate.unit, settled | (state.measure <= settings.tolerance), trace)
+    return _result(state, evaluate, settled | (state.measure <= settings.tolerance), trace)
 
 
 def _start(evaluate: _InUnits, space: _Space, omega: np.ndarray) -> _State:
     """The state before the first step: H such that it goes about one unit of weight far."""
-    value, gradient = evaluate.start
+    value, gradient, exact = evaluate.start
     measure = space.projected_gradient(omega, gradient)
-    hessian = _isotropic(measure, omega.shape[1])
-    return _State(omega, value, gradient, hessian, measure, np.zeros(len(omega), int), np.ones(len(omega), bool))
+    hessian = _isotropic(measure, omega.shape[1]) if exact is None else space.convexify(exact)
+    everyone = np.ones(len(omega))
+    return _State(
+        omega,
+        value,
+        gradient,
+        hessian,
+        exact is not None,
+        _FIRST_RADIUS * everyone,
+        measure,
+        np.zeros(len(omega), int),
+        everyone.astype(bool),
+    )
 
 
 def _result(
-    state: _State, unit: np.ndarray, converged: np.ndarray, trace: list[tuple[float, np.ndarray, np.ndarray]]
+    state: _State, evaluate: _InUnits, converged: np.ndarray, trace: list[tuple[float, np.ndarray, np.ndarray]]
 ) -> DescentResult:
     """What a descent reports, in the objective's own units."""
+    unit = evaluate.unit
     seconds, values, measures = (np.array(column) for column in zip(*trace, strict=True))
     return DescentResult(
         omega=state.omega,
@@ -160,6 +132,7 @@ def _result(
         unit=unit,
         converged=converged,
         iterations=state.iterations,
+        evaluations=evaluate.count,
         gradient=state.gradient * unit[:, None],
         seconds=seconds,
         value_history=values * unit,
@@ -184,9 +157,26 @@ class _Space:
         rows = optax.apply_updates(jnp.asarray(omega, self.dtype), jnp.asarray(update, self.dtype))
         return np.asarray(self.within.project(jnp.asarray(rows)), np.float64)
 
+    def convexify(self, hessian: np.ndarray) -> np.ndarray:
+        """The curvature along the set, with the sign of what curves downwards turned; shape (C, D, D).
+
+        A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part.
+        """
+        along = self.within.tangent(hessian.shape[1])
+        values, vectors = np.linalg.eigh(along @ np.nan_to_num(hessian) @ along)
+        values = np.clip(np.abs(values), *_CURVATURE_RANGE)
+        return (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
+
     def projected_gradient(self, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """How far a step along minus the gradient leads, at most in any weight, shape (C,)."""
-        return np.abs(self.move(omega, -gradient) - omega).max(axis=1)
+        """How far a step along minus the gradient leads, at most in any weight, shape (C,).
+
+        On the orthant, where weights may be large and a flat way long, by the gradient with respect to their
+        logarithms: what it would gain to double them.
+        """
+        scale = np.ones((len(omega), 1))
+        if self.within.constraint == "orthant":
+            scale = np.maximum(1.0, omega.sum(axis=1, keepdims=True))
+        return np.abs(self.move(omega, -scale * gradient) - omega).max(axis=1)
 
 
 class _InUnits:
@@ -194,8 +184,8 @@ class _InUnits:
 
     def __init__(self, objective: Minimand, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
-        self.unit = np.ones(len(omega))
-        value, gradient = self(omega, np.ones(len(omega), bool))
+        self.unit, self.count = np.ones(len(omega)), np.zeros(len(omega), int)
+        value, gradient, hessian = self(omega, np.ones(len(omega), bool))
         if not np.isfinite(value).all():
             raise ArithmeticError(
                 f"the objective of class {int(np.argmin(np.isfinite(value)))} is not finite at the start: the ridge "
@@ -203,17 +193,23 @@ class _InUnits:
                 "raise `ridge`, or use `precision='float64'`"
             )
         self.unit = np.where(value > 0, value, 1.0) if objective.relative else self.unit
-        self.start = value / self.unit, gradient / self.unit[:, None]
+        hessian = None if hessian is None else hessian / self.unit[:, None, None]
+        self.start = value / self.unit, gradient / self.unit[:, None], hessian
 
     def __call__(
         self, omega: np.ndarray, active: np.ndarray, accuracy: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        self.count = self.count + active
         tolerance = None if accuracy is None else accuracy.astype(self._dtype)
-        value, gradient = self._objective.evaluate(jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance)
+        value, gradient, hessian = self._objective.evaluate(
+            jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance
+        )
         value = np.asarray(value, np.float64) / self.unit
         gradient = np.asarray(gradient, np.float64) / self.unit[:, None]
+        if hessian is not None:
+            hessian = np.asarray(hessian, np.float64) / self.unit[:, None, None]
         finite = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
-        return np.where(finite, value, np.inf), gradient
+        return np.where(finite, value, np.inf), gradient, hessian
 
 
 #: Advances the active classes of a state in place; returns which moved, and which are where they want to be.
@@ -224,27 +220,83 @@ def _quasi_newton(evaluate: _InUnits, space: _Space) -> Step:
     """Steps towards the least point of every active class's quadratic model."""
 
     def advance(state: _State) -> tuple[np.ndarray, np.ndarray]:
-        direction = space.within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
-        # a step decreases the objective by the order of the projected gradient's square
-        accuracy = np.minimum(_ACCURACY[0] * state.measure**2, _ACCURACY[1])
         before = state.omega, state.gradient
-        judge = functools.partial(evaluate, accuracy=accuracy)
-        accepted, flat = _line_search(judge, state, direction, space.rounding)
-        _learn_curvature(state, *before, accepted, first=accepted & (state.iterations == 0))
+        first = state.iterations == 0
+        if state.exact:
+            accepted, flat = _step_within_radius(evaluate, state, space)
+            first[:] = False  # a Hessian is known already
+        else:
+            direction = space.within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
+            # a step decreases the objective by the order of the projected gradient's square
+            accuracy = np.minimum(_ACCURACY[0] * state.measure**2, _ACCURACY[1])
+            judge = functools.partial(evaluate, accuracy=accuracy)
+            accepted, flat = _line_search(judge, state, direction, space)
+        if not state.exact:
+            _learn_curvature(state, *before, accepted, first=accepted & first)
         return accepted, flat
 
     return advance
 
 
+def _step_within_radius(evaluate: _InUnits, state: _State, space: _Space) -> tuple[np.ndarray, np.ndarray]:
+    """Advance every active class to the least point of its quadratic in a box, as large as the quadratic holds.
+
+    Returns:
+      As `_line_search`.
+    """
+    pending, rounding = state.active.copy(), space.rounding
+    accepted, settled = np.zeros_like(pending), np.zeros_like(pending)
+    hoped = None
+    for _ in range(_MAX_BACKTRACKS):
+        if not pending.any():
+            break
+        trial = space.within.minimise_quadratic(state.omega, state.gradient, state.hessian, state.radius)
+        good, gain, expected = _try(evaluate, state, space, trial, pending)
+        hoped = expected if hoped is None else hoped
+        # A class that expects no change beyond rounding, and sees none, is where it wants to be.
+        flat = pending & ~good & (expected <= rounding) & (gain >= -rounding) & (hoped <= _FLAT * rounding)
+        accepted |= good
+        settled |= flat
+        pending &= ~good & ~flat
+    return accepted, settled
+
+
+def _try(
+    evaluate: _InUnits, state: _State, space: _Space, trial: np.ndarray, pending: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move the pending classes to their trial point where it gains enough of what their quadratics expect there.
+
+    A step that gains less than a quarter of that makes the class's box smaller, one that gains three quarters of it at
+    the wall of the box makes it larger (Nocedal & Wright 2006, algorithm 4.1).
+
+    Returns:
+      Which classes moved; what each gains there, and what was expected.
+    """
+    step = trial - state.omega
+    expected = -np.einsum("cl,cl->c", step, state.gradient + np.einsum("clm,cm->cl", state.hessian, step) / 2)
+    value, gradient, hessian = evaluate(trial, pending)
+    gain, length = state.value - value, space.within.length(step)
+    good = pending & (gain > 0) & (gain >= _SUFFICIENT_DECREASE * expected)
+    poor, wide = gain < expected / 4, (gain > 0.75 * expected) & (length > 0.99 * state.radius)
+    radius = np.where(poor & (expected > 0), length / 4, np.where(wide, 2 * state.radius, state.radius))
+    state.radius = np.where(pending, radius, state.radius)
+    if good.any():
+        _accept(state, good, trial, value, gradient, space, hessian)
+    return good, gain, expected
+
+
 def _line_search(
-    evaluate: Callable[..., tuple[np.ndarray, np.ndarray]], state: _State, direction: np.ndarray, rounding: float
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    state: _State,
+    direction: np.ndarray,
+    space: _Space,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Advance every active class along its direction to a point that satisfies Armijo's condition.
 
     Returns:
       Which classes moved, and which are where they want to be within rounding; the others found no decrease.
     """
-    slope = np.einsum("cl,cl->c", state.gradient, direction)
+    slope, rounding = np.einsum("cl,cl->c", state.gradient, direction), space.rounding
     length = np.ones(len(slope))
     pending = state.active & (slope < 0)
     accepted, settled = np.zeros(len(slope), bool), state.active & (slope >= 0) & (slope <= rounding)
@@ -252,13 +304,13 @@ def _line_search(
         if not pending.any():
             break
         trial = state.omega + length[:, None] * direction
-        value, gradient = evaluate(trial, pending)
+        value, gradient, hessian = evaluate(trial, pending)
         good = pending & (value < state.value) & (value <= state.value + _SUFFICIENT_DECREASE * length * slope)
         # A class that expects no change beyond rounding, and sees none, is where it wants to be.
         level = (-length * slope <= rounding) & (value <= state.value + rounding)
         flat = pending & ~good & level & (-slope <= _FLAT * rounding)
         if good.any():
-            _accept(state, good, trial, value, gradient)
+            _accept(state, good, trial, value, gradient, space, hessian)
         accepted |= good
         settled |= flat
         pending &= ~good & ~flat
@@ -278,7 +330,7 @@ def _fixed(evaluate: _InUnits, space: _Space, settings: SearchSettings) -> Step:
     def advance(state: _State) -> tuple[np.ndarray, np.ndarray]:
         gradient = jnp.asarray(state.gradient, space.dtype)
         trial = space.move(state.omega, sgd.update(gradient, sgd.init(gradient))[0])
-        value, gradient = evaluate(trial, state.active)
+        value, gradient, _ = evaluate(trial, state.active)
         risen = state.active & ~(value <= evaluate.start[0] + 1)
         if risen.any():
             worst = int(np.flatnonzero(risen)[0])
@@ -288,17 +340,28 @@ def _fixed(evaluate: _InUnits, space: _Space, settings: SearchSettings) -> Step:
                 "`method='quasi-newton'`"
             )
         moved = state.active.copy()
-        _accept(state, moved, trial, value, gradient)
+        _accept(state, moved, trial, value, gradient, space, None)
         return moved, np.zeros_like(moved)
 
     return advance
 
 
-def _accept(state: _State, good: np.ndarray, omega: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:
+def _accept(
+    state: _State,
+    good: np.ndarray,
+    omega: np.ndarray,
+    value: np.ndarray,
+    gradient: np.ndarray,
+    space: _Space,
+    hessian: np.ndarray | None,
+) -> None:
     """Move the classes `good` to their trial point."""
     state.omega = np.where(good[:, None], omega, state.omega)
     state.gradient = np.where(good[:, None], gradient, state.gradient)
     state.value = np.where(good, value, state.value)
+    state.exact = hessian is not None
+    if hessian is not None:
+        state.hessian = np.where(good[:, None, None], space.convexify(hessian), state.hessian)
 
 
 def _learn_curvature(

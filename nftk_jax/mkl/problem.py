@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
-from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower, spread_ridge
+from nftk_jax.solvers.cholesky import factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SearchProblem:
         """
         for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
             ridge = row_ridge(np.asarray(ridges), take(self.weight, train), len(train), self.k.dtype)
-            chosen = jnp.asarray(weights, self.k.dtype)
+            chosen = np.asarray(weights, self.k.dtype)
             yield held, _residuals(chosen, k_train, k_held, self.y, train, held, ridge)
 
     def held_out_errors(self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None) -> np.ndarray:
@@ -84,7 +84,9 @@ class SearchProblem:
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
         for held, residuals in self.held_out_residuals(weights, ridges, n_splits):
             weight = self.counts(held)
-            errors = np.asarray(_weighted_squares(jnp.asarray(weight, residuals.dtype), residuals), np.float64)
+            errors = np.einsum("v,rvc->rc", weight.astype(residuals.dtype), np.asarray(residuals) ** 2).astype(
+                np.float64
+            )
             total, mass = total + np.nan_to_num(errors, nan=np.inf), mass + weight.sum()
         return total / mass
 
@@ -150,14 +152,19 @@ def _cut(k: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     return cut.reshape(len(k), len(rows), len(columns))
 
 
-@jax.jit
-def _weighted_squares(weight, residuals):
-    return jnp.einsum("v,rvc->rc", weight, residuals**2)
-
-
-@jax.jit
 def _residuals(weights, k_train, k_held, y, train, held, ridge):
     """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C)."""
-    k_train, k_held = jnp.tensordot(weights, k_train, 1), jnp.tensordot(weights, k_held, 1)
+    k_train, k_held, y, ridge = (near_lapack(array) for array in (k_train, k_held, y, ridge))
+    (k_train,), (k_held,) = (combine(weights[None], k) for k in (k_train, k_held))
     y_train, y_held = y[train], y[held]
-    return jax.lax.map(lambda noise: k_held @ solve_lower(cholesky_lower(k_train, noise), y_train) - y_held, ridge)
+    with jax.default_matmul_precision("highest"):
+        residuals = [
+            multiply(k_held, solve_factor(factor_in_place(k_train.copy(), noise), y_train)) - y_held for noise in ridge
+        ]
+    return residuals[0].__array_namespace__().stack(residuals)
+
+
+def combine(omega: Any, k: Any) -> Any:
+    """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L), by one product of matrices: (C, n, m)."""
+    omega = near_lapack(omega)
+    return multiply(omega, k.reshape(len(k), -1)).reshape(len(omega), *k.shape[1:])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from nftk_jax.mkl.constraints import FeasibleSet, duality_gap, kkt_residual
-from nftk_jax.mkl.descent import DescentResult, minimise
+from nftk_jax.mkl.descent import minimise
 from nftk_jax.mkl.objectives import (
     OBJECTIVES,
     LearnedRidgeObjective,
@@ -17,8 +18,14 @@ from nftk_jax.mkl.objectives import (
     SharedObjective,
     make_objective,
 )
+from nftk_jax.mkl.objectives.held_out import solves_alike
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.result import DescentResult
+from nftk_jax.mkl.together import MANY, approach
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
+
+#: A factorisation of so many rows for every further solve takes longer than these.
+_SOLVES_PER_FACTOR = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +114,53 @@ def learn_weights(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Weights:
     """Learn Omega as `learn_omega` does, and every class's ridge, from `ridge` on, where the settings say "learned"."""
-    descent = learn_omega(problem, ridge, settings, report=report)
+    start, rounds = None, None
+    if _has_many_targets(problem, settings):
+        start, ridge, rounds = _approach_together(problem, ridge, settings, report)
+    descent = learn_omega(problem, ridge, settings, start=start, report=report)
     if descent is None:
         return Weights(uniform_omega(problem.n_classes, problem.depth), ridge, None)
+    if rounds is not None:
+        descent = descent.preceded_by(*rounds)
     omega = np.broadcast_to(descent.omega, (problem.n_classes, problem.depth)).copy()
     return Weights(omega, ridge if descent.log_ridge is None else ridge * np.exp(descent.log_ridge), descent)
+
+
+def _has_many_targets(problem: SearchProblem, settings: SearchSettings) -> bool:
+    """Whether targets are so many, and their own factorisations so dear, that they are first brought near together."""
+    if problem.n_classes < MANY or not OBJECTIVES[settings.objective].holds_out_rows or settings.penalty > 0:
+        return False
+    smallest = min(len(train) for train, _ in problem.splits)
+    own = (settings.weights, settings.method) == ("per-class", "quasi-newton")
+    return own and smallest > _SOLVES_PER_FACTOR * (problem.depth + 2) and not solves_alike(problem)
+
+
+def _approach_together(
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int, int], None]
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Where the descents of many targets begin, from `together.approach`.
+
+    Returns:
+      Omega, shape (C, L), ridges, shape (C,), and the seconds and values of its rounds, shapes (R,) and (R, C).
+    """
+    begun, omega = time.perf_counter(), uniform_omega(problem.n_classes, problem.depth)
+    free = settings.learns_ridge or settings.constraint == "orthant"
+    unit = np.full_like(ridge, np.exp(np.log(ridge).mean())) if free else ridge
+    objective = make_objective(problem, unit, settings)
+    seconds, values = [], []
+    rounds = approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free, dtype=problem.k.dtype)
+    for found in rounds:
+        omega, value = found
+        report(0, problem.n_classes)
+        seconds.append(time.perf_counter() - begun)
+        values.append(value)
+    if settings.learns_ridge:
+        total = omega.sum(axis=1)
+        omega, ridge = omega / total[:, None], unit / total
+        ridge = np.clip(ridge, RIDGE_GRID[0] * problem.unit, RIDGE_GRID[-1] * problem.unit)
+    elif free:
+        omega = omega * (ridge / unit)[:, None]
+    return omega, ridge, (np.array(seconds), np.array(values))
 
 
 def learn_omega(
@@ -119,6 +168,7 @@ def learn_omega(
     ridge: np.ndarray,
     settings: SearchSettings,
     *,
+    start: np.ndarray | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DescentResult | None:
     """Learn Omega by descent through the solve, from uniform weights (the paper's eq. 16 is one way to descend).
@@ -127,6 +177,7 @@ def learn_omega(
       problem: kernels, targets and held-out rows.
       ridge: absolute ridge of every class, shape (C,); the same in the search and in the full solve.
       settings: objective, constraint, penalty, whose weights are learned, and how the descent goes.
+      start: where every class begins, shape (C, L); None is where the objective says, at uniform weights mostly.
       report: called with the number of classes that have converged and their total.
 
     Returns:
@@ -139,7 +190,7 @@ def learn_omega(
     check_search(settings)
     if settings.weights == "uniform":
         return None
-    objective, start, within = _pose(problem, ridge, settings)
+    objective, start, within = _pose(problem, ridge, settings, start)
     result = minimise(objective, start, within=within, settings=settings, dtype=problem.k.dtype, report=report)
     log_ridge, slack = None, np.zeros(len(start))
     if settings.learns_ridge:
@@ -156,12 +207,12 @@ def learn_omega(
 
 
 def _pose(
-    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, start: np.ndarray | None
 ) -> tuple[Minimand, np.ndarray, FeasibleSet]:
     """What is minimised, from where, and within which set; a learned ridge's logarithm is one more column."""
     rows = 1 if settings.weights == "shared" else problem.n_classes
     named = make_objective(problem, ridge, settings)
-    objective, start = named, named.start(rows, problem.depth)
+    objective, start = named, named.start(rows, problem.depth) if start is None else start
     if settings.weights == "shared":
         objective = SharedObjective(objective, problem.n_classes)
     if settings.penalty > 0:

@@ -40,9 +40,7 @@ class CholeskyFactor:
 
     def solve(self, y: np.ndarray) -> np.ndarray:
         """Solve L L' a = y for a of the shape of `y`, (n, m)."""
-        if isinstance(self.lower, np.ndarray):
-            return scipy.linalg.cho_solve((self.lower, True), y, check_finite=False)
-        return np.asarray(solve_lower(self.lower, jnp.asarray(y)))
+        return np.asarray(solve_factor(self.lower, y))
 
 
 @jax.jit
@@ -61,15 +59,49 @@ def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
     return jax.scipy.linalg.cho_solve((lower, True), y)
 
 
+def near_lapack(array: Any) -> Any:
+    """An array as `factor_in_place` takes it: NumPy's on a CPU, without a copy, and JAX's on other devices."""
+    return np.asarray(array) if jax.default_backend() == "cpu" else jnp.asarray(array)
+
+
+def factor_in_place(k: Any, ridge: Any) -> Any:
+    """`cholesky_lower`; of a NumPy array by LAPACK, which writes over `k` and needs no program for its size."""
+    if not isinstance(k, np.ndarray):
+        return cholesky_lower(k, ridge)
+    k[np.diag_indices(len(k))] += np.asarray(ridge, k.dtype)
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (k,))
+    upper, failed = potrf(k.T, lower=False, overwrite_a=True, clean=True)  # of the transpose, which LAPACK's order is
+    return np.full_like(k, np.nan) if failed else upper.T
+
+
+def solve_factor(lower: Any, y: Any) -> Any:
+    """`solve_lower`, by LAPACK where `lower` is a NumPy array."""
+    if not isinstance(lower, np.ndarray):
+        return solve_lower(lower, jnp.asarray(y))
+    return scipy.linalg.cho_solve((lower.T, False), y, check_finite=False)
+
+
+def multiply(a: Any, b: Any) -> Any:
+    """a @ b for matrices; of NumPy arrays by the BLAS that LAPACK runs on.
+
+    NumPy brings another copy of it. Where calls of the two alternate, the idle threads of each take the cores from the
+    other, which makes factorisations of some hundred rows several times slower.
+    """
+    if not isinstance(a, np.ndarray):
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    (gemm,) = scipy.linalg.get_blas_funcs(("gemm",), (a, b))
+    left, right = (array if array.flags.f_contiguous else array.T for array in (a, b))
+    if left is a and right is b:
+        return gemm(1.0, a, b)
+    # in Fortran's order, which is that of the transposes: (a b)' = b' a'
+    return gemm(1.0, right, left, trans_a=right is b, trans_b=left is a).T
+
+
 def _factor(k: jax.Array, ridge: Any) -> jax.Array | np.ndarray:
-    """`cholesky_lower`; of few rows on a CPU by LAPACK, as XLA does there, without a program for every size."""
+    """The factor of a kernel that stays; by LAPACK for few rows alone, since it takes a copy."""
     if jax.default_backend() != "cpu" or len(k) > PADDED_ROWS:
         return cholesky_lower(k, ridge)
-    a = np.array(k)
-    a[np.diag_indices(len(a))] += np.asarray(ridge, a.dtype)
-    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (a,))
-    upper, failed = potrf(a.T, lower=False, overwrite_a=True, clean=True)  # of the transpose, which LAPACK's order is
-    return np.full_like(a, np.nan) if failed else upper.T
+    return factor_in_place(np.array(k), ridge)
 
 
 def spread_ridge(ridge: np.ndarray | float, weight: np.ndarray, dtype: Any) -> np.ndarray:

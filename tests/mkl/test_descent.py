@@ -11,8 +11,9 @@ import pytest
 from scipy.optimize import minimize
 
 from nftk_jax.mkl.constraints import FeasibleSet, project_orthant, project_simplex
-from nftk_jax.mkl.descent import DescentResult, minimise
+from nftk_jax.mkl.descent import minimise
 from nftk_jax.mkl.objectives import Evaluation, Minimand
+from nftk_jax.mkl.result import DescentResult
 from nftk_jax.settings import SearchSettings
 
 SIMPLEX = FeasibleSet("simplex")
@@ -153,7 +154,7 @@ class WrongForClassOne(Quadratic):
     """The gradient of class 1 points the wrong way, so that no step along it decreases the value."""
 
     def evaluate(self, omega, active, tolerance=None):
-        value, gradient = super().evaluate(omega, active, tolerance)
+        value, gradient, _ = super().evaluate(omega, active, tolerance)
         return Evaluation(value, gradient.at[1].multiply(-1))
 
 
@@ -180,7 +181,7 @@ class BrokenFarFromTheStart(Quadratic):
     """A finite value whose gradient is not, as where a solve overflows."""
 
     def evaluate(self, omega, active, tolerance=None):
-        value, gradient = super().evaluate(omega, active, tolerance)
+        value, gradient, _ = super().evaluate(omega, active, tolerance)
         far = jnp.abs(omega - 0.2).max(axis=1) > 0.05
         return Evaluation(value, jnp.where(far[:, None], jnp.nan, gradient))
 

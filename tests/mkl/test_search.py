@@ -114,7 +114,7 @@ def test_the_first_fixed_step_is_equation_16(rng, x64):
     settings = SearchSettings(constraint="orthant", method="projected-gradient", step_size=0.3, max_iterations=1)
     result = learn_omega(problem, ridge, settings)
     start = uniform_omega(3, 4)
-    value, gradient = make_objective(problem, ridge, settings).evaluate(jnp.asarray(start), jnp.ones(3, bool))
+    value, gradient, _ = make_objective(problem, ridge, settings).evaluate(jnp.asarray(start), jnp.ones(3, bool))
     np.testing.assert_allclose(result.omega, np.maximum(start - 0.3 * gradient / value[:, None], 0), rtol=1e-10)
 
 
@@ -191,3 +191,18 @@ def test_a_search_result_is_read_back(rng, x64):
     np.testing.assert_array_equal(again.omega, found.omega)
     np.testing.assert_array_equal(again.descent.value_history, found.descent.value_history)
     assert str(again.descent.message) == str(found.descent.message)
+
+
+def test_on_the_orthant_a_long_flat_way_is_gone_to_its_end():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    y = 0.5 * x[:, 0] + 2 * x[:, 3] + 0.25 * rng.normal(size=120)
+    k = np.stack([np.outer(column, column) * 120 / (column @ column) for column in x.T]).astype(np.float32)
+    rows = np.arange(120)
+    splits = tuple((rows[rows % 5 != fold], rows[rows % 5 == fold]) for fold in range(5))
+    problem = SearchProblem(jnp.asarray(k), jnp.asarray((y - y.mean())[:, None], np.float32), splits)
+    errors = [
+        learn_omega(problem, np.ones(1), SearchSettings("kfold", "orthant", ridge=1.0, tolerance=tolerance)).value[0]
+        for tolerance in (SearchSettings.tolerance, 1e-6)
+    ]
+    assert errors[0] < 1.001 * errors[1]

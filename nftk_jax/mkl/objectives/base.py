@@ -14,10 +14,17 @@ from nftk_jax.settings import SearchSettings
 
 
 class Evaluation(NamedTuple):
-    """Value, shape (C,), and gradient with respect to Omega, shape (C, L), of each class's own objective."""
+    """Each class's own objective at its row of Omega.
+
+    Attributes:
+      value: shape (C,).
+      gradient: with respect to Omega, shape (C, L).
+      hessian: shape (C, L, L), where it costs little beside the gradient; None elsewhere.
+    """
 
     value: jax.Array
     gradient: jax.Array
+    hessian: jax.Array | None = None
 
 
 class Minimand(Protocol):
@@ -26,6 +33,11 @@ class Minimand(Protocol):
     @property
     def relative(self) -> bool:
         """Whether J_c is an error, which is read as a share of its value at the start, or has its own unit."""
+        ...
+
+    @property
+    def shares_kernels(self) -> bool:
+        """Whether rows of one and the same value cost little more than one of them."""
         ...
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
@@ -47,6 +59,7 @@ class Objective(abc.ABC):
 
     Attributes:
       relative: it is an error, read as a share of its value at the start; otherwise it has a unit of its own.
+      shares_kernels: classes of one row of Omega and one ridge share the work.
       holds_out_rows: its error is that on the rows which the splits hold out.
       convex: it is convex in Omega.
       has_ridge: it depends on the ridge. If so, it must see omega_c / lambda_c alone when the ridge is learned.
@@ -56,6 +69,7 @@ class Objective(abc.ABC):
     """
 
     relative: bool = True
+    shares_kernels: bool = False
     holds_out_rows: bool = False
     convex: bool = False
     has_ridge: bool = True

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
+from nftk_jax.mkl.objectives.factored import SplitArrays, evaluate_factored, fit_factored
 from nftk_jax.mkl.problem import SearchProblem, row_ridge, share, take
 from nftk_jax.mkl.similarity import are_alike
 from nftk_jax.settings import SearchSettings
-from nftk_jax.solvers.cholesky import cholesky_lower, solve_lower
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
-
-#: Up to so many rows a factorisation takes less time than a program that saves some takes to compile.
-_FEW_ROWS = 256
-
-
-class _Arrays(NamedTuple):
-    """One split as compiled functions take it: `ridge` is lambda_c / weight_i, (C, T), `share` adds up to one, (V,)."""
-
-    k_train: jax.Array
-    k_held: jax.Array
-    y_train: jax.Array | np.ndarray
-    y_held: jax.Array | np.ndarray
-    ridge: jax.Array
-    share: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +54,7 @@ class HeldOutSplit:
         (train, held), (k_train, k_held), y = problem.splits[number], problem.blocks[number], np.asarray(problem.y)
         weight = take(problem.weight, train)
         inverse = None
-        if is_worthwhile(len(train), problem.n_classes, k_train.dtype) and are_alike(k_train):
+        if _iterates(problem, number):
             inverse = invert_reference(k_train, row_ridge(ridge, weight, len(train), k_train.dtype))
         return cls(k_train, k_held, y[train], y[held], ridge, weight, take(problem.weight, held), inverse)
 
@@ -79,16 +64,20 @@ class HeldOutSplit:
         return len(self.y_held) if self.weight_held is None else float(self.weight_held.sum())
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
-        """See `Minimand.evaluate`."""
+        """See `Minimand.evaluate`; with the Hessian where the solves are factored."""
+        wanted = np.asarray(active)
+        if not self._iterates(omega):
+            return evaluate_factored(np.asarray(omega), self._arrays(omega), wanted)
         arrays = self._arrays(omega)
-        if _are_alike(omega, arrays.ridge):
-            found = _solve_alike(omega, active, arrays)
-        elif self.inverse is None:
-            found = _solve_each(omega, active, arrays)
-        else:
-            found, good = _solve_iteratively(omega, active, arrays, self.inverse, tolerance)
-            found = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, arrays))
-        return _gradient(*found, arrays)
+        found, good = _solve_iteratively(omega, active, arrays, self.inverse, tolerance)
+        value, gradient, _ = _gradient(*found, arrays)
+        missing = wanted & ~np.asarray(good)
+        if not missing.any():
+            return Evaluation(value, gradient)
+        factored = evaluate_factored(np.asarray(omega), arrays, missing)
+        return Evaluation(
+            np.where(missing, factored.value, value), np.where(missing[:, None], factored.gradient, gradient)
+        )
 
     def fit(
         self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
@@ -97,15 +86,23 @@ class HeldOutSplit:
 
         `tolerance` is that of the iteration, see `solve_on_device`.
         """
-        arrays = self._arrays(omega)
-        if _are_alike(omega, arrays.ridge):
-            return _solve_alike(omega, active, arrays)[:2]
-        if self.inverse is None:
-            return _solve_each(omega, active, arrays)[:2]
+        arrays, wanted = self._arrays(omega), np.asarray(active)
+        if not self._iterates(omega):
+            return fit_factored(np.asarray(omega), arrays, wanted)
         a, r, good = _fit_iteratively(omega, active, arrays, self.inverse, tolerance)
-        found = tuple(jnp.where(active[:, None], part.T, jnp.nan) for part in (a, r))
-        a, r = _complete(found, active & ~good, lambda missing: _solve_each(omega, missing, arrays)[:2])
-        return a, r
+        a, r = (jnp.where(active[:, None], part.T, jnp.nan) for part in (a, r))
+        missing = wanted & ~np.asarray(good)
+        if not missing.any():
+            return a, r
+        factored = fit_factored(np.asarray(omega), arrays, missing)
+        return tuple(np.where(missing[:, None], one, other) for one, other in zip(factored, (a, r), strict=True))
+
+    def _iterates(self, omega: jax.Array) -> bool:
+        """Whether the solves are iterated: not where all classes have one kernel, which one factorisation solves."""
+        if self.inverse is None:
+            return False
+        rows = np.column_stack([omega, self.ridge])
+        return bool((rows != rows[0]).any())
 
     def residuals(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """r alone, see `fit`."""
@@ -115,9 +112,9 @@ class HeldOutSplit:
         """J_c of every active class, shape (C,)."""
         return self.residuals(omega, active, tolerance=tolerance) ** 2 @ self._share(omega)
 
-    def _arrays(self, omega: jax.Array) -> _Arrays:
+    def _arrays(self, omega: jax.Array) -> SplitArrays:
         ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
-        return _Arrays(self.k_train, self.k_held, self.y_train, self.y_held, ridge, self._share(omega))
+        return SplitArrays(self.k_train, self.k_held, self.y_train, self.y_held, ridge, self._share(omega))
 
     def _share(self, omega: jax.Array) -> jax.Array:
         return jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
@@ -131,6 +128,7 @@ class HeldOutObjective(Objective):
     parts: tuple[HeldOutSplit, ...]
 
     holds_out_rows = True
+    shares_kernels = True
 
     @classmethod
     def of(cls, problem: SearchProblem, ridge: np.ndarray) -> HeldOutObjective:
@@ -144,12 +142,18 @@ class HeldOutObjective(Objective):
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         total = sum(part.mass for part in self.parts)
-        value, gradient = jnp.zeros(len(omega), omega.dtype), jnp.zeros_like(omega)
-        for part in self.parts:
-            here = part.evaluate(omega, active, tolerance)
-            value += part.mass / total * here.value
-            gradient += part.mass / total * here.gradient
-        return Evaluation(value, gradient)
+        found = [part.evaluate(omega, active, tolerance) for part in self.parts]
+        shares = [part.mass / total for part in self.parts]
+
+        def mean(arrays: list[Any]) -> Any:
+            return (
+                sum(weight * array for weight, array in zip(shares[1:], arrays[1:], strict=True))
+                + shares[0] * arrays[0]
+            )
+
+        known = all(part.hessian is not None for part in found)
+        value, gradient, hessian = zip(*found, strict=True)
+        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None)
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,), NaN for the others; cheaper than `evaluate`."""
@@ -157,57 +161,18 @@ class HeldOutObjective(Objective):
         return sum((part.mass / total * part.values(omega, active, tolerance=tolerance) for part in self.parts), start)
 
 
-def _are_alike(omega: jax.Array, ridge: jax.Array) -> bool:
-    """Whether all classes have one kernel, and so many rows that one factorisation for all is worth its program."""
-    if len(omega) == 1 or ridge.shape[1] <= _FEW_ROWS:
-        return False
-    return all(bool((part == part[0]).all()) for part in (np.asarray(omega), np.asarray(ridge)))
+def solves_alike(problem: SearchProblem) -> bool:
+    """Whether the solves of some split are iterated, with one reference kernel for all classes."""
+    return any(_iterates(problem, number) for number in range(len(problem.splits)))
 
 
-def _complete(
-    found: tuple[jax.Array, ...], missing: jax.Array, factor: Callable[[jax.Array], tuple[jax.Array, ...]]
-) -> tuple[jax.Array, ...]:
-    """The rows that the iteration did not find, by factorisation."""
-    if not bool(missing.any()):
-        return found
-    return tuple(jnp.where(missing[:, None], one, other) for one, other in zip(factor(missing), found, strict=True))
+def _iterates(problem: SearchProblem, number: int) -> bool:
+    k_train = problem.blocks[number][0]
+    return is_worthwhile(k_train.shape[1], problem.n_classes, k_train.dtype) and are_alike(k_train)
 
 
 @jax.jit
-def _solve_each(omega, active, arrays: _Arrays):
-    """a, r and b of every class, shapes (C, T), (C, V) and (C, T), by one factorisation per class."""
-
-    def solve_class(operands):
-        omega_c, ridge_c, y_t, y_v, _ = operands
-        lower = cholesky_lower(jnp.tensordot(omega_c, arrays.k_train, 1), ridge_c)
-        k_vt = jnp.tensordot(omega_c, arrays.k_held, 1)
-        a = solve_lower(lower, y_t)
-        r = k_vt @ a - y_v
-        return a, r, solve_lower(lower, k_vt.T @ (arrays.share * r))
-
-    def skip(operands):
-        n_train, n_held = len(arrays.y_train), len(arrays.y_held)
-        return tuple(jnp.full(size, jnp.nan, omega.dtype) for size in (n_train, n_held, n_train))
-
-    return jax.lax.map(
-        lambda operands: jax.lax.cond(operands[-1], solve_class, skip, operands),
-        (omega, arrays.ridge, arrays.y_train.T, arrays.y_held.T, active),
-    )
-
-
-@jax.jit
-def _solve_alike(omega, active, arrays: _Arrays):
-    """The same where all classes have one Omega and one ridge: one factorisation for all."""
-    lower = cholesky_lower(jnp.tensordot(omega[0], arrays.k_train, 1), arrays.ridge[0])
-    k_vt = jnp.tensordot(omega[0], arrays.k_held, 1)
-    a = solve_lower(lower, arrays.y_train)
-    r = k_vt @ a - arrays.y_held
-    b = solve_lower(lower, k_vt.T @ (arrays.share[:, None] * r))
-    return tuple(jnp.where(active[:, None], part.T, jnp.nan) for part in (a, r, b))
-
-
-@jax.jit
-def _fit_iteratively(omega, active, arrays: _Arrays, inverse, tolerance):
+def _fit_iteratively(omega, active, arrays: SplitArrays, inverse, tolerance):
     """a and r by conjugate gradients, shapes (T, C) and (V, C), and for which classes they converged."""
     apply = functools.partial(apply_kernels, omega, arrays.ridge, arrays.k_train)
     a, good, _ = solve_on_device(apply, inverse, jnp.where(active, arrays.y_train, 0), tolerance)
@@ -215,7 +180,7 @@ def _fit_iteratively(omega, active, arrays: _Arrays, inverse, tolerance):
 
 
 @jax.jit
-def _solve_iteratively(omega, active, arrays: _Arrays, inverse, tolerance):
+def _solve_iteratively(omega, active, arrays: SplitArrays, inverse, tolerance):
     """a, r and b as from `_solve_each` by conjugate gradients, and for which classes they converged."""
     a, r, good = _fit_iteratively(omega, active, arrays, inverse, tolerance)
     apply = functools.partial(apply_kernels, omega, arrays.ridge, arrays.k_train)
@@ -227,7 +192,7 @@ def _solve_iteratively(omega, active, arrays: _Arrays, inverse, tolerance):
 
 
 @jax.jit
-def _gradient(a, r, b, arrays: _Arrays) -> Evaluation:
+def _gradient(a, r, b, arrays: SplitArrays) -> Evaluation:
     """One pass over the kernels of every depth serves all classes: Theta^(l) a_c, then products with r_c and b_c."""
     data_term = jnp.einsum("cv,lvc->cl", r * arrays.share, arrays.k_held @ a.T)
     solve_term = jnp.einsum("ct,ltc->cl", b, arrays.k_train @ a.T)

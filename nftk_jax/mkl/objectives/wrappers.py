@@ -27,11 +27,17 @@ class PenalisedObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
+    @property
+    def shares_kernels(self) -> bool:
+        return self.objective.shares_kernels
+
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
-        value, gradient = self.objective.evaluate(omega, active, tolerance)
+        value, gradient, hessian = self.objective.evaluate(omega, active, tolerance)
         if self.norm == "l1":
-            return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty)
-        return Evaluation(value + self.penalty / 2 * (omega**2).sum(axis=1), gradient + self.penalty * omega)
+            return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty, hessian)
+        if hessian is not None:
+            hessian = hessian + self.penalty * np.eye(omega.shape[1], dtype=omega.dtype)
+        return Evaluation(value + self.penalty / 2 * (omega**2).sum(axis=1), gradient + self.penalty * omega, hessian)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +47,20 @@ class SharedObjective:
     objective: Minimand
     n_classes: int
 
+    shares_kernels = False  # there is one row
+
     @property
     def relative(self) -> bool:
         return self.objective.relative
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         everyone = jnp.broadcast_to(omega, (self.n_classes, omega.shape[1]))
-        value, gradient = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool), tolerance)
-        return Evaluation(value.mean(keepdims=True), gradient.mean(axis=0, keepdims=True))
+        value, gradient, hessian = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool), tolerance)
+        return Evaluation(
+            value.mean(keepdims=True),
+            gradient.mean(axis=0, keepdims=True),
+            None if hessian is None else hessian.mean(axis=0, keepdims=True),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +78,25 @@ class LearnedRidgeObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
+    @property
+    def shares_kernels(self) -> bool:
+        return self.objective.shares_kernels
+
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         weights, scale = omega[:, :-1], jnp.exp(-omega[:, -1:])
-        value, gradient = self.objective.evaluate(weights * scale, active, tolerance)
+        value, gradient, hessian = self.objective.evaluate(weights * scale, active, tolerance)
         gradient = gradient * scale
-        return Evaluation(value, jnp.concatenate([gradient, -(weights * gradient).sum(1, keepdims=True)], axis=1))
+        slope = (weights * gradient).sum(1, keepdims=True)
+        if hessian is not None:
+            hessian = hessian * (scale * scale)[:, :, None]
+            mixed = (hessian @ weights[:, :, None])[:, :, 0]
+            corner = (weights * mixed).sum(1, keepdims=True) + slope
+            column = -(gradient + mixed)
+            hessian = jnp.concatenate(
+                [
+                    jnp.concatenate([hessian, column[:, :, None]], axis=2),
+                    jnp.concatenate([column, corner], axis=1)[:, None],
+                ],
+                axis=1,
+            )
+        return Evaluation(value, jnp.concatenate([gradient, -slope], axis=1), hessian)

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nftk_jax.mkl.objectives.factored as factored
+import nftk_jax.mkl.problem as problem_module
 from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import HeldOutObjective, HeldOutSplit
 from nftk_jax.mkl.problem import row_ridge
+from nftk_jax.solvers.cholesky import multiply
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference
 
@@ -49,7 +52,7 @@ def test_values_and_gradients_are_those_of_one_factorisation_per_class(weighted,
     plain, iterated = make_objective(rng, weighted=weighted)
     omega = jnp.asarray(rng.dirichlet(np.full(DEPTH, 0.3), CLASSES))
     active = jnp.asarray([True, True, False, True, True])
-    for one, other in zip(plain.evaluate(omega, active), iterated.evaluate(omega, active), strict=True):
+    for one, other in zip(plain.evaluate(omega, active)[:2], iterated.evaluate(omega, active)[:2], strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-10)
         assert np.isnan(np.asarray(other)[2]).all()
 
@@ -115,7 +118,7 @@ def test_a_class_that_does_not_converge_is_factored(rng, x64):
     plain, iterated = make_objective(rng)
     omega, active = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)), jnp.ones(CLASSES, bool)
     useless = dataclasses.replace(iterated, inverse=jnp.full((N, N), jnp.nan))
-    for one, other in zip(plain.evaluate(omega, active), useless.evaluate(omega, active), strict=True):
+    for one, other in zip(plain.evaluate(omega, active)[:2], useless.evaluate(omega, active)[:2], strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(useless.values(omega, active), plain.values(omega, active))
 
@@ -123,5 +126,47 @@ def test_a_class_that_does_not_converge_is_factored(rng, x64):
 def test_an_indefinite_kernel_reads_as_not_finite(rng, x64):
     _, iterated = make_objective(rng)
     omega = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)).at[2].multiply(-1)
-    value, _ = iterated.evaluate(omega, jnp.ones(CLASSES, bool))
+    value, *_ = iterated.evaluate(omega, jnp.ones(CLASSES, bool))
     np.testing.assert_array_equal(np.isfinite(value), [True, True, False, True, True])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_hessians_are_the_differences_of_gradients(weighted, rng, x64):
+    plain, _ = make_objective(rng, ridge=0.1, weighted=weighted)
+    apart = rng.dirichlet(np.ones(DEPTH), CLASSES)
+    active, step = jnp.asarray([True, True, False, True, True]), 1e-5
+    for omega in (jnp.asarray(apart), jnp.asarray(np.tile(apart[:1], (CLASSES, 1)))):
+        hessian = np.asarray(HeldOutObjective((plain, plain)).evaluate(omega, active).hessian)
+        assert np.isnan(hessian[2]).all()
+        for place in range(DEPTH):
+            up, down = (plain.evaluate(omega.at[:, place].add(sign * step), active).gradient for sign in (1, -1))
+            difference = (np.asarray(up) - np.asarray(down))[np.asarray(active)] / (2 * step)
+            found = hessian[np.asarray(active), :, place]
+            np.testing.assert_allclose(found, difference, atol=1e-6 * np.abs(difference).max())
+
+
+def test_chunks_of_bounded_memory_change_nothing(rng, x64, monkeypatch):
+    plain, _ = make_objective(rng)
+    omega, active = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)), jnp.ones(CLASSES, bool)
+    whole = plain.evaluate(omega, active)
+    monkeypatch.setattr(factored, "_CHUNK", 1)
+    for one, other in zip(plain.evaluate(omega, active), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+def test_products_of_any_order_are_those_of_numpy(orders, rng):
+    a, b = (
+        np.asarray(rng.normal(size=shape), order=order) for shape, order in zip(((5, 7), (7, 3)), orders, strict=True)
+    )
+    np.testing.assert_allclose(multiply(a, b), a @ b, rtol=1e-12)
+
+
+def test_factors_on_a_device_are_those_of_lapack(rng, x64, monkeypatch):
+    plain, _ = make_objective(rng)
+    omega, active = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)), jnp.ones(CLASSES, bool)
+    here = plain.evaluate(omega, active)
+    monkeypatch.setattr(factored, "near_lapack", jnp.asarray)
+    monkeypatch.setattr(problem_module, "near_lapack", jnp.asarray)
+    for one, other in zip(plain.evaluate(omega, active), here, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)

@@ -257,10 +257,14 @@ def test_a_row_of_weight_two_counts_as_two_rows(kernels, rng):
     )
     repeated = HeldOutSplit(plain(twice)[:, :, twice], plain(held_twice)[:, :, twice], y[twice], y[held_twice], ridge)
     for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
+        if ours is None:  # no Hessian
+            continue
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     weighted = TrainObjective(plain(train)[:, :, train], y[train], ridge, weight)
     repeated = TrainObjective(plain(twice)[:, :, twice], y[twice], ridge)
     for ours, theirs in zip(weighted.evaluate(omega, active), repeated.evaluate(omega, active), strict=True):
+        if ours is None:  # no Hessian
+            continue
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
