@@ -5,8 +5,10 @@ shares the cosines of its group with the others. Groups with the same forms of k
 one stack. A tile of the sum goes through the groups of a stack one after the other, and is written once.
 
 In a group of few features many rows are nearly parallel, and the cosine has lost their angle (see `tiles`). The pass
-keeps the largest |cos| of every row in every group. Pairs of rows that are both near 1 there, of which there are few,
-are then visited again with exact angles.
+takes no |cos| larger than 1 - `_NEAR`, where the cosine is still good enough, and keeps the largest |cos| of every row in
+every group. To pairs of rows that are both near 1 in a group, of which there are few, that group's term at the exact
+angle, less its term at the angle of `_NEAR`, is then added. Both ways agree at `_NEAR`, so that it does not matter on
+which side of it rounding puts a pair.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle, angle_between
 from nftk_jax.kernels.series import Form, evaluate, of_distance
 
-#: 1 - |cos| below which the angle is taken from the difference of the unit vectors.
-_NEAR = {"float32": 3e-5, "float64": 1e-8}
-#: Entries of a tile of the pass over all pairs, and rows of a tile of the visit.
-_TILE_ENTRIES, _VISIT_ROWS = 2**18, 128
+#: 1 - |cos| below which the angle is taken from `exact_complements`; powers of two, so that 1 - `_NEAR` is exact.
+_NEAR = {"float32": 2.0**-15, "float64": 2.0**-27}
+#: Entries of a tile of the pass over all pairs, and rows of a tile of the corrections.
+_TILE_ENTRIES, _CORRECTED_ROWS = 2**20, 128
 
 
 class Stack(NamedTuple):
@@ -140,47 +142,49 @@ def _over_groups(step, state, items, count: int):
 
 
 def plain_tile(
-    plan: Plan, series: Any, left: Any, right: Any, *, same: bool = False
+    plan: Plan, series: Any, left: Any, right: Any, same: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum over groups between prepared rows, and the largest |cos| of every row and column in every group.
-
-    `same` says that both are the same rows: the triangle above the diagonal is mirrored, and no row is its own partner.
+    """The sum over groups between prepared rows with no |cos| above 1 - `_NEAR`, and the largest |cos| of every row and
+    column in every group, but for the pairs that `same` says to be one row, shape (m, n).
     """
     m, n = left[0][0].shape[1], right[0][0].shape[1]
-    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], m, n), left[0][0].dtype), [], []
+    dtype = left[0][0].dtype
+    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], m, n), dtype), [], []
     for stack, *items in zip(plan.stacks, series, left, right, strict=True):
 
         def add(k, item, stack=stack):
             own, (u1, lengths1), (u2, lengths2) = item
             cos = tiles.dot(u1, u2)
-            others = cos * np.asarray(~np.eye(m, dtype=bool), cos.dtype) if same else cos
-            largest = [jnp.max(jnp.abs(others), axis=axis) for axis in (1, 0)]
-            return k + _terms(stack, own, angle(cos), 1 - cos, lengths1, lengths2), largest
+            others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
+            most = 1 - _NEAR[dtype.name]
+            kept = jnp.clip(cos, -most, most)
+            k = k + _terms(stack, own, angle(kept), 1 - kept, lengths1, lengths2)
+            return k, [jnp.max(others, axis=axis) for axis in (1, 0)]
 
         k, (by_row, by_column) = _over_groups(add, k, items, len(stack.columns))
         rows.append(by_row)
         columns.append(by_column)
-    if same:
-        k = jnp.where(np.triu(np.ones((m, m), bool)), k, k.mT)
     return k, jnp.concatenate(rows), jnp.concatenate(columns)
 
 
-def exact_tile(plan: Plan, series: Any, left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
-    """The sum over groups with every angle exact, and where some group's rows are nearly parallel."""
-    m, n = left[0][0].shape[1], right[0][0].shape[1]
-    dtype = left[0][0].dtype
-    state = jnp.zeros((*series[0][0].shape[1:-1], m, n), dtype), jnp.zeros((m, n), bool)
-    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 - cos and 1 + cos of unit rows (m, p) and (n, p), shape (m, n), to about 1e-11 (1e-21) beside their rounding.
 
-        def add(state, item, stack=stack):
-            own, (u1, lengths1), (u2, lengths2) = item
-            k, close = state
-            near, far = tiles.exact_complements(u1, u2)
-            close = close | (jnp.minimum(near, far) < _NEAR[dtype.name])
-            return (k + _terms(stack, own, angle_between(near, far), near, lengths1, lengths2), close), None
-
-        state = _over_groups(add, state, items, len(stack.columns))[0]
-    return state
+    u = a + b with a on a grid so coarse that products of two a, and sums of these up to 2, are exact. Then 1 - <a, a'>
+    is exact too, and what is left to subtract is small. It also holds (1 - |u|^2) / 2 of both rows, which are unit
+    vectors up to rounding alone: |u - u'|^2 / 2 = 1 - <u, u'> - (1 - |u|^2) / 2 - (1 - |u'|^2) / 2.
+    """
+    grid = 2.0 ** (jnp.finfo(u1.dtype).nmant // 2)
+    (a1, a2), (b1, b2) = [jnp.round(u * grid) / grid for u in (u1, u2)], [0, 0]
+    b1, b2 = u1 - a1, u2 - a2
+    main = tiles.dot(a1, a2)
+    rest = tiles.dot(jnp.concatenate([u1, b1], axis=1), jnp.concatenate([b2, a2], axis=1))
+    short1, short2 = (
+        jnp.where(jnp.any(u != 0, axis=1), (1 - jnp.sum(a * a, axis=1)) - jnp.sum((u + a) * b, axis=1), 0) / 2
+        for u, a, b in ((u1, a1, b1), (u2, a2, b2))
+    )
+    rest_near, rest_far = (sign * rest + (short1[:, None] + short2) for sign in (1, -1))
+    return jnp.maximum((1 - main) - rest_near, 0), jnp.maximum((1 + main) - rest_far, 0)
 
 
 def _cut(rows: Any, start, size: int) -> Any:
@@ -199,54 +203,67 @@ def _even(n: int, size: int) -> int:
     return -(-n // max(1, round(n / size)))
 
 
-def _visit(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, out: jax.Array, same: bool) -> jax.Array:
-    """Entries of nearly parallel pairs, exact: pairs of the rows that are flagged in one group, group by group, or of
-    those flagged in any, whichever are fewer.
+def _correct(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, out: jax.Array, same: bool) -> jax.Array:
+    """Add, in every group, what pairs of nearly parallel rows lack: their term at the exact angle, less at `_NEAR`.
 
-    `same` says that rows and columns are the same: the tiles above the diagonal are visited and mirrored.
+    `same` says that rows and columns are the same: what lies above the diagonal is computed, and added to its mirror
+    image too.
     """
-    sizes = [min(largest.shape[1], _VISIT_ROWS) for largest in (largest1, largest2)]
-    flags = [largest > 1 - _NEAR[out.dtype.name] for largest in (largest1, largest2)]
-    flags = [jnp.concatenate([flag, jnp.any(flag, axis=0, keepdims=True)]) for flag in flags]
-    tall, wide = (-(-jnp.sum(flag, axis=1, dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
-    together = jnp.sum((tall * wide)[:-1]) > (tall * wide)[-1]
-    tall = jnp.where((jnp.arange(len(tall)) == len(tall) - 1) == together, tall, 0)
+    near, place = _NEAR[out.dtype.name], 0
+    sizes = [min(largest.shape[1], _CORRECTED_ROWS) for largest in (largest1, largest2)]
+    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+        flags = [largest[place : place + len(stack.columns)] >= 1 - near for largest in (largest1, largest2)]
+        place += len(stack.columns)
 
-    def group(g, out):
-        return lax.cond(tall[g] > 0, functools.partial(visit, g), lambda out: out, out)
+        def lacking(own, one, other, stack=stack):
+            (u1, lengths1), (u2, lengths2) = one, other
+            exact = exact_complements(u1, u2)
+            plain = [jnp.maximum(side, near) for side in exact]
+            there, here = (
+                _terms(stack, own, angle_between(*sides), sides[0], lengths1, lengths2) for sides in (exact, plain)
+            )
+            return jnp.where(jnp.minimum(*exact) < near, there - here, 0)
 
-    def visit(g, out):
-        # the flagged rows first; beyond the last row lies none
-        orders = [
-            jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
-            for flag, size in zip(flags, sizes, strict=True)
-        ]
+        def group(g, out, flags=flags, items=items, lacking=lacking):
+            own, one, other = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, g, keepdims=False), items)
+            # the flagged rows first; beyond the last row lies none
+            orders = [
+                jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
+                for flag, size in zip(flags, sizes, strict=True)
+            ]
+            tall, wide = (-(-jnp.sum(flag[g], dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
 
-        def row(a, out):
-            i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
-            rows = _take(left, i)
+            def row(a, out):
+                i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
 
-            def column(b, out):
-                j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
-                k, close = exact_tile(plan, series, rows, _take(right, j))
-                if same:  # symmetric to the last bit, and the diagonal is known
-                    close = close & (i[:, None] != j)
-                    k = jnp.where((a == b) & (i[:, None] > j), k.mT, k)
-                    close = jnp.where((a == b) & (i[:, None] > j), close.T, close)
-                out = _put(out, k, close, i, j)
-                return _put(out, k.mT, close.T, j, i) if same else out
+                def column(b, out):
+                    j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
+                    k = lacking(own, _take(one, i), _take(other, j))
+                    if not same:
+                        return _add(out, k, i, j)
+                    k = jnp.where((a < b) | np.triu(np.ones(k.shape[-2:], bool), 1), k, 0)
+                    return _add(_add(out, k, i, j), k.mT, j, i)
 
-            return lax.fori_loop(a if same else 0, wide[g], column, out)
+                return lax.fori_loop(a if same else 0, wide, column, out)
 
-        return lax.fori_loop(0, tall[g], row, out)
+            return lax.fori_loop(0, tall, row, out)
 
-    return lax.fori_loop(0, len(tall), group, out)
+        some = jnp.any(flags[0], axis=1)
+        one_group = lambda g, out, some=some, group=group: lax.cond(  # noqa: E731
+            some[g], functools.partial(group, g), lambda out: out, out
+        )
+        out = lax.fori_loop(0, len(stack.columns), one_group, out)
+    return out
 
 
-def _put(out: jax.Array, k: jax.Array, where: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    """Write entries of some rows and columns; indices beyond the last are dropped."""
-    place = out.at[..., i[:, None], j]
-    return place.set(jnp.where(where, k, place.get(mode="clip")), mode="drop")
+def _add(out: jax.Array, k: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """Add to the entries of some rows and columns; indices beyond the last are dropped."""
+    return out.at[..., i[:, None], j].add(k, mode="drop")
+
+
+def _take(rows: Any, index: jax.Array) -> Any:
+    """Some of the prepared rows of one group."""
+    return jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), rows)
 
 
 def angles(plan: Plan, left: Any, right: Any) -> Any:
@@ -275,11 +292,6 @@ def from_angles(plan: Plan, coefficients: jax.Array, found: Any) -> jax.Array:
     return k
 
 
-def _take(rows: Any, index: jax.Array) -> Any:
-    """Some of the prepared rows."""
-    return jax.tree.map(lambda a: jnp.take(a, index, axis=1, mode="clip"), rows)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rectangle(plan: Plan, coefficients: jax.Array, stretch: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """K_c(x1, x2), shape (C, n1, n2), from coefficients (C, total), without any exact diagonal."""
@@ -305,7 +317,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, left: Any, right: Any)
     empty = jnp.zeros((*series[0][0].shape[1:-1], n1, n2), dtype)
     none = [jnp.zeros((plan.n_groups, n), dtype) for n in (n1, n2)]
     out, rows, columns = lax.fori_loop(0, len(starts), fill, (empty, *none))
-    return _visit(plan, series, left, right, rows, columns, out, same=False).reshape(c, n1, n2)
+    return _correct(plan, series, left, right, rows, columns, out, same=False).reshape(c, n1, n2)
 
 
 def _keep(largest: jax.Array, found: jax.Array, start) -> jax.Array:
@@ -320,33 +332,26 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
     if n == 0:
         return jnp.zeros((c, 0, 0), x.dtype)
     size = min(_tile_sides(plan, n, n, 2 * c, x.dtype.itemsize))
-    across = -(-n // size)
-    wide = across * size
-    rows = plan.prepare(jnp.pad(x, ((0, wide - n), (0, 0))), stretch)  # rows of zeros, which are near to none
-    pairs = jnp.asarray([(i, j) for i in range(across) for j in range(i + 1, across)] or [(0, 0)], jnp.int32) * size
+    rows, starts, classes = plan.prepare(x, stretch), tiles.tile_starts(n, size), series[0][0].shape[1:-1]
+    pairs = jnp.asarray([(i, j) for place, i in enumerate(starts) for j in starts[place:]])
+    known = diagonal.reshape(*classes, n)
 
     def fill(k, state):
         out, largest = state
         i, j = pairs[k]
-        tile, by_row, by_column = plain_tile(plan, series, _cut(rows, i, size), _cut(rows, j, size))
-        out = tiles.write(tiles.write(out, tile.mT, j, i), tile, i, j)
-        return out, _keep(_keep(largest, by_row, i), by_column, j)
+        above, beside = i + jnp.arange(size)[:, None], j + jnp.arange(size)
+        tile, by_row, by_column = plain_tile(
+            plan, series, _cut(rows, i, size), _cut(rows, j, size), same=above == beside
+        )
+        tile = jnp.where(above == beside, lax.dynamic_slice_in_dim(known, i, size, -1)[..., None], tile)
+        out = tiles.write(out, tile.mT, j, i)
+        # what the tile holds below the diagonal is the mirror image of what it holds above
+        tile = jnp.where(above <= beside, tile, tiles.read(out, i, j, size))
+        return tiles.write(out, tile, i, j), _keep(_keep(largest, by_row, i), by_column, j)
 
-    def fill_diagonal(k, state):
-        out, largest = state
-        own = _cut(rows, k * size, size)
-        tile, by_row, by_column = plain_tile(plan, series, own, own, same=True)
-        largest = _keep(_keep(largest, by_row, k * size), by_column, k * size)
-        tile = jnp.where(np.eye(size, dtype=bool), lax.dynamic_slice_in_dim(known, k * size, size, -1)[..., None], tile)
-        return tiles.write(out, tile, k * size, k * size), largest
-
-    classes = series[0][0].shape[1:-1]
-    known = jnp.pad(diagonal, ((0, 0), (0, wide - n))).reshape(*classes, wide)
-    empty = jnp.zeros((*classes, wide, wide), x.dtype)
-    state = lax.fori_loop(0, across, fill_diagonal, (empty, jnp.zeros((plan.n_groups, wide), x.dtype)))
-    out, largest = lax.fori_loop(0, across * (across - 1) // 2, fill, state)
-    out = _visit(plan, series, rows, rows, largest, largest, out, same=True)
-    return out.reshape(c, wide, wide)[:, :n, :n]
+    state = jnp.zeros((*classes, n, n), x.dtype), jnp.zeros((plan.n_groups, n), x.dtype)
+    out, largest = lax.fori_loop(0, len(pairs), fill, state)
+    return _correct(plan, series, rows, rows, largest, largest, out, same=True).reshape(c, n, n)
 
 
 def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Array:

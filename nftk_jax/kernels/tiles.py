@@ -239,6 +239,12 @@ def write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
     return lax.dynamic_update_slice(out, block, index)
 
 
+def read(out: jax.Array, i, j, size: int) -> jax.Array:
+    """A square block of the last two axes of `out`."""
+    index = [jnp.asarray(k, jnp.int32) for k in (*(0,) * (out.ndim - 2), i, j)]
+    return lax.dynamic_slice(out, index, (*out.shape[:-2], size, size))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """K_c(x1, x2), shape (C, n1, n2), from series coefficients (C, size), without any exact diagonal."""
