@@ -102,10 +102,23 @@ class Plan(NamedTuple):
         """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n)."""
         return gram(self, coefficients, stretch, diagonal, x)
 
+    def diagonal(self, at_zero: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x_i, x_i), shape (C, n), from the terms at the angle 0 (C, terms) and the lengths of the rows."""
+        square, factors = x * x, []
+        for stack in self.stacks:
+            chosen = np.zeros((x.shape[1], len(stack.columns)), x.dtype)
+            for g, numbers in enumerate(stack.columns):
+                chosen[list(numbers), g] = 1
+            squares = jnp.matmul(square, chosen, precision=tiles.HIGHEST)
+            for form, radial in stack.forms:
+                grows = radial if form.is_series else form.basis == "linear"
+                factors.append(squares if grows else jnp.ones_like(squares))
+        return jnp.matmul(at_zero, jnp.concatenate(factors, axis=1).T, precision=tiles.HIGHEST)
+
     @property
-    def radial(self) -> bool:
-        """False: lengths are factors of single terms."""
-        return False
+    def on_sphere(self) -> bool:
+        """Whether a term has no lengths but is one of inputs on a sphere."""
+        return any(form.is_series and not radial for stack in self.stacks for form, radial in stack.forms)
 
     @property
     def n_groups(self) -> int:

@@ -67,6 +67,15 @@ class Plan(NamedTuple):
         del stretch
         return gram(self, coefficients, diagonal, x)
 
+    def diagonal(self, at_zero: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x_i, x_i), shape (C, n), from the series at the angle 0, (C,), and the lengths of the rows."""
+        return at_zero[:, None] * (jnp.sum(x * x, axis=1) if self.radial else jnp.ones(len(x), x.dtype))
+
+    @property
+    def on_sphere(self) -> bool:
+        """Whether the inputs lie on a sphere, and their lengths are no factors."""
+        return not self.radial
+
 
 def unit_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Unit vectors and lengths of the rows, without overflow; a zero row has the unit vector 0. Differentiable."""
