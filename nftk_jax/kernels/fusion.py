@@ -142,6 +142,7 @@ def _stack(parts: Sequence[Part], profiles: Sequence[Any], features: int, rows: 
                 zeros.append(np.zeros(place))
                 zeros[-1][chosen] = series.at_zero
                 stretch.append(1.0 if series.stretch is None else series.stretch)
+        width = width if rows <= PADDED_ROWS else max(len(columns) for columns, _ in groups)
         layout.append(Stack(forms, tuple(sizes), tuple(columns for columns, _ in groups), width))
     biases = [np.zeros(len(series.coefficients)) if series.bias is None else series.bias for series in profiles]
     bias = np.concatenate(biases)

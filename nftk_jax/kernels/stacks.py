@@ -29,7 +29,7 @@ from nftk_jax.kernels.series import Form, evaluate, of_distance
 #: 1 - |cos| below which the angle is taken from `exact_complements`; powers of two, so that 1 - `_NEAR` is exact.
 _NEAR = {"float32": 2.0**-15, "float64": 2.0**-27}
 #: Entries of a tile of the pass over all pairs, and rows of a tile of the corrections.
-_TILE_ENTRIES, _CORRECTED_ROWS = 2**20, 128
+_TILE_ENTRIES, _CORRECTED_ROWS = 2**20, 96
 
 
 class Stack(NamedTuple):
@@ -67,7 +67,8 @@ class Plan(NamedTuple):
             for row, numbers in zip(index, stack.columns, strict=True):
                 row[: len(numbers)] = numbers
             groups = columns[index.ravel()].reshape(*index.shape, len(x)).swapaxes(1, 2)
-            unit, length = jax.vmap(tiles.unit_rows)(groups)
+            unit, length = tiles.unit_rows(groups.reshape(-1, stack.width))
+            unit, length = unit.reshape(groups.shape), length.reshape(groups.shape[:2])
             lengths = []
             for _ in stack.forms:
                 lengths.append(length * stretch[place : place + len(index), None])
@@ -239,9 +240,9 @@ def _correct(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2,
 
         def group(g, out, flags=flags, items=items, lacking=lacking):
             own, one, other = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, g, keepdims=False), items)
-            # the flagged rows first; beyond the last row lies none
+            # the flagged rows; beyond the last row lies none
             orders = [
-                jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
+                jnp.nonzero(flag[g], size=flag.shape[1] + size, fill_value=flag.shape[1])[0].astype(jnp.int32)
                 for flag, size in zip(flags, sizes, strict=True)
             ]
             tall, wide = (-(-jnp.sum(flag[g], dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
