@@ -156,18 +156,18 @@ def _over_groups(step, state, items, count: int):
 
 
 def plain_tile(
-    plan: Plan, series: Any, left: Any, right: Any, same: jax.Array | None = None
+    plan: Plan, series: Any, left: Any, right: Any, corner: Any, shape: tuple[int, int], same: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum over groups between prepared rows with no |cos| above 1 - `_NEAR`, and the largest |cos| of every row and
-    column in every group, but for the pairs that `same` says to be one row, shape (m, n).
+    """A tile of the sum over groups between prepared rows, with no |cos| above 1 - `_NEAR`, and the largest |cos| of its
+    rows and columns in every group, but for the pairs that `same` says to be one row.
     """
-    m, n = left[0][0].shape[1], right[0][0].shape[1]
     dtype = left[0][0].dtype
-    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], m, n), dtype), [], []
-    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], *shape), dtype), [], []
+    for stack, series_of_stack, *sides in zip(plan.stacks, series, left, right, strict=True):
 
-        def add(k, item, stack=stack):
-            own, (u1, lengths1), (u2, lengths2) = item
+        def add(k, item, stack=stack, sides=sides):
+            own, g = item
+            (u1, lengths1), (u2, lengths2) = map(functools.partial(_cut, g), sides, corner, shape)
             cos = tiles.dot(u1, u2)
             others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
             most = 1 - _NEAR[dtype.name]
@@ -175,6 +175,7 @@ def plain_tile(
             k = k + _terms(stack, own, angle(kept), 1 - kept, lengths1, lengths2)
             return k, [jnp.max(others, axis=axis) for axis in (1, 0)]
 
+        items = series_of_stack, jnp.arange(len(stack.columns))
         k, (by_row, by_column) = _over_groups(add, k, items, len(stack.columns))
         rows.append(by_row)
         columns.append(by_column)
@@ -189,7 +190,7 @@ def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Arra
     vectors up to rounding alone: |u - u'|^2 / 2 = 1 - <u, u'> - (1 - |u|^2) / 2 - (1 - |u'|^2) / 2.
     """
     grid = 2.0 ** (jnp.finfo(u1.dtype).nmant // 2)
-    (a1, a2), (b1, b2) = [jnp.round(u * grid) / grid for u in (u1, u2)], [0, 0]
+    a1, a2 = (jnp.round(u * grid) / grid for u in (u1, u2))
     b1, b2 = u1 - a1, u2 - a2
     main = tiles.dot(a1, a2)
     rest = tiles.dot(jnp.concatenate([u1, b1], axis=1), jnp.concatenate([b2, a2], axis=1))
@@ -201,8 +202,14 @@ def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.maximum((1 - main) - rest_near, 0), jnp.maximum((1 + main) - rest_far, 0)
 
 
-def _cut(rows: Any, start, size: int) -> Any:
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size, 1), rows)
+def _cut(g: jax.Array, rows: Any, start: jax.Array, size: int) -> Any:
+    """Some neighbouring rows of one group."""
+
+    def cut(a):
+        corner = (g, start, 0)[: a.ndim]
+        return lax.dynamic_slice(a, corner, (1, size, *a.shape[2:]))[0]
+
+    return jax.tree.map(cut, rows)
 
 
 def _tile_sides(plan: Plan, n1: int, n2: int, classes: int, itemsize: int) -> tuple[int, int]:
@@ -325,7 +332,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, left: Any, right: Any)
     def fill(k, state):
         out, rows, columns = state
         i, j = starts[k]
-        tile, by_row, by_column = plain_tile(plan, series, _cut(left, i, height), _cut(right, j, width))
+        tile, by_row, by_column = plain_tile(plan, series, left, right, (i, j), (height, width))
         return tiles.write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
 
     empty = jnp.zeros((*series[0][0].shape[1:-1], n1, n2), dtype)
@@ -354,9 +361,7 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
         out, largest = state
         i, j = pairs[k]
         above, beside = i + jnp.arange(size)[:, None], j + jnp.arange(size)
-        tile, by_row, by_column = plain_tile(
-            plan, series, _cut(rows, i, size), _cut(rows, j, size), same=above == beside
-        )
+        tile, by_row, by_column = plain_tile(plan, series, rows, rows, (i, j), (size, size), same=above == beside)
         tile = jnp.where(above == beside, lax.dynamic_slice_in_dim(known, i, size, -1)[..., None], tile)
         out = tiles.write(out, tile.mT, j, i)
         # what the tile holds below the diagonal is the mirror image of what it holds above
