@@ -29,7 +29,7 @@ from nftk_jax.kernels.series import Form, evaluate, of_distance
 #: 1 - |cos| below which the angle is taken from `exact_complements`; powers of two, so that 1 - `_NEAR` is exact.
 _NEAR = {"float32": 2.0**-15, "float64": 2.0**-27}
 #: Entries of a tile of the pass over all pairs, and rows of a tile of the corrections.
-_TILE_ENTRIES, _CORRECTED_ROWS = 2**20, 96
+_TILE_ENTRIES, _CORRECTED_ROWS = 2**19, 96
 
 
 class Stack(NamedTuple):
