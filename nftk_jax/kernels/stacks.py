@@ -172,7 +172,10 @@ def plain_tile(
             others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
             most = 1 - _NEAR[dtype.name]
             kept = jnp.clip(cos, -most, most)
-            k = k + _terms(stack, own, angle(kept), 1 - kept, lengths1, lengths2)
+            t = angle(kept)
+            if k.ndim > 2:  # XLA would compute the angles again for every class
+                t = lax.optimization_barrier(t)
+            k = k + _terms(stack, own, t, 1 - kept, lengths1, lengths2)
             return k, [jnp.max(others, axis=axis) for axis in (1, 0)]
 
         items = series_of_stack, jnp.arange(len(stack.columns))
