@@ -209,7 +209,7 @@ def _cut(g: jax.Array, rows: Any, start: jax.Array, size: int) -> Any:
     """Some neighbouring rows of one group."""
 
     def cut(a):
-        corner = (g, start, 0)[: a.ndim]
+        corner = [jnp.asarray(at, jnp.int32) for at in (g, start, 0)[: a.ndim]]
         return lax.dynamic_slice(a, corner, (1, size, *a.shape[2:]))[0]
 
     return jax.tree.map(cut, rows)
@@ -357,13 +357,14 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
         return jnp.zeros((c, 0, 0), x.dtype)
     size = min(_tile_sides(plan, n, n, 2 * c, x.dtype.itemsize))
     rows, starts, classes = plan.prepare(x, stretch), tiles.tile_starts(n, size), series[0][0].shape[1:-1]
-    pairs = jnp.asarray([(i, j) for place, i in enumerate(starts) for j in starts[place:]])
+    pairs = jnp.asarray([(i, j) for place, i in enumerate(starts) for j in starts[place:]], jnp.int32)
     known = diagonal.reshape(*classes, n)
 
     def fill(k, state):
         out, largest = state
         i, j = pairs[k]
-        above, beside = i + jnp.arange(size)[:, None], j + jnp.arange(size)
+        above, beside = (start + jnp.arange(size, dtype=jnp.int32) for start in (i, j))
+        above = above[:, None]
         tile, by_row, by_column = plain_tile(plan, series, rows, rows, (i, j), (size, size), same=above == beside)
         tile = jnp.where(above == beside, lax.dynamic_slice_in_dim(known, i, size, -1)[..., None], tile)
         out = tiles.write(out, tile.mT, j, i)

@@ -121,4 +121,4 @@ def test_all_rows_nearly_parallel_in_every_group(rng):
     kernel, omega = MLP(3).on(slice(0, 4)) + MLP(3).on(slice(4, 12)), np.ones((1, 6))
     expected = oracle(kernel, omega, x.astype(float), x.astype(float))
     for k in (combined_kernel(kernel, omega, x), combined_kernel(kernel, omega, x, x.copy())):
-        np.testing.assert_allclose(k, expected, atol=3e-6 * expected.max())
+        np.testing.assert_allclose(k, expected, atol=5e-6 * expected.max())
