@@ -108,7 +108,9 @@ class _Selected:
 
 
 def _series(part: Part, x1: Any, x2: Any | None, inputs: InputsName, *, together: bool) -> KernelSeries | None:
-    see = lambda x: part.select(x) if isinstance(x, Tracer) else _Selected(part, x)  # noqa: E731
+    def see(x: Any) -> Any:
+        return part.select(x) if isinstance(x, Tracer) else _Selected(part, x)
+
     find = part.kernel.profile if together else part.kernel.series
     found = find(see(x1), None if x2 is None else see(x2), part.promise(inputs))
     if together and found is not None and isinstance(found.coefficients, Tracer):

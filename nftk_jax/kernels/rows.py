@@ -216,7 +216,7 @@ class Rows:
         sizes = [part.kernel.n_kernels for part in self.kernel.parts]
         distinct = np.unique(omega, axis=0) != 0
         in_sums = sum(part.any(axis=1).sum() for part in np.split(distinct, np.cumsum(sizes)[:-1], axis=1))
-        return 1.5 * np.count_nonzero(distinct.any(axis=0)) < in_sums
+        return bool(1.5 * np.count_nonzero(distinct.any(axis=0)) < in_sums)
 
     def _predict_by_kernel(
         self,

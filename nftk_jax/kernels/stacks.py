@@ -5,7 +5,7 @@ shares the cosines of its group with the others. Groups with the same forms of k
 one stack. A tile of the sum goes through the groups of a stack one after the other, and is written once.
 
 In a group of few features many rows are nearly parallel, and the cosine has lost their angle (see `tiles`). The pass
-takes no |cos| larger than 1 - `_NEAR`, where the cosine is still good enough, and keeps the largest |cos| of every row in
+takes no |cos| larger than 1 - `_NEAR`, where the cosine is still good enough, and keeps every row's largest |cos| in
 every group. To pairs of rows that are both near 1 in a group, of which there are few, that group's term at the exact
 angle, less its term at the angle of `_NEAR`, is then added. Both ways agree at `_NEAR`, so that it does not matter on
 which side of it rounding puts a pair.
@@ -24,7 +24,8 @@ from jax import lax
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle, angle_between
-from nftk_jax.kernels.series import Form, evaluate, of_distance
+from nftk_jax.kernels.terms import Forms, exact_complements, sum_terms
+from nftk_jax.kernels.windows import read, write
 
 #: 1 - |cos| below which the angle is taken from `exact_complements`; powers of two, so that 1 - `_NEAR` is exact.
 _NEAR = {"float32": 2.0**-15, "float64": 2.0**-27}
@@ -42,7 +43,7 @@ class Stack(NamedTuple):
       width: columns of the arrays: the longest group, rounded up; zeros fill the others up.
     """
 
-    forms: tuple[tuple[Form, bool], ...]
+    forms: Forms
     sizes: tuple[int, ...]
     columns: tuple[tuple[int, ...], ...]
     width: int
@@ -127,26 +128,6 @@ class Plan(NamedTuple):
         return sum(len(stack.columns) for stack in self.stacks)
 
 
-def _term(form: Form, radial: bool, series: jax.Array, t, delta, r1, r2) -> jax.Array:
-    """One term of one group from angles, their 1 - cos and the lengths."""
-    if not form.is_series:
-        if form.basis == "linear":
-            at = r1[:, None] * r2 * (1 - delta)
-        else:
-            at = of_distance(form.basis, (r1[:, None] - r2) ** 2 + 2 * r1[:, None] * r2 * delta)
-        return series[..., 0].reshape(series.shape[:-1] + (1,) * (2 * (series.ndim > 1))) * at
-    k = evaluate(form, series, t)
-    return k * (r1[:, None] * r2) if radial else k
-
-
-def _terms(stack: Stack, series, t, delta, lengths1, lengths2) -> jax.Array:
-    found = [
-        _term(*form, own, t, delta, r1, r2)
-        for form, own, r1, r2 in zip(stack.forms, series, lengths1, lengths2, strict=True)
-    ]
-    return functools.reduce(jnp.add, found)
-
-
 def _over_groups(step, state, items, count: int):
     """`step` for every group of a stack; its second results stacked."""
     if count > 1:
@@ -158,8 +139,8 @@ def _over_groups(step, state, items, count: int):
 def plain_tile(
     plan: Plan, series: Any, left: Any, right: Any, corner: Any, shape: tuple[int, int], same: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A tile of the sum over groups between prepared rows, with no |cos| above 1 - `_NEAR`, and the largest |cos| of its
-    rows and columns in every group, but for the pairs that `same` says to be one row.
+    """A tile of the sum over groups between prepared rows, with no |cos| above 1 - `_NEAR`, and its rows' and columns'
+    largest |cos| in every group, but for the pairs that `same` says to be one row.
     """
     dtype = left[0][0].dtype
     k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], *shape), dtype), [], []
@@ -175,7 +156,7 @@ def plain_tile(
             t = angle(kept)
             if k.ndim > 2:  # XLA would compute the angles again for every class
                 t = lax.optimization_barrier(t)
-            k = k + _terms(stack, own, t, 1 - kept, lengths1, lengths2)
+            k = k + sum_terms(stack.forms, own, t, 1 - kept, lengths1, lengths2)
             return k, [jnp.max(others, axis=axis) for axis in (1, 0)]
 
         items = series_of_stack, jnp.arange(len(stack.columns))
@@ -183,26 +164,6 @@ def plain_tile(
         rows.append(by_row)
         columns.append(by_column)
     return k, jnp.concatenate(rows), jnp.concatenate(columns)
-
-
-def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """1 - cos and 1 + cos of unit rows (m, p) and (n, p), shape (m, n), to about 1e-11 (1e-21) beside their rounding.
-
-    u = a + b with a on a grid so coarse that products of two a, and sums of these up to 2, are exact. Then 1 - <a, a'>
-    is exact too, and what is left to subtract is small. It also holds (1 - |u|^2) / 2 of both rows, which are unit
-    vectors up to rounding alone: |u - u'|^2 / 2 = 1 - <u, u'> - (1 - |u|^2) / 2 - (1 - |u'|^2) / 2.
-    """
-    grid = 2.0 ** (jnp.finfo(u1.dtype).nmant // 2)
-    a1, a2 = (jnp.round(u * grid) / grid for u in (u1, u2))
-    b1, b2 = u1 - a1, u2 - a2
-    main = tiles.dot(a1, a2)
-    rest = tiles.dot(jnp.concatenate([u1, b1], axis=1), jnp.concatenate([b2, a2], axis=1))
-    short1, short2 = (
-        jnp.where(jnp.any(u != 0, axis=1), (1 - jnp.sum(a * a, axis=1)) - jnp.sum((u + a) * b, axis=1), 0) / 2
-        for u, a, b in ((u1, a1, b1), (u2, a2, b2))
-    )
-    rest_near, rest_far = (sign * rest + (short1[:, None] + short2) for sign in (1, -1))
-    return jnp.maximum((1 - main) - rest_near, 0), jnp.maximum((1 + main) - rest_far, 0)
 
 
 def _cut(g: jax.Array, rows: Any, start: jax.Array, size: int) -> Any:
@@ -227,16 +188,18 @@ def _even(n: int, size: int) -> int:
     return -(-n // max(1, round(n / size)))
 
 
-def _correct(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, out: jax.Array, same: bool) -> jax.Array:
+def _correct(
+    plan: Plan, series: Any, left: Any, right: Any, largest: tuple[jax.Array, jax.Array], out: jax.Array, same: bool
+) -> jax.Array:
     """Add, in every group, what pairs of nearly parallel rows lack: their term at the exact angle, less at `_NEAR`.
 
     `same` says that rows and columns are the same: what lies above the diagonal is computed, and added to its mirror
     image too.
     """
     near, place = _NEAR[out.dtype.name], 0
-    sizes = [min(largest.shape[1], _CORRECTED_ROWS) for largest in (largest1, largest2)]
+    sizes = [min(side.shape[1], _CORRECTED_ROWS) for side in largest]
     for stack, *items in zip(plan.stacks, series, left, right, strict=True):
-        flags = [largest[place : place + len(stack.columns)] >= 1 - near for largest in (largest1, largest2)]
+        flags = [side[place : place + len(stack.columns)] >= 1 - near for side in largest]
         place += len(stack.columns)
 
         def lacking(own, one, other, stack=stack):
@@ -244,7 +207,8 @@ def _correct(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2,
             exact = exact_complements(u1, u2)
             plain = [jnp.maximum(side, near) for side in exact]
             there, here = (
-                _terms(stack, own, angle_between(*sides), sides[0], lengths1, lengths2) for sides in (exact, plain)
+                sum_terms(stack.forms, own, angle_between(*sides), sides[0], lengths1, lengths2)
+                for sides in (exact, plain)
             )
             return jnp.where(jnp.minimum(*exact) < near, there - here, 0)
 
@@ -255,7 +219,9 @@ def _correct(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2,
                 jnp.nonzero(flag[g], size=flag.shape[1] + size, fill_value=flag.shape[1])[0].astype(jnp.int32)
                 for flag, size in zip(flags, sizes, strict=True)
             ]
-            tall, wide = (-(-jnp.sum(flag[g], dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
+            tall, wide = (
+                -(-jnp.sum(flag[g], dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True)
+            )
 
             def row(a, out):
                 i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
@@ -310,7 +276,7 @@ def from_angles(plan: Plan, coefficients: jax.Array, found: Any) -> jax.Array:
 
         def add(k, item, stack=stack):
             own, t, near, lengths1, lengths2 = item
-            return k + _terms(stack, own, t, near, lengths1, lengths2), None
+            return k + sum_terms(stack.forms, own, t, near, lengths1, lengths2), None
 
         k = _over_groups(add, k, (series, t, near, *lengths), len(stack.columns))[0]
     return k
@@ -336,12 +302,12 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, left: Any, right: Any)
         out, rows, columns = state
         i, j = starts[k]
         tile, by_row, by_column = plain_tile(plan, series, left, right, (i, j), (height, width))
-        return tiles.write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
+        return write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
 
     empty = jnp.zeros((*series[0][0].shape[1:-1], n1, n2), dtype)
     none = [jnp.zeros((plan.n_groups, n), dtype) for n in (n1, n2)]
     out, rows, columns = lax.fori_loop(0, len(starts), fill, (empty, *none))
-    return _correct(plan, series, left, right, rows, columns, out, same=False).reshape(c, n1, n2)
+    return _correct(plan, series, left, right, (rows, columns), out, same=False).reshape(c, n1, n2)
 
 
 def _keep(largest: jax.Array, found: jax.Array, start) -> jax.Array:
@@ -367,14 +333,14 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
         above = above[:, None]
         tile, by_row, by_column = plain_tile(plan, series, rows, rows, (i, j), (size, size), same=above == beside)
         tile = jnp.where(above == beside, lax.dynamic_slice_in_dim(known, i, size, -1)[..., None], tile)
-        out = tiles.write(out, tile.mT, j, i)
+        out = write(out, tile.mT, j, i)
         # what the tile holds below the diagonal is the mirror image of what it holds above
-        tile = jnp.where(above <= beside, tile, tiles.read(out, i, j, size))
-        return tiles.write(out, tile, i, j), _keep(_keep(largest, by_row, i), by_column, j)
+        tile = jnp.where(above <= beside, tile, read(out, i, j, size))
+        return write(out, tile, i, j), _keep(_keep(largest, by_row, i), by_column, j)
 
     state = jnp.zeros((*classes, n, n), x.dtype), jnp.zeros((plan.n_groups, n), x.dtype)
     out, largest = lax.fori_loop(0, len(pairs), fill, state)
-    return _correct(plan, series, rows, rows, largest, largest, out, same=True).reshape(c, n, n)
+    return _correct(plan, series, rows, rows, (largest, largest), out, same=True).reshape(c, n, n)
 
 
 def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Array:
@@ -386,7 +352,7 @@ def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Arra
             cos = tiles.dot(units1[g], units2[g])
             cos = jnp.where(jnp.eye(len(cos), dtype=bool), 1, cos) if same else cos
             of_group = [[a[g] for a in part] for part in (own, lengths1, lengths2)]
-            total = total + _terms(stack, of_group[0], angle(cos), 1 - cos, *of_group[1:])
+            total = total + sum_terms(stack.forms, of_group[0], angle(cos), 1 - cos, *of_group[1:])
     return jnp.reshape(total, (len(coefficients), len(x1), len(x2)))
 
 
