@@ -109,7 +109,7 @@ class _Selected:
 
 def _series(part: Part, x1: Any, x2: Any | None, inputs: InputsName, *, together: bool) -> KernelSeries | None:
     def see(x: Any) -> Any:
-        return part.select(x) if isinstance(x, Tracer) else _Selected(part, x)
+        return _Selected(part, x) if part.columns and not isinstance(x, Tracer) else part.select(x)
 
     find = part.kernel.profile if together else part.kernel.series
     found = find(see(x1), None if x2 is None else see(x2), part.promise(inputs))
