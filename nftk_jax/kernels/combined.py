@@ -175,15 +175,13 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
     if jax.default_backend() == "cpu" and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
         block = functools.partial(_block, kernel, plan, budget, omega, arrays)
         return _gram_of_blocks(block, np.asarray(omega) @ kernel.diagonals(x1), np.asarray(wide[0]))
-    if series is None or arrays is None:
+    if plan is None or arrays is None:
         diagonals = kernel.traced_diagonals(budget, x1) if traced else jnp.asarray(kernel.diagonals(x1), x1.dtype)
         return _gram(kernel, budget, omega, wide[0], diagonals)
-    if not series.radial:
-        if not traced:  # of every row: the sphere is one up to rounding
-            arrays = arrays._replace(at_zero=jnp.asarray(kernel.diagonals(x1), x1.dtype))
-        elif series.at_zero is None:
-            arrays = arrays._replace(at_zero=kernel.traced_diagonals(budget, x1))
-    return _series_gram(plan, omega, arrays, wide[0])
+    known = None
+    if plan.on_sphere and not traced:  # of every row: the sphere is one up to rounding
+        known = jnp.asarray(kernel.diagonals(x1), x1.dtype)
+    return _series_gram(plan, omega, arrays, wide[0], known)
 
 
 def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:
@@ -264,13 +262,14 @@ def _series_rectangle(plan: Plan, omega: jax.Array, series: Any, x1: jax.Array, 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _series_gram(plan: Plan, omega: jax.Array, series: Any, x: jax.Array) -> jax.Array:
-    diagonal = jnp.matmul(omega, series.at_zero, precision=tiles.HIGHEST)
-    if diagonal.ndim == 1:
-        r2 = jnp.sum(x * x, axis=1) if plan.radial else jnp.ones(len(x), x.dtype)
-        diagonal = diagonal[:, None] * r2
-    elif series.bias is not None:  # which is added to all entries alike
-        diagonal = diagonal - jnp.matmul(omega, series.bias, precision=tiles.HIGHEST)[:, None]
+def _series_gram(plan: Plan, omega: jax.Array, series: Any, x: jax.Array, known: jax.Array | None) -> jax.Array:
+    """The Gram matrices; `known` holds the diagonals of all kernels, shape (L, n), where the series does not."""
+    if known is None:
+        diagonal = plan.diagonal(jnp.matmul(omega, series.at_zero, precision=tiles.HIGHEST), x)
+    else:
+        diagonal = jnp.matmul(omega, known, precision=tiles.HIGHEST)
+        if series.bias is not None:  # which is added to all entries alike
+            diagonal = diagonal - jnp.matmul(omega, series.bias, precision=tiles.HIGHEST)[:, None]
     coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
     return _biased(plan.gram(coefficients, series.stretch, diagonal, x), omega, series.bias)
 

@@ -92,10 +92,27 @@ def divide(kernel: Kernel, x1: Any, x2: Any | None, inputs: InputsName, weighted
     return work
 
 
+class _Selected:
+    """What a part sees of concrete inputs, cut out when its values are wanted: for most series the shape will do."""
+
+    def __init__(self, part: Part, x: Any) -> None:
+        self._part, self._x, self.dtype = part, x, x.dtype
+        self.shape = (len(x), part.select(np.arange(x.shape[1])[None]).shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy
+        return np.asarray(self._part.select(np.asarray(self._x)), dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
 def _series(part: Part, x1: Any, x2: Any | None, inputs: InputsName, *, together: bool) -> KernelSeries | None:
-    right = None if x2 is None else part.select(x2)
+    def see(x: Any) -> Any:
+        return _Selected(part, x) if part.columns and not isinstance(x, Tracer) else part.select(x)
+
     find = part.kernel.profile if together else part.kernel.series
-    found = find(part.select(x1), right, part.promise(inputs))
+    found = find(see(x1), None if x2 is None else see(x2), part.promise(inputs))
     if together and found is not None and isinstance(found.coefficients, Tracer):
         return None  # a sphere whose radius is known inside a compiled function alone
     return found
@@ -114,7 +131,7 @@ def _stack(parts: Sequence[Part], profiles: Sequence[Any], features: int, rows: 
         terms.sort(key=lambda term: (str(term[0].form), term[0].radial))
         forms: tuple[tuple[Form, bool], ...] = tuple((series.form, series.radial) for series, _ in terms)
         stacks[forms, _width(len(columns), rows)].append((columns, terms))
-    layout, blocks, stretch = [], [], []
+    layout, blocks, zeros, stretch = [], [], [], []
     for (forms, width), groups in stacks.items():
         sizes = []
         for term in range(len(forms)):
@@ -124,12 +141,20 @@ def _stack(parts: Sequence[Part], profiles: Sequence[Any], features: int, rows: 
                 block = np.zeros((place, sizes[-1]))
                 block[chosen, : series.coefficients.shape[1]] = series.coefficients
                 blocks.append(block)
+                zeros.append(np.zeros(place))
+                zeros[-1][chosen] = series.at_zero
                 stretch.append(1.0 if series.stretch is None else series.stretch)
+        width = width if rows <= PADDED_ROWS else max(len(columns) for columns, _ in groups)
         layout.append(Stack(forms, tuple(sizes), tuple(columns for columns, _ in groups), width))
     biases = [np.zeros(len(series.coefficients)) if series.bias is None else series.bias for series in profiles]
     bias = np.concatenate(biases)
     return KernelSeries(
-        tuple(layout), False, np.concatenate(blocks, axis=1), None, bias if bias.any() else None, np.asarray(stretch)
+        tuple(layout),
+        False,
+        np.concatenate(blocks, axis=1),
+        np.stack(zeros, axis=1),
+        bias if bias.any() else None,
+        np.asarray(stretch),
     )
 
 

@@ -153,7 +153,10 @@ class Kernel(abc.ABC):
         return blocks.combined(self, budget, omega, x1, x2)
 
     def series(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
-        """Series in the angle that give the kernels on these inputs, or None where there are none."""
+        """Series in the angle that give the kernels on these inputs, or None where there are none.
+
+        Of columns that are not cut out yet, inputs have a shape, a dtype and `__array__` alone.
+        """
         del x1, x2, inputs
         return None
 

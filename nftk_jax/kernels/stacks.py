@@ -5,8 +5,10 @@ shares the cosines of its group with the others. Groups with the same forms of k
 one stack. A tile of the sum goes through the groups of a stack one after the other, and is written once.
 
 In a group of few features many rows are nearly parallel, and the cosine has lost their angle (see `tiles`). The pass
-keeps the largest |cos| of every row in every group. Pairs of rows that are both near 1 there, of which there are few,
-are then visited again with exact angles.
+takes no |cos| larger than 1 - `_NEAR`, where the cosine is still good enough, and keeps every row's largest |cos| in
+every group. To pairs of rows that are both near 1 in a group, of which there are few, that group's term at the exact
+angle, less its term at the angle of `_NEAR`, is then added. Both ways agree at `_NEAR`, so that it does not matter on
+which side of it rounding puts a pair.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from jax import lax
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle, angle_between
-from nftk_jax.kernels.series import Form, evaluate, of_distance
+from nftk_jax.kernels.terms import Forms, exact_complements, sum_terms
+from nftk_jax.kernels.windows import read, write
 
-#: 1 - |cos| below which the angle is taken from the difference of the unit vectors.
-_NEAR = {"float32": 3e-5, "float64": 1e-8}
-#: Entries of a tile of the pass over all pairs, and rows of a tile of the visit.
-_TILE_ENTRIES, _VISIT_ROWS = 2**18, 128
+#: 1 - |cos| below which the angle is taken from `exact_complements`; powers of two, so that 1 - `_NEAR` is exact.
+_NEAR = {"float32": 2.0**-15, "float64": 2.0**-27}
+#: Entries of a tile of the pass over all pairs, and rows of a tile of the corrections.
+_TILE_ENTRIES, _CORRECTED_ROWS = 2**19, 96
 
 
 class Stack(NamedTuple):
@@ -40,7 +43,7 @@ class Stack(NamedTuple):
       width: columns of the arrays: the longest group, rounded up; zeros fill the others up.
     """
 
-    forms: tuple[tuple[Form, bool], ...]
+    forms: Forms
     sizes: tuple[int, ...]
     columns: tuple[tuple[int, ...], ...]
     width: int
@@ -65,7 +68,8 @@ class Plan(NamedTuple):
             for row, numbers in zip(index, stack.columns, strict=True):
                 row[: len(numbers)] = numbers
             groups = columns[index.ravel()].reshape(*index.shape, len(x)).swapaxes(1, 2)
-            unit, length = jax.vmap(tiles.unit_rows)(groups)
+            unit, length = tiles.unit_rows(groups.reshape(-1, stack.width))
+            unit, length = unit.reshape(groups.shape), length.reshape(groups.shape[:2])
             lengths = []
             for _ in stack.forms:
                 lengths.append(length * stretch[place : place + len(index), None])
@@ -100,35 +104,28 @@ class Plan(NamedTuple):
         """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n)."""
         return gram(self, coefficients, stretch, diagonal, x)
 
+    def diagonal(self, at_zero: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x_i, x_i), shape (C, n), from the terms at the angle 0 (C, terms) and the lengths of the rows."""
+        square, factors = x * x, []
+        for stack in self.stacks:
+            chosen = np.zeros((x.shape[1], len(stack.columns)), x.dtype)
+            for g, numbers in enumerate(stack.columns):
+                chosen[list(numbers), g] = 1
+            squares = jnp.matmul(square, chosen, precision=tiles.HIGHEST)
+            for form, radial in stack.forms:
+                grows = radial if form.is_series else form.basis == "linear"
+                factors.append(squares if grows else jnp.ones_like(squares))
+        return jnp.matmul(at_zero, jnp.concatenate(factors, axis=1).T, precision=tiles.HIGHEST)
+
     @property
-    def radial(self) -> bool:
-        """False: lengths are factors of single terms."""
-        return False
+    def on_sphere(self) -> bool:
+        """Whether a term has no lengths but is one of inputs on a sphere."""
+        return any(form.is_series and not radial for stack in self.stacks for form, radial in stack.forms)
 
     @property
     def n_groups(self) -> int:
         """Groups of all stacks."""
         return sum(len(stack.columns) for stack in self.stacks)
-
-
-def _term(form: Form, radial: bool, series: jax.Array, t, delta, r1, r2) -> jax.Array:
-    """One term of one group from angles, their 1 - cos and the lengths."""
-    if not form.is_series:
-        if form.basis == "linear":
-            at = r1[:, None] * r2 * (1 - delta)
-        else:
-            at = of_distance(form.basis, (r1[:, None] - r2) ** 2 + 2 * r1[:, None] * r2 * delta)
-        return series[..., 0].reshape(series.shape[:-1] + (1,) * (2 * (series.ndim > 1))) * at
-    k = evaluate(form, series, t)
-    return k * (r1[:, None] * r2) if radial else k
-
-
-def _terms(stack: Stack, series, t, delta, lengths1, lengths2) -> jax.Array:
-    found = [
-        _term(*form, own, t, delta, r1, r2)
-        for form, own, r1, r2 in zip(stack.forms, series, lengths1, lengths2, strict=True)
-    ]
-    return functools.reduce(jnp.add, found)
 
 
 def _over_groups(step, state, items, count: int):
@@ -140,51 +137,43 @@ def _over_groups(step, state, items, count: int):
 
 
 def plain_tile(
-    plan: Plan, series: Any, left: Any, right: Any, *, same: bool = False
+    plan: Plan, series: Any, left: Any, right: Any, corner: Any, shape: tuple[int, int], same: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum over groups between prepared rows, and the largest |cos| of every row and column in every group.
-
-    `same` says that both are the same rows: the triangle above the diagonal is mirrored, and no row is its own partner.
+    """A tile of the sum over groups between prepared rows, with no |cos| above 1 - `_NEAR`, and its rows' and columns'
+    largest |cos| in every group, but for the pairs that `same` says to be one row.
     """
-    m, n = left[0][0].shape[1], right[0][0].shape[1]
-    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], m, n), left[0][0].dtype), [], []
-    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+    dtype = left[0][0].dtype
+    k, rows, columns = jnp.zeros((*series[0][0].shape[1:-1], *shape), dtype), [], []
+    for stack, series_of_stack, *sides in zip(plan.stacks, series, left, right, strict=True):
 
-        def add(k, item, stack=stack):
-            own, (u1, lengths1), (u2, lengths2) = item
+        def add(k, item, stack=stack, sides=sides):
+            own, g = item
+            (u1, lengths1), (u2, lengths2) = map(functools.partial(_cut, g), sides, corner, shape)
             cos = tiles.dot(u1, u2)
-            others = cos * np.asarray(~np.eye(m, dtype=bool), cos.dtype) if same else cos
-            largest = [jnp.max(jnp.abs(others), axis=axis) for axis in (1, 0)]
-            return k + _terms(stack, own, angle(cos), 1 - cos, lengths1, lengths2), largest
+            others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
+            most = 1 - _NEAR[dtype.name]
+            kept = jnp.clip(cos, -most, most)
+            t = angle(kept)
+            if k.ndim > 2:  # XLA would compute the angles again for every class
+                t = lax.optimization_barrier(t)
+            k = k + sum_terms(stack.forms, own, t, 1 - kept, lengths1, lengths2)
+            return k, [jnp.max(others, axis=axis) for axis in (1, 0)]
 
+        items = series_of_stack, jnp.arange(len(stack.columns))
         k, (by_row, by_column) = _over_groups(add, k, items, len(stack.columns))
         rows.append(by_row)
         columns.append(by_column)
-    if same:
-        k = jnp.where(np.triu(np.ones((m, m), bool)), k, k.mT)
     return k, jnp.concatenate(rows), jnp.concatenate(columns)
 
 
-def exact_tile(plan: Plan, series: Any, left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
-    """The sum over groups with every angle exact, and where some group's rows are nearly parallel."""
-    m, n = left[0][0].shape[1], right[0][0].shape[1]
-    dtype = left[0][0].dtype
-    state = jnp.zeros((*series[0][0].shape[1:-1], m, n), dtype), jnp.zeros((m, n), bool)
-    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+def _cut(g: jax.Array, rows: Any, start: jax.Array, size: int) -> Any:
+    """Some neighbouring rows of one group."""
 
-        def add(state, item, stack=stack):
-            own, (u1, lengths1), (u2, lengths2) = item
-            k, close = state
-            near, far = tiles.exact_complements(u1, u2)
-            close = close | (jnp.minimum(near, far) < _NEAR[dtype.name])
-            return (k + _terms(stack, own, angle_between(near, far), near, lengths1, lengths2), close), None
+    def cut(a):
+        corner = [jnp.asarray(at, jnp.int32) for at in (g, start, 0)[: a.ndim]]
+        return lax.dynamic_slice(a, corner, (1, size, *a.shape[2:]))[0]
 
-        state = _over_groups(add, state, items, len(stack.columns))[0]
-    return state
-
-
-def _cut(rows: Any, start, size: int) -> Any:
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size, 1), rows)
+    return jax.tree.map(cut, rows)
 
 
 def _tile_sides(plan: Plan, n1: int, n2: int, classes: int, itemsize: int) -> tuple[int, int]:
@@ -199,54 +188,72 @@ def _even(n: int, size: int) -> int:
     return -(-n // max(1, round(n / size)))
 
 
-def _visit(plan: Plan, series: Any, left: Any, right: Any, largest1, largest2, out: jax.Array, same: bool) -> jax.Array:
-    """Entries of nearly parallel pairs, exact: pairs of the rows that are flagged in one group, group by group, or of
-    those flagged in any, whichever are fewer.
+def _correct(
+    plan: Plan, series: Any, left: Any, right: Any, largest: tuple[jax.Array, jax.Array], out: jax.Array, same: bool
+) -> jax.Array:
+    """Add, in every group, what pairs of nearly parallel rows lack: their term at the exact angle, less at `_NEAR`.
 
-    `same` says that rows and columns are the same: the tiles above the diagonal are visited and mirrored.
+    `same` says that rows and columns are the same: what lies above the diagonal is computed, and added to its mirror
+    image too.
     """
-    sizes = [min(largest.shape[1], _VISIT_ROWS) for largest in (largest1, largest2)]
-    flags = [largest > 1 - _NEAR[out.dtype.name] for largest in (largest1, largest2)]
-    flags = [jnp.concatenate([flag, jnp.any(flag, axis=0, keepdims=True)]) for flag in flags]
-    tall, wide = (-(-jnp.sum(flag, axis=1, dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True))
-    together = jnp.sum((tall * wide)[:-1]) > (tall * wide)[-1]
-    tall = jnp.where((jnp.arange(len(tall)) == len(tall) - 1) == together, tall, 0)
+    near, place = _NEAR[out.dtype.name], 0
+    sizes = [min(side.shape[1], _CORRECTED_ROWS) for side in largest]
+    for stack, *items in zip(plan.stacks, series, left, right, strict=True):
+        flags = [side[place : place + len(stack.columns)] >= 1 - near for side in largest]
+        place += len(stack.columns)
 
-    def group(g, out):
-        return lax.cond(tall[g] > 0, functools.partial(visit, g), lambda out: out, out)
+        def lacking(own, one, other, stack=stack):
+            (u1, lengths1), (u2, lengths2) = one, other
+            exact = exact_complements(u1, u2)
+            plain = [jnp.maximum(side, near) for side in exact]
+            there, here = (
+                sum_terms(stack.forms, own, angle_between(*sides), sides[0], lengths1, lengths2)
+                for sides in (exact, plain)
+            )
+            return jnp.where(jnp.minimum(*exact) < near, there - here, 0)
 
-    def visit(g, out):
-        # the flagged rows first; beyond the last row lies none
-        orders = [
-            jnp.pad(jnp.argsort(~flag[g], stable=True), (0, size), constant_values=flag.shape[1])
-            for flag, size in zip(flags, sizes, strict=True)
-        ]
+        def group(g, out, flags=flags, items=items, lacking=lacking):
+            own, one, other = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, g, keepdims=False), items)
+            # the flagged rows; beyond the last row lies none
+            orders = [
+                jnp.nonzero(flag[g], size=flag.shape[1] + size, fill_value=flag.shape[1])[0].astype(jnp.int32)
+                for flag, size in zip(flags, sizes, strict=True)
+            ]
+            tall, wide = (
+                -(-jnp.sum(flag[g], dtype=jnp.int32) // size) for flag, size in zip(flags, sizes, strict=True)
+            )
 
-        def row(a, out):
-            i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
-            rows = _take(left, i)
+            def row(a, out):
+                i = lax.dynamic_slice_in_dim(orders[0], a * sizes[0], sizes[0])
 
-            def column(b, out):
-                j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
-                k, close = exact_tile(plan, series, rows, _take(right, j))
-                if same:  # symmetric to the last bit, and the diagonal is known
-                    close = close & (i[:, None] != j)
-                    k = jnp.where((a == b) & (i[:, None] > j), k.mT, k)
-                    close = jnp.where((a == b) & (i[:, None] > j), close.T, close)
-                out = _put(out, k, close, i, j)
-                return _put(out, k.mT, close.T, j, i) if same else out
+                def column(b, out):
+                    j = lax.dynamic_slice_in_dim(orders[1], b * sizes[1], sizes[1])
+                    k = lacking(own, _take(one, i), _take(other, j))
+                    if not same:
+                        return _add(out, k, i, j)
+                    k = jnp.where((a < b) | np.triu(np.ones(k.shape[-2:], bool), 1), k, 0)
+                    return _add(_add(out, k, i, j), k.mT, j, i)
 
-            return lax.fori_loop(a if same else 0, wide[g], column, out)
+                return lax.fori_loop(a if same else 0, wide, column, out)
 
-        return lax.fori_loop(0, tall[g], row, out)
+            return lax.fori_loop(0, tall, row, out)
 
-    return lax.fori_loop(0, len(tall), group, out)
+        some = jnp.any(flags[0], axis=1)
+        one_group = lambda g, out, some=some, group=group: lax.cond(  # noqa: E731
+            some[g], functools.partial(group, g), lambda out: out, out
+        )
+        out = lax.fori_loop(0, len(stack.columns), one_group, out)
+    return out
 
 
-def _put(out: jax.Array, k: jax.Array, where: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    """Write entries of some rows and columns; indices beyond the last are dropped."""
-    place = out.at[..., i[:, None], j]
-    return place.set(jnp.where(where, k, place.get(mode="clip")), mode="drop")
+def _add(out: jax.Array, k: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """Add to the entries of some rows and columns; indices beyond the last are dropped."""
+    return out.at[..., i[:, None], j].add(k, mode="drop")
+
+
+def _take(rows: Any, index: jax.Array) -> Any:
+    """Some of the prepared rows of one group."""
+    return jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), rows)
 
 
 def angles(plan: Plan, left: Any, right: Any) -> Any:
@@ -269,15 +276,10 @@ def from_angles(plan: Plan, coefficients: jax.Array, found: Any) -> jax.Array:
 
         def add(k, item, stack=stack):
             own, t, near, lengths1, lengths2 = item
-            return k + _terms(stack, own, t, near, lengths1, lengths2), None
+            return k + sum_terms(stack.forms, own, t, near, lengths1, lengths2), None
 
         k = _over_groups(add, k, (series, t, near, *lengths), len(stack.columns))[0]
     return k
-
-
-def _take(rows: Any, index: jax.Array) -> Any:
-    """Some of the prepared rows."""
-    return jax.tree.map(lambda a: jnp.take(a, index, axis=1, mode="clip"), rows)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -299,13 +301,13 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, left: Any, right: Any)
     def fill(k, state):
         out, rows, columns = state
         i, j = starts[k]
-        tile, by_row, by_column = plain_tile(plan, series, _cut(left, i, height), _cut(right, j, width))
-        return tiles.write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
+        tile, by_row, by_column = plain_tile(plan, series, left, right, (i, j), (height, width))
+        return write(out, tile, i, j), _keep(rows, by_row, i), _keep(columns, by_column, j)
 
     empty = jnp.zeros((*series[0][0].shape[1:-1], n1, n2), dtype)
     none = [jnp.zeros((plan.n_groups, n), dtype) for n in (n1, n2)]
     out, rows, columns = lax.fori_loop(0, len(starts), fill, (empty, *none))
-    return _visit(plan, series, left, right, rows, columns, out, same=False).reshape(c, n1, n2)
+    return _correct(plan, series, left, right, (rows, columns), out, same=False).reshape(c, n1, n2)
 
 
 def _keep(largest: jax.Array, found: jax.Array, start) -> jax.Array:
@@ -320,33 +322,25 @@ def gram(plan: Plan, coefficients: jax.Array, stretch: jax.Array, diagonal: jax.
     if n == 0:
         return jnp.zeros((c, 0, 0), x.dtype)
     size = min(_tile_sides(plan, n, n, 2 * c, x.dtype.itemsize))
-    across = -(-n // size)
-    wide = across * size
-    rows = plan.prepare(jnp.pad(x, ((0, wide - n), (0, 0))), stretch)  # rows of zeros, which are near to none
-    pairs = jnp.asarray([(i, j) for i in range(across) for j in range(i + 1, across)] or [(0, 0)], jnp.int32) * size
+    rows, starts, classes = plan.prepare(x, stretch), tiles.tile_starts(n, size), series[0][0].shape[1:-1]
+    pairs = jnp.asarray([(i, j) for place, i in enumerate(starts) for j in starts[place:]], jnp.int32)
+    known = diagonal.reshape(*classes, n)
 
     def fill(k, state):
         out, largest = state
         i, j = pairs[k]
-        tile, by_row, by_column = plain_tile(plan, series, _cut(rows, i, size), _cut(rows, j, size))
-        out = tiles.write(tiles.write(out, tile.mT, j, i), tile, i, j)
-        return out, _keep(_keep(largest, by_row, i), by_column, j)
+        above, beside = (start + jnp.arange(size, dtype=jnp.int32) for start in (i, j))
+        above = above[:, None]
+        tile, by_row, by_column = plain_tile(plan, series, rows, rows, (i, j), (size, size), same=above == beside)
+        tile = jnp.where(above == beside, lax.dynamic_slice_in_dim(known, i, size, -1)[..., None], tile)
+        out = write(out, tile.mT, j, i)
+        # what the tile holds below the diagonal is the mirror image of what it holds above
+        tile = jnp.where(above <= beside, tile, read(out, i, j, size))
+        return write(out, tile, i, j), _keep(_keep(largest, by_row, i), by_column, j)
 
-    def fill_diagonal(k, state):
-        out, largest = state
-        own = _cut(rows, k * size, size)
-        tile, by_row, by_column = plain_tile(plan, series, own, own, same=True)
-        largest = _keep(_keep(largest, by_row, k * size), by_column, k * size)
-        tile = jnp.where(np.eye(size, dtype=bool), lax.dynamic_slice_in_dim(known, k * size, size, -1)[..., None], tile)
-        return tiles.write(out, tile, k * size, k * size), largest
-
-    classes = series[0][0].shape[1:-1]
-    known = jnp.pad(diagonal, ((0, 0), (0, wide - n))).reshape(*classes, wide)
-    empty = jnp.zeros((*classes, wide, wide), x.dtype)
-    state = lax.fori_loop(0, across, fill_diagonal, (empty, jnp.zeros((plan.n_groups, wide), x.dtype)))
-    out, largest = lax.fori_loop(0, across * (across - 1) // 2, fill, state)
-    out = _visit(plan, series, rows, rows, largest, largest, out, same=True)
-    return out.reshape(c, wide, wide)[:, :n, :n]
+    state = jnp.zeros((*classes, n, n), x.dtype), jnp.zeros((plan.n_groups, n), x.dtype)
+    out, largest = lax.fori_loop(0, len(pairs), fill, state)
+    return _correct(plan, series, rows, rows, (largest, largest), out, same=True).reshape(c, n, n)
 
 
 def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Array:
@@ -358,7 +352,7 @@ def _plain(plan: Plan, coefficients, stretch, x1, x2, *, same: bool) -> jax.Arra
             cos = tiles.dot(units1[g], units2[g])
             cos = jnp.where(jnp.eye(len(cos), dtype=bool), 1, cos) if same else cos
             of_group = [[a[g] for a in part] for part in (own, lengths1, lengths2)]
-            total = total + _terms(stack, of_group[0], angle(cos), 1 - cos, *of_group[1:])
+            total = total + sum_terms(stack.forms, of_group[0], angle(cos), 1 - cos, *of_group[1:])
     return jnp.reshape(total, (len(coefficients), len(x1), len(x2)))
 
 

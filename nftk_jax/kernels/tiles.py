@@ -19,6 +19,7 @@ from jax import lax
 
 from nftk_jax.kernels.angles import angle
 from nftk_jax.kernels.series import Form, evaluate
+from nftk_jax.kernels.windows import write
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -66,6 +67,15 @@ class Plan(NamedTuple):
         """K_c(x, x), shape (C, n, n), see `gram`."""
         del stretch
         return gram(self, coefficients, diagonal, x)
+
+    def diagonal(self, at_zero: jax.Array, x: jax.Array) -> jax.Array:
+        """K_c(x_i, x_i), shape (C, n), from the series at the angle 0, (C,), and the lengths of the rows."""
+        return at_zero[:, None] * (jnp.sum(x * x, axis=1) if self.radial else jnp.ones(len(x), x.dtype))
+
+    @property
+    def on_sphere(self) -> bool:
+        """Whether the inputs lie on a sphere, and their lengths are no factors."""
+        return not self.radial
 
 
 def unit_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -233,12 +243,6 @@ def _classes(coefficients: jax.Array) -> jax.Array:
     return coefficients[0] if len(coefficients) == 1 else coefficients
 
 
-def write(out: jax.Array, block: jax.Array, i, j) -> jax.Array:
-    """Write a block into the last two axes of `out`."""
-    index = [jnp.asarray(k, jnp.int32) for k in (*(0,) * (out.ndim - 2), i, j)]
-    return lax.dynamic_update_slice(out, block, index)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rectangle(plan: Plan, coefficients: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     """K_c(x1, x2), shape (C, n1, n2), from series coefficients (C, size), without any exact diagonal."""
@@ -289,9 +293,7 @@ def _pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array) -> jax.Array:
-    """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n): one triangle is
-    computed.
-    """
+    """K_c(x, x), shape (C, n, n), symmetric to the last bit, with the given diagonal (C, n), from one triangle."""
     c, n, itemsize = len(coefficients), len(x), x.dtype.itemsize
     if n == 0:
         return jnp.zeros((c, 0, 0), x.dtype)
