@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
-from nftk_jax.commands.progress import StageReport
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.finite.settings import AlternatingSettings, FiniteSettings, TrainSettings
+from nftk_jax.progress import StageReport
 from nftk_jax.settings import (
     LearnSettings,
     MLPSettings,

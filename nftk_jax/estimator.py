@@ -24,6 +24,7 @@ from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weig
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.preprocessing.scaling import without_extremes
 from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.progress import report_stages
 from nftk_jax.settings import KindName
 from nftk_jax.solvers.plan import give_back
 
@@ -42,7 +43,10 @@ class _NFTKEstimator(Parameters):
         if self.groups is not None:
             groups = read_groups(self.groups, data.x.shape[1], getattr(self, "feature_names_in_", None))
             kernel = group_kernel(kernel, groups)
-        with learn(data, kernel, settings, condition=False) as learned:
+        with (
+            report_stages(verbose=self.verbose) as report,
+            learn(data, kernel, settings, condition=False, report=report) as learned,
+        ):
             descent = learned.found.descent
             if descent is not None and not descent.converged.all():
                 warnings.warn(
