@@ -22,6 +22,7 @@ ORDER = (
     "solvers",
     "model",
     "mkl",
+    "parts",
     "learn",
     "parameters",
     "estimator",
