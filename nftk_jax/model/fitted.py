@@ -142,10 +142,18 @@ class NFTKModel:
         check_finite(x, scores)
         return self.unscaled(scores)
 
-    def unscaled(self, scores: np.ndarray) -> np.ndarray:
-        """Scores in units of the targets, from those of the encoded ones, shape (m, C) or (m, k C); in place."""
-        times = scores.shape[1] // len(self.target_mean)
-        return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
+    def unscaled(self, scores: np.ndarray, outputs: np.ndarray | None = None) -> np.ndarray:
+        """Scores in units of the targets, from those of the encoded ones, in place.
+
+        Args:
+          scores: shape (m, C), or (m, k C) of k models.
+          outputs: those that the C columns are of; None is all.
+        """
+        mean, scale = self.target_mean, self.target_scale
+        if outputs is not None:
+            mean, scale = mean[outputs], scale[outputs]
+        times = scores.shape[1] // len(mean)
+        return decode_scores(scores, np.tile(mean, times), np.tile(scale, times))
 
     def predict(self, x: np.ndarray | KernelStack) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""

@@ -51,8 +51,8 @@ def _read_arrays(estimator: Any, x: Any, *y: Any, missing_targets: bool = False,
     try:
         if missing_targets:
             reset = options.pop("reset", True)
-            of_y = {"ensure_all_finite": "allow-nan", "ensure_2d": False, "dtype": None}
-            found = validate_data(estimator, x, *y, reset=reset, validate_separately=(options, of_y))
+            separately: Any = (options, {"ensure_all_finite": "allow-nan", "ensure_2d": False, "dtype": None})
+            found = validate_data(estimator, x, *y, reset=reset, validate_separately=separately)
             check_consistent_length(*found)
         else:
             found = validate_data(estimator, x, *y, **options)
