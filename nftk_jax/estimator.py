@@ -214,26 +214,27 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is left out there.
+          y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is left out there, and
+            one that is there in fewer than two rows is left out of the average.
           sample_weight: shape (n_samples,).
 
         Raises:
-          ValueError: the data are unusable, or a target is there in fewer than two rows.
+          ValueError: the data are unusable, or no target is there in two rows.
         """
         y, found = without_extremes(np.asarray(y, np.float64), self.predict(x))
         if not np.isnan(y).any():
             return float(r2_score(y, found, sample_weight=sample_weight))
         y, found = y.reshape(len(y), -1), found.reshape(len(found), -1)
         weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-        total = 0.0
+        scores, counts = [], []
         for outputs, rows in group_by_presence(y):
-            if len(rows) < 2:
-                raise ValueError(
-                    f"R^2 of target {outputs[0]} needs two rows at least in which it is not NaN; got {len(rows)}"
-                )
-            part = np.ix_(rows, outputs)
-            total += len(outputs) * float(r2_score(y[part], found[part], sample_weight=weight[rows]))
-        return total / y.shape[1]
+            if len(rows) >= 2:
+                part = np.ix_(rows, outputs)
+                scores.append(float(r2_score(y[part], found[part], sample_weight=weight[rows])))
+                counts.append(len(outputs))
+        if not scores:
+            raise ValueError("R^2 needs a target that is there (not NaN) in two rows at least; got none")
+        return float(np.average(scores, weights=counts))
 
     @overload
     def predict(

@@ -107,6 +107,12 @@ def test_scores_and_shares_leave_missing_test_targets_out(model, data):
         each = [r2_score(y[t, c], found[t, c], sample_weight=w) for c, (t, w) in enumerate(zip(rows, own, strict=True))]
         assert model.score(x, y, sample_weight=given) == pytest.approx(np.mean(each))
         np.testing.assert_allclose(model.contributions(x, y, given).sum(axis=1), each, rtol=1e-9)
+    only = np.where([True, False, True, True], y, np.nan)
+    assert model.score(x, only) == pytest.approx(
+        np.mean(np.delete([r2_score(y[t, c], found[t, c]) for c, t in enumerate(rows)], 1))
+    )
+    with pytest.raises(ValueError, match="got none"):
+        model.score(x, y * np.nan)
     assert r2(y, found) == pytest.approx(np.mean([r2_score(y[t, c], found[t, c]) for c, t in enumerate(rows)]))
     difference, (low, high) = paired_r2_difference(y, found, found * 0.9)
     assert difference == pytest.approx(r2(y, found) - r2(y, found * 0.9))

@@ -69,7 +69,8 @@ class Comparison:
         parts, ridge = learned.parts, learned.found.start_ridge
         candidates = learned.model.kernel.singles() * learned.model.scale
         candidates /= candidates.sum(axis=1, keepdims=True)
-        steps, errors, shared, shuffled, distances = 3 * len(parts) + 2, [], [], [], []
+        steps = 3 * len(parts) + 2
+        errors, shared, shuffled, distances = [], [], [], []
         for number, part in enumerate(parts):
             problem, own = part.pose(), ridge[part.outputs]
             report("baselines", 3 * number, steps)
@@ -97,7 +98,7 @@ class Comparison:
         table["best_single_depth"]["depth"] = best + 1
         report("baselines", steps - 1, steps)
         if not distances:
-            distances = [self._choose_distance_kernels(parts[0].pose(), parts[0])]
+            distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]
         table |= self._compare_distance_kernels(distances)
         report("baselines", steps, steps)
         return table
