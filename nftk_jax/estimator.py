@@ -202,8 +202,6 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         x, y = read(self, x, y, missing_targets=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
         self._single_output = y.ndim == 1
-        if y.ndim > 2:
-            raise ValueError(f"y must have shape (n,) or (n, n_outputs); got {y.shape}")
         data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         y = narrowed(data["y"], "y").astype(np.float64).reshape(len(data["y"]), -1)
         self._learn(TrainingRows(**data | {"y": y}), x)

@@ -43,7 +43,7 @@ class TrainingRows:
 
     Raises:
       ValueError: a weight is not positive, all are too small or too large, float64 cannot hold an input or target,
-        there are not two runs, or a target is there in fewer than two rows.
+        a target is infinite or there in fewer than two rows, or there are not two runs.
     """
 
     x: np.ndarray
@@ -66,6 +66,8 @@ class TrainingRows:
             object.__setattr__(self, name, narrowed(getattr(self, name), name))
         if self.runs is not None:
             object.__setattr__(self, "runs", number_runs(self.runs, n))
+        if self.classes is None and np.isinf(self.y).any():
+            raise ValueError("y must be finite, or NaN where a target is missing; got infinity")
         for outputs, rows in group_by_presence(self.y) if self.has_missing else ():
             if len(rows) < 2:
                 raise ValueError(

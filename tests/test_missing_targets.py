@@ -177,6 +177,7 @@ REFUSED = {
     "all missing": ({}, lambda y: np.where([False, True, False, False], np.nan, y), "target 1 of y must be there"),
     "one row": ({}, lambda y: np.where((np.arange(60) > 0)[:, None], np.nan, y), r"got 1 of 60"),
     "infinity": ({}, lambda y: np.where(np.isnan(y), np.inf, y), "infinity"),
+    "infinity among objects": ({}, lambda y: np.where(np.isnan(y), np.inf, y).astype(object), "infinity"),
     "shared": ({"weights": "shared"}, lambda y: y, "`weights='shared'` needs .* 3 different sets of rows"),
     "nystroem": ({"solver": "nystroem", "landmarks": 9}, lambda y: y, "`solver='nystroem'` needs targets without NaN"),
     "cv": (
