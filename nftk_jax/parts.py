@@ -158,7 +158,7 @@ def _naming(outputs: np.ndarray, rows: np.ndarray) -> Iterator[None]:
 def draw_search(
     data: TrainingRows, settings: LearnSettings, n_kernels: int
 ) -> tuple[np.ndarray, tuple[tuple[np.ndarray, np.ndarray], ...]]:
-    """Draw the search rows and, unless the splits are given, the rows held out.
+    """Draw the search rows and, unless the splits are given, the rows held out: whole runs, where there are runs.
 
     Returns:
       Positions among the training rows, and pairs of positions among those: to solve on and held out.

@@ -10,12 +10,16 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 
 from nftk_jax import MLP, RBF, NFTKClassifier, NFTKRegressor, fit, load_model
+from nftk_jax.assessment.comparison import Comparison
 from nftk_jax.assessment.metrics import paired_r2_difference, r2
+from nftk_jax.datasets.dataset import make_dataset
+from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model.shares import split_r2
 from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.preprocessing.targets import encode_targets
 from nftk_jax.settings import LearnSettings, gather
+from nftk_jax.solvers.solver import silent
 
 
 def draw(rng, n):
@@ -237,6 +241,39 @@ def test_the_command_learns_scores_and_reports_missing_targets(tmp_path, run):
         ("uniform", "best_single_depth", "shared", "shuffled_labels", "rbf", "laplace"), True
     )
     assert "Missing targets, which are left out: 36 in training rows" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_on_many_rows_every_target_is_compared_on_its_own_search_rows(data):
+    """Against NumPy: this model, and the best single kernel, solved on the rows that each target's search saw."""
+    x, y = data
+    x_test, y_test = draw(np.random.default_rng(1), 30)
+    dataset = make_dataset("made", {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test})
+    settings = gather(LearnSettings, {"n_search": 30, "ridge": 0.1, "precision": "float64"})
+    with enable_x64(), learn(TrainingRows(x, y), MLP(2), settings) as learned:
+        compared = Comparison(dataset, learned, learned.model.predict(x_test), baseline_rows=20)
+        table = compared.run(np.random.default_rng(0), silent)
+    model = learned.model
+    assert [len(part.search_rows) for part in learned.parts] == [30, 30, 30]
+    with enable_x64():
+        both = np.concatenate([model.scaled(x), model.scaled(x_test)])
+        k = np.asarray(model.kernel.evaluate(both, both)) / model.scale[:, None, None]
+
+    def refit(omega):
+        scores = np.empty(y_test.shape)
+        for part in learned.parts:
+            rows = part.search_rows
+            assert not np.isnan(y[np.ix_(rows, part.outputs)]).any()
+            for c in part.outputs:
+                gram, target = np.tensordot(omega[c], k, 1), (y[rows, c] - model.target_mean[c]) / model.target_scale[c]
+                a = np.linalg.solve(gram[np.ix_(rows, rows)] + 0.1 * np.eye(30), target)
+                scores[:, c] = gram[60:, rows] @ a * model.target_scale[c] + model.target_mean[c]
+        return np.mean([r2_score(y_test[:, c], scores[:, c]) for c in range(4)])
+
+    assert compared.ours["test_r2"] == pytest.approx(refit(model.omega), rel=1e-8)
+    assert table["uniform"]["test_r2"] == pytest.approx(refit(np.full((4, 2), 0.5)), rel=1e-8)
+    single = np.eye(2)[[table["best_single_depth"]["depth"] - 1] * 4]
+    assert table["best_single_depth"]["test_r2"] == pytest.approx(refit(single), rel=1e-8)
+    assert all(np.isfinite(row["test_r2"]) for row in table.values())
 
 
 @pytest.mark.parametrize(
