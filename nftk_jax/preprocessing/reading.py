@@ -52,10 +52,10 @@ def _read_arrays(estimator: Any, x: Any, *y: Any, missing_targets: bool = False,
         if missing_targets:
             reset = options.pop("reset", True)
             separately: Any = (options, {"ensure_all_finite": "allow-nan", "ensure_2d": False, "dtype": None})
-            found = validate_data(estimator, x, *y, reset=reset, validate_separately=separately)
-            check_consistent_length(*found)
-            if found[1].dtype == object:
-                found = found[0], found[1].astype(np.float64)
+            given, targets = validate_data(estimator, x, *y, reset=reset, validate_separately=separately)
+            check_consistent_length(given, targets)
+            targets = np.asarray(targets)
+            found = given, targets.astype(np.float64) if targets.dtype == object else targets
         else:
             found = validate_data(estimator, x, *y, **options)
         inputs: Any = found[0] if y else found
