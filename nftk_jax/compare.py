@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
-from nftk_jax.commands.data_flags import DataFlags, check_rows
-from nftk_jax.commands.progress import StageReport
+from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.finite.settings import AlternatingSettings, FiniteSettings, TrainSettings
+from nftk_jax.progress import StageReport
 from nftk_jax.settings import (
     LearnSettings,
     MLPSettings,
@@ -76,6 +76,7 @@ class CompareConfig:
     """Flags of `python -m nftk_jax.compare`; config{} of metrics.json."""
 
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    held_out: RunFlags = dataclasses.field(default_factory=RunFlags)
     scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
     finite: FiniteSettings = dataclasses.field(default_factory=FiniteSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
@@ -107,7 +108,7 @@ def main(config: CompareConfig) -> None:
     with Run("compare", config, prefix="compare-") as run:
         kernel, training = _check(config)
         with run.progress() as report:
-            dataset = config.data.load(report)
+            dataset = config.held_out.apply(config.data.load(report), config.data)
         if dataset.classes is None:
             raise CommandError(
                 f"{dataset.name} has real targets; compare needs classes: give labels as integers or text"
@@ -185,7 +186,7 @@ def _compare(
     from nftk_jax.learn import TrainingRows, learn
 
     settings, images = gather(LearnSettings, flatten(config)), dataset.image_shape is not None
-    rows = TrainingRows(dataset.x_train, dataset.y_train, classes=dataset.classes, images=images)
+    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images, runs=dataset.runs)
     with learn(rows, kernel, settings, journal=checkpoint, report=report) as learned:
         pass  # nothing else is solved on all rows: the solver's memory is given back
     seconds = {f"train_{kind}": trained.training.seconds for kind, trained in finite.items()} | learned.seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, overload
@@ -21,9 +20,11 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.parameters import PARAMETERS, Parameters
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight
-from nftk_jax.preprocessing.sampling import restrict_splits
-from nftk_jax.preprocessing.scaling import without_extremes
+from nftk_jax.preprocessing.sampling import number_runs, restrict_splits
+from nftk_jax.preprocessing.scaling import narrowed, without_extremes
 from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.preprocessing.targets import group_by_presence
+from nftk_jax.progress import report_stages
 from nftk_jax.settings import KindName
 from nftk_jax.solvers.plan import give_back
 
@@ -42,7 +43,10 @@ class _NFTKEstimator(Parameters):
         if self.groups is not None:
             groups = read_groups(self.groups, data.x.shape[1], getattr(self, "feature_names_in_", None))
             kernel = group_kernel(kernel, groups)
-        with learn(data, kernel, settings, condition=False) as learned:
+        with (
+            report_stages(verbose=self.verbose) as report,
+            learn(data, kernel, settings, condition=False, report=report) as learned,
+        ):
             descent = learned.found.descent
             if descent is not None and not descent.converged.all():
                 warnings.warn(
@@ -65,17 +69,22 @@ class _NFTKEstimator(Parameters):
 
     def _training_rows(
         self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
-    ) -> TrainingRows:
-        """The rows of positive weight, with the splits of `cv` among them."""
+    ) -> dict[str, Any]:
+        """The rows of positive weight, with the splits of `cv` among them: fields of `TrainingRows`."""
         x = np.arange(len(x))[:, None] if isinstance(x, KernelStack) else x
-        splits = None if self.cv is None else read_splits(self.cv, x, y, groups, classifier=classifier)
+        splits = runs = None
+        if self.cv is not None:
+            splits = read_splits(self.cv, x, y, groups, classifier=classifier)
+        elif groups is not None:
+            runs = number_runs(groups, len(x), "groups")
         if sample_weight is None:
-            return TrainingRows(x, y, splits=splits)
+            return {"x": x, "y": y, "splits": splits, "runs": runs}
         weight = read_weight(sample_weight, x)
         rows = np.flatnonzero(weight)
         if splits is not None:
             splits = restrict_splits(splits, rows, len(x))
-        return TrainingRows(x[rows], y[rows], weight=weight[rows], splits=splits)
+        runs = None if runs is None else number_runs(runs[rows], len(rows), "groups")
+        return {"x": x[rows], "y": y[rows], "weight": weight[rows], "splits": splits, "runs": runs}
 
     def __sklearn_clone__(self) -> Any:
         if isinstance(self.cv, Iterator):
@@ -111,7 +120,9 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
           x: inputs, shape (n_samples, n_features).
           y: labels, shape (n_samples,), of at least two classes.
           sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
-          groups: handed to `cv`, for the splitters that need it.
+          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. They are
+            handed to `cv`. Without `cv`, or where it is a number of folds, whole runs are held out: one at a time up to
+            ten runs, else five folds or as many as `cv` says. Groups of features are the parameter `groups`.
 
         Raises:
           ValueError: the data or a parameter is unusable.
@@ -122,11 +133,11 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         x, y = read(self, x, y, ensure_min_samples=2, copy=True)
         check_classification_targets(y)
         data = self._training_rows(x, y, sample_weight, groups, classifier=True)
-        classes, indices = np.unique(data.y, return_inverse=True)
+        classes, indices = np.unique(data["y"], return_inverse=True)
         self.classes_: np.ndarray = classes
         if len(classes) < 2:
             raise ValueError(f"y must hold at least two classes; got one class, {classes.tolist()[0]!r}")
-        self._learn(dataclasses.replace(data, y=indices, classes=classes), x)
+        self._learn(TrainingRows(**data | {"y": indices, "classes": classes}), x)
         return self
 
     def decision_function(self, x: Any, split: bool = False) -> np.ndarray:
@@ -174,9 +185,13 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          y: targets, shape (n_samples,) or (n_samples, n_outputs).
+          y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is missing there, and
+            is learned on the other rows, from its choice of held-out rows to its solve. Targets that are missing in the
+            same rows are learned together; every further set of rows takes a search of its own.
           sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
-          groups: handed to `cv`, for the splitters that need it.
+          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. They are
+            handed to `cv`. Without `cv`, or where it is a number of folds, whole runs are held out: one at a time up to
+            ten runs, else five folds or as many as `cv` says. Groups of features are the parameter `groups`.
 
         Raises:
           ValueError: the data or a parameter is unusable.
@@ -184,11 +199,12 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Warns:
           ConvergenceWarning: the search of Omega stopped before it converged.
         """
-        x, y = read(self, x, y, multi_output=True, y_numeric=True, ensure_min_samples=2, copy=True)
+        x, y = read(self, x, y, missing_targets=True, ensure_min_samples=2, copy=True)
         check_real("y", y)
-        data = self._training_rows(x, y, sample_weight, groups, classifier=False)
         self._single_output = y.ndim == 1
-        self._learn(dataclasses.replace(data, y=data.y.reshape(len(data.y), -1).astype(np.float64)), x)
+        data = self._training_rows(x, y, sample_weight, groups, classifier=False)
+        y = narrowed(data["y"], "y").astype(np.float64).reshape(len(data["y"]), -1)
+        self._learn(TrainingRows(**data | {"y": y}), x)
         return self
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -196,11 +212,27 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          y: targets, shape (n_samples,) or (n_samples, n_outputs).
+          y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is left out there, and
+            one that is there in fewer than two rows is left out of the average.
           sample_weight: shape (n_samples,).
+
+        Raises:
+          ValueError: the data are unusable, or no target is there in two rows.
         """
         y, found = without_extremes(np.asarray(y, np.float64), self.predict(x))
-        return float(r2_score(y, found, sample_weight=sample_weight))
+        if not np.isnan(y).any():
+            return float(r2_score(y, found, sample_weight=sample_weight))
+        y, found = y.reshape(len(y), -1), found.reshape(len(found), -1)
+        weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        scores, counts = [], []
+        for outputs, rows in group_by_presence(y):
+            if len(rows) >= 2:
+                part = np.ix_(rows, outputs)
+                scores.append(float(r2_score(y[part], found[part], sample_weight=weight[rows])))
+                counts.append(len(outputs))
+        if not scores:
+            raise ValueError("R^2 needs a target that is there (not NaN) in two rows at least; got none")
+        return float(np.average(scores, weights=counts))
 
     @overload
     def predict(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError, speak_of_flags
-from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
 from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
@@ -54,6 +54,7 @@ class FitConfig:
     """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
 
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    held_out: RunFlags = dataclasses.field(default_factory=RunFlags)
     scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
     mlp: MLPSettings = dataclasses.field(default_factory=MLPSettings)
     kernels: KernelFlags = dataclasses.field(default_factory=KernelFlags)
@@ -83,7 +84,7 @@ def main(config: FitConfig) -> None:
         kernel, settings = _settings(config)
         _join_processes(config.processes)
         with run.progress() as report:
-            dataset = config.data.load(report)
+            dataset = config.held_out.apply(config.data.load(report), config.data)
             groups = config.kernels.read_groups(dataset)
         if groups:
             kernel = group_kernel(kernel, groups)
@@ -95,6 +96,8 @@ def main(config: FitConfig) -> None:
         plan.check()
         run.describe(dataset, f"{_describe(kernel)}; solver {plan.solve.solver}")
         also = {"columns": digest(groups)} if groups else {}
+        if dataset.runs is not None:
+            also["rows"] = digest(dataset.runs.tolist())
         with run.checkpoint(dataset, resume=config.files.resume, also=also) as checkpoint:
             blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
             metrics = run.metrics({**blocks, "groups": {name: list(columns) for name, columns in groups.items()}})
@@ -146,9 +149,11 @@ def _join_processes(flags: ProcessFlags) -> None:
 
 def _plan(dataset: Dataset, kernel: Kernel, settings: LearnSettings) -> Plan:
     from nftk_jax.learn import make_plan
+    from nftk_jax.preprocessing.sampling import count_run_folds
 
     shape = len(dataset.x_train), dataset.n_features
-    return make_plan(shape, dataset.n_outputs, len(dataset.x_test), kernel, settings)
+    folds = None if dataset.runs is None else count_run_folds(dataset.runs, settings.search.cv)
+    return make_plan(shape, dataset.n_outputs, len(dataset.x_test), kernel, settings, folds=folds)
 
 
 def _print_plan(console: Console, plan: Plan, dataset: Dataset, kernel: Kernel) -> None:
@@ -185,7 +190,7 @@ def _compute(
     from nftk_jax.learn import TrainingRows, learn
 
     images = dataset.image_shape is not None
-    rows = TrainingRows(dataset.x_train, dataset.y_train, classes=dataset.classes, images=images)
+    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images, runs=dataset.runs)
     with (
         run.progress() as report,
         learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,

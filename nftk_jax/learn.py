@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -29,100 +29,13 @@ from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
-from nftk_jax.preprocessing.sampling import draw_rows, draw_splits, restrict_splits
-from nftk_jax.preprocessing.scaling import fit_input_scaling, narrowed
-from nftk_jax.preprocessing.targets import Targets, encode_targets
+from nftk_jax.parts import Found, Part, PartJournal, TrainingRows, draw_search, merge_found, merge_solutions
+from nftk_jax.preprocessing.scaling import fit_input_scaling
+from nftk_jax.preprocessing.targets import Targets, encode_targets, group_by_presence
 from nftk_jax.settings import LearnSettings
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit, this_machine
-from nftk_jax.solvers.regression import prepare
+from nftk_jax.solvers.regression import PresentRowsSolver, prepare
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
-
-#: Rows that hold less than this share of the weight, the lightest ones, do not set the unit of weight.
-LIGHT_SHARE = 0.05
-
-Splits = Sequence[tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRows:
-    """What is learned from.
-
-    Attributes:
-      x: inputs, shape (n, p), unscaled.
-      y: class indices, shape (n,), or real targets, shape (n, k).
-      classes: labels of the classes, or None for regression.
-      images: whether a sample had more than one axis, for the scaling "auto".
-      weight: positive sample weights, shape (n,): a row of weight 2 counts as two rows. None is 1 everywhere. The
-        largest must lie between 1e-100 and 1e100.
-      splits: pairs (rows to solve on, rows held out) for the choice of ridge, Omega and temperature, of which those
-        among the search rows are used; None draws them as the settings say.
-
-    Raises:
-      ValueError: a weight is not positive, all are too small or too large, or float64 cannot hold an input or target.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    classes: np.ndarray | None = None
-    images: bool = False
-    weight: np.ndarray | None = None
-    splits: Splits | None = None
-
-    def __post_init__(self) -> None:
-        n, weight = len(self.x), self.weight
-        if weight is not None and not (weight.shape == (n,) and np.isfinite(weight).all() and (weight > 0).all()):
-            raise ValueError(f"sample weights must be {n} finite numbers > 0; leave out rows of weight zero")
-        if weight is not None and not 1e-100 <= weight.max() <= 1e100:
-            raise ValueError(
-                f"the largest sample weight must be from 1e-100 to 1e100; got {weight.max():g}: divide all by it"
-            )
-        for name in ("x", "y"):
-            object.__setattr__(self, name, narrowed(getattr(self, name), name))
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Class indices, shape (n,), or None for regression."""
-        return None if self.classes is None else self.y
-
-    @functools.cached_property
-    def unit(self) -> float:
-        """What one row weighs, in which ridges are tried and rows are counted; 1 for different rows without weights.
-
-        Rows that repeat one another, target included, are one row that weighs their sum. The unit is the weight of the
-        lightest row that matters: the rows lighter than it hold less than `LIGHT_SHARE` of the whole weight. So
-        repeated rows are the same as weights, and a common factor of the weights is one of the unit.
-        """
-        first: dict[int, int] = {}
-        pairs = zip(np.ascontiguousarray(self.x), np.ascontiguousarray(self.y), strict=True)
-        row = [first.setdefault(hash(x.tobytes() + y.tobytes()), len(first)) for x, y in pairs]
-        weight = np.sort(np.bincount(row, self.weight))
-        mass = np.cumsum(weight)
-        return float(weight[np.searchsorted(mass, (1 - 1e-9) * LIGHT_SHARE * mass[-1])])  # ties whatever the rounding
-
-    @property
-    def n_outputs(self) -> int:
-        """C: classes or targets."""
-        return self.y.shape[1] if self.classes is None else len(self.classes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a search ends with.
-
-    Attributes:
-      omega: weights of every class, shape (C, L), after the rule of one standard error.
-      ridge: of every class, shape (C,).
-      start_ridge: the ridges that the search was given, shape (C,); the same unless it learned them.
-      descent: how it went, None for uniform weights.
-      kept_uniform: classes whose weights stayed uniform by the rule of one standard error, shape (C,); None where it
-        does not apply.
-    """
-
-    omega: np.ndarray
-    ridge: np.ndarray
-    start_ridge: np.ndarray
-    descent: DescentResult | None
-    kept_uniform: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,29 +44,46 @@ class Learned:
 
     Attributes:
       model: ready to predict and to save.
+      data: what was learned from.
       settings: what it was learned with.
       rows: the kernels of unit mean diagonal on all training rows.
-      among: the same on the search rows, all of them in memory.
-      targets: encoded targets of the training rows.
-      problem: kernels and targets of the search rows.
-      search_rows: their positions among the training rows.
-      found: the search's result.
+      among: the same on the search rows; all of them in memory if there is one part.
+      targets: encoded targets of the training rows, NaN where they are missing.
+      parts: the searches, one for every set of targets that are missing in the same rows; without missing targets one.
+      search_rows: positions of the search rows of all parts among the training rows.
+      found: the searches' result.
       solution: dual coefficients with jitter and condition estimate.
-      solver: solves for further Omegas, ridges and targets on all rows, with what the model's own solve has computed.
+      solver: solves for further Omegas, ridges and targets on all rows, each target on the rows in which it is not NaN;
+        of one part with what the model's own solve has computed.
       seconds: of the stages kernels, search and solve.
     """
 
     model: NFTKModel
+    data: TrainingRows
     settings: LearnSettings
     rows: Rows
     among: Rows
     targets: Targets
-    problem: SearchProblem
+    parts: tuple[Part, ...]
     search_rows: np.ndarray
     found: Found
     solution: RidgeSolution
     solver: RidgeSolver
     seconds: dict[str, float]
+
+    @functools.cached_property
+    def problem(self) -> SearchProblem:
+        """Kernels and targets of the search rows, of the part that has most of them."""
+        return max(self.parts, key=lambda part: len(part.search_rows)).pose()
+
+    @property
+    def search_targets(self) -> np.ndarray:
+        """Encoded targets of `search_rows`, shape (n_search, C), NaN where a target's own search does not see a row."""
+        y = np.full((len(self.search_rows), self.targets.y.shape[1]), np.nan)
+        for part in self.parts:
+            places = np.searchsorted(self.search_rows, part.search_rows)
+            y[np.ix_(places, part.outputs)] = self.targets.y[np.ix_(part.search_rows, part.outputs)]
+        return y
 
     def __enter__(self) -> Self:
         return self
@@ -195,25 +125,45 @@ def learn(
       IndefiniteKernelWarning: some kernels are not positive semi-definite (increments of depth need not be).
     """
     check_search(settings.search)
+    job = _Job(settings, plan, condition, {} if journal is None else journal, report, _Clock())
     with enable_x64(settings.solve.dtype(len(rows.x)) == "float64"):
         try:
-            return _learn(rows, kernel, settings, plan, condition, {} if journal is None else journal, report)
+            return _learn(rows, kernel, job)
         except ArithmeticError as error:
             if not kernel.may_be_indefinite:
                 raise
             raise type(error)(f"{error}. {INDEFINITE_REMEDY}") from error
 
 
-def _learn(
-    data: TrainingRows,
-    kernel: Kernel,
-    settings: LearnSettings,
-    plan: SolvePlan | None,
-    condition: bool,
-    journal: Journal,
-    report: Report,
-) -> Learned:
-    clock = _Clock()
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What `learn` is given besides data and kernel, and its clock."""
+
+    settings: LearnSettings
+    plan: SolvePlan | None
+    condition: bool
+    journal: Journal
+    report: Report
+    clock: _Clock
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """What all steps between scaling and the model give; `padded` is the problem of a single part."""
+
+    parts: tuple[Part, ...]
+    search_rows: np.ndarray
+    among: Rows
+    found: Found
+    solution: RidgeSolution
+    solver: RidgeSolver
+    padded: SearchProblem | None = None
+
+
+def _learn(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned:
+    settings = job.settings
+    if data.has_missing:
+        _check_missing(data, job)
     # scale
     unit_norm = settings.scaling.unit_norm
     chosen = kernel.scaling_for(settings.scaling.scaling, unit_norm)
@@ -227,38 +177,14 @@ def _learn(
     kernel = kernel.fitted(z)
     scale = unit_diagonal_scale(kernel, z, data.weight)
     rows = kernel.bind(z, scale=scale, inputs=settings.solve.inputs)
-    # split
-    positions, splits = draw_search(data, settings, kernel.n_kernels)
-    among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
-    y_search = jnp.asarray(targets.y[positions], among.dtype)
-    problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
-    jax.block_until_ready(problem.k)
-    clock.lap("kernels")
-    padded = pad_problem(problem)
-    check_finite(padded.k, kernel.labels)
-    if kernel.may_be_indefinite:
-        warn_if_indefinite(problem.k)
-    # ridge and descend
-    labels = None if data.labels is None else data.labels[positions]
-    found = _search(problem, padded, labels, settings, journal, report)
-    clock.lap("search")
-    # solve
-    plan = make_plan(data.x.shape, data.n_outputs, 0, kernel, settings).solve if plan is None else plan
-    near = (found.omega.mean(axis=0) + 1 / kernel.n_kernels) / 2  # half of it uniform, for the baselines that follow
-    solver = prepare(
-        among if plan.solver == "cholesky" and among.n == rows.n else rows,
-        plan,
-        omega=near,
-        ridge=float(np.exp(np.log(found.ridge).mean())),
-        weight=data.weight,
-        report=report,
-    )
-    solution = solver.solve(found.omega, found.ridge, targets.y, condition=condition, journal=journal, report=report)
-    clock.lap("solve")
+    # split, choose the ridge, descend and solve
+    done = (_learn_parts if data.has_missing else _learn_rows)(data, rows, targets.y, job)
+    found, solution = done.found, done.solution
     # calibrate
     calibration = None
-    if labels is not None:
-        calibration = calibrate(padded, found.omega, found.ridge, labels, targets.mean, settings.decision)
+    if data.labels is not None and done.padded is not None:
+        labels = data.labels[done.search_rows]
+        calibration = calibrate(done.padded, found.omega, found.ridge, labels, targets.mean, settings.decision)
     kept = np.arange(rows.n) if solution.landmarks is None else solution.landmarks
     model = NFTKModel(
         kernel,
@@ -275,31 +201,127 @@ def _learn(
         take(data.weight, kept),
         settings.solve.inputs,
         solution.landmarks is not None,
+        ~np.isnan(targets.y) if data.has_missing else None,
     )
-    return Learned(model, settings, rows, among, targets, problem, positions, found, solution, solver, clock.seconds)
+    return Learned(
+        model,
+        data,
+        settings,
+        rows,
+        done.among,
+        targets,
+        done.parts,
+        done.search_rows,
+        found,
+        solution,
+        done.solver,
+        job.clock.seconds,
+    )
 
 
-def draw_search(
-    data: TrainingRows, settings: LearnSettings, n_kernels: int
-) -> tuple[np.ndarray, tuple[tuple[np.ndarray, np.ndarray], ...]]:
-    """Draw the search rows and, unless the splits are given, the rows held out.
+def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Done:
+    """Split, choose the ridge, descend and solve, for targets y (encoded) that are there in all of these rows."""
+    kernel, settings = rows.kernel, job.settings
+    # split
+    positions, splits = draw_search(data, settings, kernel.n_kernels)
+    among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
+    y_search = jnp.asarray(y[positions], among.dtype)
+    problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
+    jax.block_until_ready(problem.k)
+    job.clock.lap("kernels")
+    padded = pad_problem(problem)
+    check_finite(padded.k, kernel.labels)
+    if kernel.may_be_indefinite:
+        warn_if_indefinite(problem.k)
+    # ridge and descend
+    labels = None if data.labels is None else data.labels[positions]
+    found = _search(problem, padded, labels, settings, job.journal, job.report)
+    job.clock.lap("search")
+    # solve
+    plan = _solve_plan(data, kernel, job)
+    solver = _prepare(
+        among if plan.solver == "cholesky" and among.n == rows.n else rows, data.weight, plan, found, job.report
+    )
+    solution = solver.solve(
+        found.omega, found.ridge, y, condition=job.condition, journal=job.journal, report=job.report
+    )
+    job.clock.lap("solve")
+    part = Part(np.arange(data.n_outputs), positions, take(data.runs, positions), lambda: problem)
+    return _Done((part,), positions, among, found, solution, solver, padded)
 
-    Returns:
-      Positions among the training rows, and pairs of positions among those: to solve on and held out.
 
-    Raises:
-      ValueError: no given split has rows on both sides.
-    """
-    total = len(data.x)
-    n, rng, labels = settings.search.rows(total, n_kernels), np.random.default_rng(settings.seed), data.labels
-    positions = np.arange(n) if n == total else np.sort(draw_rows(labels, n, total, rng)[0])
-    if data.splits is None:
-        own = None if labels is None else labels[positions]
-        return positions, draw_splits(own, n, rng, folds=settings.search.folds(n))
-    splits = restrict_splits(data.splits, positions, total)
-    if not splits:
-        raise ValueError("no split of `cv` has rows to solve on and rows held out among the rows of the search")
-    return positions, splits
+def _learn_parts(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Done:
+    """`_learn_rows` for every set of targets that are missing (NaN in y) in the same rows, and all of it as one."""
+    complete, parts, done = data.parts(), [], []
+    for number, part in enumerate(complete):
+        before = sum(len(other.outputs) for other in complete[:number])
+        own = dataclasses.replace(
+            job, journal=PartJournal(job.journal, number), report=_later(job.report, before, data.n_outputs)
+        )
+        with part.naming_errors():
+            result = _learn_rows(part.data, rows.take(part.rows), y[np.ix_(part.rows, part.outputs)], own)
+        result.solver.close()
+        search, problem = part.rows[result.search_rows], result.parts[0].pose()
+        parts.append(Part(part.outputs, search, result.parts[0].runs, _evaluated_anew(rows, search, problem)))
+        done.append((result.found, result.solution))  # not the kernels, which may not fit memory for all parts
+        job.report("search", before + len(part.outputs), data.n_outputs)
+    found = merge_found(complete, [one for one, _ in done])
+    solution = merge_solutions(complete, [one for _, one in done], y.shape)
+    plan = _solve_plan(data, rows.kernel, job)
+    solver = PresentRowsSolver(
+        rows, lambda some, weight: _prepare(some, weight, plan, found, silent), weight=data.weight
+    )
+    search_rows = np.unique(np.concatenate([part.search_rows for part in parts]))
+    return _Done(tuple(parts), search_rows, rows.take(search_rows), found, solution, solver)
+
+
+def _evaluated_anew(rows: Rows, search_rows: np.ndarray, problem: SearchProblem) -> Callable[[], SearchProblem]:
+    """A function that makes the problem of a part's search again."""
+    y, splits, weight, unit = problem.y, problem.splits, problem.weight, problem.unit
+
+    def pose() -> SearchProblem:
+        with enable_x64(rows.dtype == np.float64):
+            return SearchProblem(rows.take(search_rows).kernels, y, splits, weight, unit)
+
+    return pose
+
+
+def _later(report: Report, before: int, total: int) -> Report:
+    """The report of one of several searches, which others with so many classes have preceded."""
+
+    def later(stage: str, done: int, of: int) -> None:
+        report(stage, *((before + done, total) if stage == "search" else (done, of)))
+
+    return later
+
+
+def _check_missing(data: TrainingRows, job: _Job) -> None:
+    """Refuse what needs every target in every row."""
+    solver = job.settings.solve.solver if job.plan is None else job.plan.solver
+    if solver == "nystroem":
+        raise ValueError(
+            "`solver='nystroem'` needs targets without NaN; use `solver='cholesky'` or `solver='cg'`, or leave rows "
+            "with NaN out"
+        )
+    n_sets = len(group_by_presence(data.y))
+    if n_sets > 1 and job.settings.search.weights == "shared":
+        raise ValueError(
+            f"`weights='shared'` needs targets that are missing in the same rows; got NaN in {n_sets} different sets "
+            "of rows: use `weights='per-class'`, or leave rows with NaN out"
+        )
+
+
+def _solve_plan(data: TrainingRows, kernel: Kernel, job: _Job) -> SolvePlan:
+    if job.plan is not None:
+        return job.plan
+    return make_plan(data.x.shape, data.n_outputs, 0, kernel, job.settings).solve
+
+
+def _prepare(rows: Rows, weight: np.ndarray | None, plan: SolvePlan, found: Found, report: Report) -> RidgeSolver:
+    """A solver whose preconditioner is made for the weights found, half of it uniform for the baselines that follow."""
+    near = (found.omega.mean(axis=0) + 1 / rows.kernel.n_kernels) / 2
+    ridge = float(np.exp(np.log(found.ridge).mean()))
+    return prepare(rows, plan, omega=near, ridge=ridge, weight=weight, report=report)
 
 
 def _search(
@@ -331,8 +353,19 @@ def _search(
     return Found(omega, ridge, start, found.descent, kept)
 
 
-def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kernel, settings: LearnSettings) -> Plan:
-    """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`."""
+def make_plan(
+    shape: tuple[int, ...],
+    n_outputs: int,
+    n_test: int,
+    kernel: Kernel,
+    settings: LearnSettings,
+    *,
+    folds: int | None = None,
+) -> Plan:
+    """What a fit on training inputs of `shape` (n, p) needs on this machine, see `solvers.plan`.
+
+    `folds` is how often rows are held out; None is what the settings say.
+    """
     n, features = shape
     columns = geometry_columns(kernel, features)
     search, n_search = settings.search, settings.search.rows(n, kernel.n_kernels)
@@ -346,7 +379,7 @@ def make_plan(shape: tuple[int, ...], n_outputs: int, n_test: int, kernel: Kerne
         itemsize=np.dtype(settings.solve.dtype(n)).itemsize,
         n_kernels=n_outputs if search.weights == "per-class" else 1,
         landmarks=settings.solve.landmarks,
-        folds=search.folds(n_search),
+        folds=folds or search.folds(n_search),
         geometries=len(columns),
         n_columns=sum(columns),
     )
@@ -364,5 +397,5 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

@@ -31,6 +31,7 @@ from nftk_jax.settings import (
     SolverName,
     SolveSettings,
     WeightsName,
+    check_flag,
     gather,
     shown,
 )
@@ -82,6 +83,7 @@ PARAMETERS = """
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
       random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
         numpy's.
+      verbose: show on standard error how far the long stages of `fit` are, and the time left.
 
     Attributes:
       omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
@@ -146,6 +148,7 @@ class Parameters(BaseEstimator):
         inputs: InputsName = SolveSettings.inputs,
         precision: PrecisionName = SolveSettings.precision,
         random_state: int | np.random.RandomState | None = LearnSettings.seed,
+        verbose: bool = False,
     ) -> None:
         self.depth = depth
         self.depths = depths
@@ -179,6 +182,7 @@ class Parameters(BaseEstimator):
         self.inputs = inputs
         self.precision = precision
         self.random_state = random_state
+        self.verbose = verbose
 
     @property
     def _takes_kernels(self) -> bool:
@@ -191,6 +195,7 @@ class Parameters(BaseEstimator):
           ValueError: a parameter is out of range.
         """
         values = self.get_params(deep=False)
+        check_flag("verbose", self.verbose)
         settings = gather(
             LearnSettings, {**values, "cv": None, "seed": read_seed(self.random_state)}
         )  # splits are given

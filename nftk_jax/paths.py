@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
-from nftk_jax.commands.progress import StageReport
 from nftk_jax.commands.run import OutputFlags, Run, write_report
 from nftk_jax.finite.settings import LossName
 from nftk_jax.path_kernels.settings import DescentSettings
+from nftk_jax.progress import StageReport
 from nftk_jax.settings import DtypeName, MLPSettings, ScalingSettings
 
 if TYPE_CHECKING:

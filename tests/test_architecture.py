@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms (folders, or modules at the root) from the bottom up: each imports only those before it, and itself.
 ORDER = (
     "settings",
+    "progress",
     "preprocessing",
     "datasets",
     "kernels",
@@ -21,6 +22,7 @@ ORDER = (
     "solvers",
     "model",
     "mkl",
+    "parts",
     "learn",
     "parameters",
     "estimator",
@@ -84,6 +86,13 @@ def test_only_commands_print_or_set_global_flags(path):
             called = ast.unparse(node.func)
             assert called != "print", f"{path}:{node.lineno} prints"
             assert called != "jax.config.update", f"{path}:{node.lineno} sets a global JAX flag"
+
+
+def test_only_commands_and_the_progress_bars_open_a_console():
+    """Reports make what a command prints; the bars are shown by the commands, and by an estimator that is asked to."""
+    openers = {path for path in MODULES if imports(path) & {"rich.progress", "rich.console.Console", "sys.stderr"}}
+    above = {path for path in openers if room(path) in COMMANDS | {"commands"}}
+    assert {str(path.relative_to(PACKAGE)) for path in openers - above} == {"progress.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -112,6 +112,7 @@ BAD = {
     "b_std": [-1, np.inf],
     "objective": [None, "margin"],
     "random_state": [-1, 2**32, 2**63, True],
+    "verbose": ["loud", 2, None],
 }
 
 
@@ -127,7 +128,7 @@ def test_every_default_is_that_of_the_settings_but_for_those_that_differ_on_purp
     own = {name: parameter.default for name, parameter in inspect.signature(NFTKClassifier).parameters.items()}
     different = {name for name, value in settings.items() if own[name] != value}
     assert different == {"b_std", "decision"}  # docs/library.md says why
-    assert set(own) - set(settings) == {"depths", "kernel", "family", "groups"}
+    assert set(own) - set(settings) == {"depths", "kernel", "family", "groups", "verbose"}
 
 
 def test_an_unknown_parameter_is_answered_under_the_class_s_own_name():

@@ -28,7 +28,8 @@ from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.search import learn_weights
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import NFTKModel
-from nftk_jax.preprocessing.sampling import draw_splits
+from nftk_jax.parts import merge
+from nftk_jax.preprocessing.sampling import draw_run_split, draw_splits
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.solver import Report
 
@@ -69,7 +70,8 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
     omega_n = normalise_rows(model.omega)
     return {
-        "dataset": {**dataset.describe(), "n_search": len(learned.search_rows)},
+        "dataset": {**dataset.describe(), "n_search": max(len(part.search_rows) for part in learned.parts)},
+        "held_out": describe_held_out(learned),
         **_test_metrics(dataset, model, scores, rng),
         "kernel_name": model.kernel.word,
         "kernels": [
@@ -155,37 +157,64 @@ def _test_metrics(dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: n
         accuracy, interval = accuracy_interval(model.logits(scores).argmax(axis=1) == dataset.y_test)
         return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval)}
     value, interval = r2_interval(dataset.y_test, scores, rng)
-    mse = float(((dataset.y_test - scores) ** 2).mean())
+    squares = (dataset.y_test - scores) ** 2
+    mse = float(squares[~np.isnan(squares)].mean())
     return {"test_r2": value, "test_r2_interval": list(interval), "test_mse": mse}
 
 
+def describe_held_out(learned: Learned) -> dict[str, Any]:
+    """How rows were held out, in numbers and in words; of the targets with most search rows."""
+    part = max(learned.parts, key=lambda part: len(part.search_rows))
+    splits, n_runs = learned.problem.splits, None if part.runs is None else len(np.unique(part.runs))
+    if n_runs is None:
+        how = "a third of the search rows, once" if len(splits) == 1 else f"{len(splits)} folds"
+    else:
+        how = f"each of the {n_runs} runs once" if len(splits) == n_runs else f"{n_runs} runs in {len(splits)} folds"
+    return {"how": how, "splits": len(splits), "runs": n_runs, "rows": [len(held) for _, held in splits]}
+
+
 def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report: Report) -> np.ndarray:
-    """Standard deviation of Omega over new random splits of the search rows, shape (C, L)."""
-    problem, search = learned.problem, learned.settings.search
-    labels = None if learned.model.classes is None else np.asarray(problem.y.argmax(axis=1))
-    found = []
-    for number in range(resamples):
-        report("resamples", number, resamples)
-        splits = draw_splits(labels, len(problem.y), rng, folds=search.folds(len(problem.y)))
-        if OBJECTIVES[search.objective].holds_out_rows:
-            again = dataclasses.replace(problem, splits=splits)
-        else:  # it holds nothing out: the split becomes a subset of its rows
-            again = problem.rows(splits[0][0])
-        found.append(learn_weights(again, learned.found.start_ridge, search).omega)
-    report("resamples", resamples, resamples)
-    return np.std(found, axis=0, ddof=1)
+    """Standard deviation of Omega over new random splits of the search rows, shape (C, L); of whole runs."""
+    search, found = learned.settings.search, []
+    for part in learned.parts:
+        problem, omegas = part.pose(), []
+        labels = None if learned.model.classes is None else np.asarray(problem.y.argmax(axis=1))
+        for number in range(resamples):
+            report("resamples", number, resamples)
+            if part.runs is None:
+                splits = draw_splits(labels, len(problem.y), rng, folds=search.folds(len(problem.y)))
+            else:
+                splits = (draw_run_split(part.runs, rng),)
+            if OBJECTIVES[search.objective].holds_out_rows:
+                again = dataclasses.replace(problem, splits=splits)
+            else:  # it holds nothing out: the split becomes a subset of its rows
+                again = problem.rows(splits[0][0])
+            omegas.append(learn_weights(again, learned.found.start_ridge[part.outputs], search).omega)
+        report("resamples", resamples, resamples)
+        found.append(np.std(omegas, axis=0, ddof=1))
+    return merge(learned.parts, found)
 
 
 def _find_intervals(learned: Learned, report: Report) -> OmegaIntervals:
     """How wide every weight can be within one standard error of the held-out error."""
-    search = learned.settings.search
-    return find_intervals(
-        learned.problem,
-        learned.model.omega,
-        learned.model.ridge,
-        constraint=search.constraint,
-        shared=search.weights == "shared",
-        report=lambda *state: report("intervals", *state),
+    search, parts = learned.settings.search, learned.parts
+    found = [
+        find_intervals(
+            part.pose(),
+            learned.model.omega[part.outputs],
+            learned.model.ridge[part.outputs],
+            constraint=search.constraint,
+            shared=search.weights == "shared",
+            report=lambda *state: report("intervals", *state),
+        )
+        for part in parts
+    ]
+    return OmegaIntervals(
+        merge(parts, [one.interval for one in found]),
+        merge(parts, [one.error for one in found]),
+        merge(parts, [one.standard_error for one in found]),
+        merge(parts, [one.uniform_as_good for one in found]),
+        float(np.mean([one.checked for one in found])),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, median_distance
-from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.ridge import choose_ridge
 from nftk_jax.mkl.search import Weights, learn_weights
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
@@ -18,29 +18,20 @@ _WIDTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _DISTANCE_RIDGES = RIDGE_GRID[::2]
 
 
-def uniform(problem: SearchProblem) -> np.ndarray:
-    """Equal weights, shape (C, L)."""
-    return uniform_omega(problem.n_classes, problem.depth)
-
-
-def best_single(problem: SearchProblem, ridge: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, int]:
-    """The one network, or kernel, of least held-out error over all classes, at the given ridges.
+def single_errors(problem: SearchProblem, ridge: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Held-out error of every network, or kernel, by itself at the given ridges, shape (K, C).
 
     Args:
-      problem: the search rows; the choice is made on its held-out rows.
+      problem: the search rows, of which those held out judge.
       ridge: absolute ridges, shape (C,).
       candidates: weights of each by itself, shape (K, L), rows that add up to one.
-
-    Returns:
-      Its weights in every class, shape (C, L), and its number, counted from 1.
     """
     values, column = np.unique(ridge, return_inverse=True)
     errors = []
     for weights in candidates:
         by_ridge = problem.held_out_errors(weights, values.tolist())
-        errors.append(by_ridge[column.ravel(), np.arange(len(ridge))].mean())
-    best = int(np.argmin(errors))
-    return np.repeat(candidates[[best]], problem.n_classes, axis=0), best + 1
+        errors.append(by_ridge[column.ravel(), np.arange(len(ridge))])
+    return np.array(errors)
 
 
 def shared(problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings) -> Weights:

@@ -46,7 +46,7 @@ class RidgeSystem:
       rows: the training rows in float64.
       omega: weights of their kernels, shape (C, L).
       ridge: absolute ridges, shape (C,).
-      y: targets, shape (n, C).
+      y: targets, shape (n, C); NaN where one is missing, which is no equation.
     """
 
     rows: Rows
@@ -63,8 +63,9 @@ class RidgeSystem:
         """
         with enable_x64():
             fitted = self.rows.predict(self.omega, dual_coef, self.rows.x[block])
-        residual = self.y[block] - fitted - self.ridge * dual_coef[block]
-        return _worst(residual, self.y[block])
+        y = self.y[block]
+        residual, there = y - fitted - self.ridge * dual_coef[block], ~np.isnan(y)
+        return _worst(np.where(there, residual, 0.0), np.where(there, y, 0.0))
 
     def nystroem_residual(self, landmarks: np.ndarray, dual_coef: np.ndarray, block: np.ndarray) -> float:
         """Largest over classes of |K_mn (y - K_nm beta) - ridge K_mm beta| / |K_mn y| on some landmarks.
@@ -101,7 +102,7 @@ def certify(
       model: as it was fitted.
       solution: of its solve.
       rows: all training rows, bound to the model's kernels.
-      y: encoded targets, shape (n, C).
+      y: encoded targets, shape (n, C), NaN where one is missing.
       test: test inputs, shape (m, p), unscaled, and the scores that the model gave them, shape (m, C).
       rng: draws the blocks.
     """

@@ -14,9 +14,11 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, square_distances_within
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.learn import Learned, make_plan
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.parts import Part, merge
 from nftk_jax.solvers.cholesky import CholeskySolver
 from nftk_jax.solvers.plan import SolvePlan
-from nftk_jax.solvers.regression import prepare
+from nftk_jax.solvers.regression import PresentRowsSolver, prepare
 from nftk_jax.solvers.solver import Report, RidgeSolution
 
 
@@ -48,10 +50,15 @@ class Comparison:
             )
         if learned.settings.decision != "scores" and model.classes is not None:
             notes.append("baselines, and the model beside them, decide by the largest score")
+        if len(learned.parts) > 1:
+            notes.append(
+                f"targets are missing in {len(learned.parts)} different sets of rows: those of one set share the row "
+                "of shared weights, and the width of the RBF and of the Laplace kernel"
+            )
         self.note = "; ".join(notes) or None
         self._rows = learned.rows if self._on_all else learned.among
-        self._y = learned.targets.y if self._on_all else learned.targets.y[learned.search_rows]
-        self._solver = learned.solver if self._on_all else CholeskySolver(self._rows)  # few rows: by factorisation
+        self._y = learned.targets.y if self._on_all else learned.search_targets
+        self._solver = learned.solver if self._on_all else PresentRowsSolver(self._rows, factorise)  # few rows
         self.shuffled_omega = np.empty(0)
         self._scores = scores if self._on_all else self._solve(model.omega, model.ridge)
         self.ours: dict[str, Any] = {"n_train": self._rows.n, **score(dataset, self._scores)}
@@ -59,30 +66,41 @@ class Comparison:
     def run(self, rng: np.random.Generator, report: Report) -> dict[str, dict[str, Any]]:
         """Every baseline with its test metric and the paired difference, ours minus theirs."""
         dataset, learned, search = self._dataset, self._learned, self._learned.settings.search
-        problem, ridge = learned.problem, learned.found.start_ridge
+        parts, ridge = learned.parts, learned.found.start_ridge
         candidates = learned.model.kernel.singles() * learned.model.scale
-        report("baselines", 0, 5)
-        single, number = baselines.best_single(problem, ridge, candidates / candidates.sum(axis=1, keepdims=True))
-        report("baselines", 1, 5)
-        shared = baselines.shared(problem, ridge, search)
-        report("baselines", 2, 5)
-        self.shuffled_omega = baselines.shuffled_labels(problem, learned.model.ridge, search, rng)
-        report("baselines", 3, 5)
+        candidates /= candidates.sum(axis=1, keepdims=True)
+        steps = 3 * len(parts) + 2
+        errors, shared, shuffled, distances = [], [], [], []
+        for number, part in enumerate(parts):
+            problem, own = part.pose(), ridge[part.outputs]
+            report("baselines", 3 * number, steps)
+            errors.append(baselines.single_errors(problem, own, candidates).T)
+            report("baselines", 3 * number + 1, steps)
+            shared.append(baselines.shared(problem, own, search))
+            report("baselines", 3 * number + 2, steps)
+            shuffled.append(baselines.shuffled_labels(problem, learned.model.ridge[part.outputs], search, rng))
+            if len(parts) > 1:
+                distances.append(self._choose_distance_kernels(problem, part))
+        report("baselines", steps - 2, steps)
+        best = int(np.argmin(merge(parts, errors).mean(axis=0)))
+        self.shuffled_omega = merge(parts, shuffled)
         weighted = {
-            "uniform": (baselines.uniform(problem), ridge),
-            "best_single_depth": (single, ridge),
-            "shared": (shared.omega, shared.ridge),
+            "uniform": (uniform_omega(*learned.model.omega.shape), ridge),
+            "best_single_depth": (np.repeat(candidates[[best]], len(ridge), axis=0), ridge),
+            "shared": (merge(parts, [one.omega for one in shared]), merge(parts, [one.ridge for one in shared])),
             "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
         }
         # all at once: they share the kernels that are alike, and the angles of all others
         scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
         self._solver.close()  # the kernels that follow need the memory
-        parts = np.split(scores, len(weighted), axis=1)
-        table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, parts, strict=True)}
-        table["best_single_depth"]["depth"] = number
-        report("baselines", 4, 5)
-        table |= self._compare_distance_kernels()
-        report("baselines", 5, 5)
+        theirs = np.split(scores, len(weighted), axis=1)
+        table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, theirs, strict=True)}
+        table["best_single_depth"]["depth"] = best + 1
+        report("baselines", steps - 1, steps)
+        if not distances:
+            distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]
+        table |= self._compare_distance_kernels(distances)
+        report("baselines", steps, steps)
         return table
 
     def _solve(self, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
@@ -90,29 +108,48 @@ class Comparison:
         y = np.tile(self._y, len(omega) // len(self._learned.model.omega))
         return self._predict(self._rows, omega, self._solver.solve(omega, ridge, y))
 
-    def _predict(self, rows: Rows, omega: np.ndarray, solution: RidgeSolution) -> np.ndarray:
+    def _predict(
+        self, rows: Rows, omega: np.ndarray, solution: RidgeSolution, outputs: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Test scores, shape (m, k C); or of some outputs alone."""
         model = self._learned.model
         rows = rows if solution.landmarks is None else rows.take(solution.landmarks)
         scores = rows.predict(omega, solution.dual_coef, self._dataset.x_test, scaled=model.scaled)
-        return model.unscaled(scores)
+        return model.unscaled(scores, outputs)
 
-    def _compare_distance_kernels(self) -> dict[str, dict[str, Any]]:
-        """RBF and Laplace, their widths and ridges chosen on the held-out rows."""
-        classification, table = self._dataset.classes is not None, {}
-        squares = square_distances_within(jnp.asarray(self._learned.among.x))
-        chosen = {
-            name: baselines.choose_distance_kernel(name, squares, self._learned.problem, shared_ridge=classification)
+    def _choose_distance_kernels(self, problem: SearchProblem, part: Part) -> dict[str, tuple[Any, np.ndarray]]:
+        """RBF and Laplace with their ridges, chosen on the held-out rows of a part."""
+        learned = self._learned
+        squares = square_distances_within(jnp.asarray(learned.rows.x[part.search_rows]))
+        shared_ridge = self._dataset.classes is not None
+        return {
+            name: baselines.choose_distance_kernel(name, squares, problem, shared_ridge=shared_ridge)
             for name in DISTANCE_KERNELS
         }
-        del squares
-        for name, (kernel, ridge) in chosen.items():
-            rows, everyone = kernel.bind(self._rows.x), np.ones((self._dataset.n_outputs, 1))
-            plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
-            with prepare(rows, plan, omega=np.ones(1), ridge=middle) as solver:
-                solution = solver.solve(everyone, ridge, self._y)
+
+    def _compare_distance_kernels(self, chosen: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """RBF and Laplace as they were chosen for every part."""
+        classification, parts, table = self._dataset.classes is not None, self._learned.parts, {}
+        for name in DISTANCE_KERNELS:
+            scores, widths, ridges = [], [], []
+            for part, (kernel, ridge) in zip(parts, (found[name] for found in chosen), strict=True):
+                everyone, y = np.ones((len(part.outputs), 1)), self._y[:, part.outputs]
+                plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
+                rows = kernel.bind(self._rows.x)
+                solver = PresentRowsSolver(
+                    rows,
+                    lambda some, weight, plan=plan, middle=middle: prepare(
+                        some, plan, omega=np.ones(1), ridge=middle, weight=weight
+                    ),
+                )
+                solution = solver.solve(everyone, ridge, y)
+                scores.append(self._predict(rows, everyone, solution, part.outputs).T)
+                widths.append(np.full(len(ridge), kernel.width))
+                ridges.append(ridge)
+            width, ridge = merge(parts, widths), merge(parts, ridges)
             table[name] = {
-                **compare(self._dataset, self._scores, self._predict(rows, everyone, solution)),
-                "width": kernel.width,
+                **compare(self._dataset, self._scores, merge(parts, scores).T),
+                "width": float(width[0]) if len(parts) == 1 else width.tolist(),
                 "ridge": float(ridge[0]) if classification else ridge.tolist(),
             }
         return table
@@ -126,6 +163,11 @@ class Comparison:
             settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, weights="shared"))
         plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
         return dataclasses.replace(plan, fallback=True)
+
+
+def factorise(rows: Rows, weight: np.ndarray | None) -> CholeskySolver:
+    """The solver of few rows."""
+    return CholeskySolver(rows, weight=weight)
 
 
 def score(dataset: Dataset, scores: np.ndarray) -> dict[str, Any]:

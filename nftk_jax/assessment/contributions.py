@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.assessment.comparison import compare
+from nftk_jax.assessment.comparison import compare, factorise
 from nftk_jax.datasets import Dataset
 from nftk_jax.learn import Learned
 from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem, take
 from nftk_jax.mkl.similarity import find_clusters
 from nftk_jax.model.shares import Shares, split_r2
+from nftk_jax.parts import merge
 from nftk_jax.preprocessing.sampling import draw_rows
-from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.regression import PresentRowsSolver
 from nftk_jax.solvers.solver import Report
 
 _ENTRIES = 1e9  # kernel entries between test and training rows, and
@@ -41,13 +42,13 @@ def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray
       alignment: of the kernels on the search rows, shape (L, L).
       report: called with the stage's name, what is done and the total.
     """
-    model, problem = learned.model, learned.problem
+    model, searches = learned.model, learned.parts
     rng = np.random.default_rng(learned.settings.seed + 2)
     used = max(1, int(model.omega.any(axis=0).sum()))
     most = min(_ENTRIES / (used * len(model.x_train)), _CELLS / model.omega.size)
     dataset = _draw_test_rows(dataset, max(_LEAST_ROWS, int(most)), rng)
     report("contributions", 0, 3)
-    held_out = held_out_shares(problem, model.omega, model.ridge)
+    held_out = [held_out_shares(part.pose(), model.omega[part.outputs], model.ridge[part.outputs]) for part in searches]
     report("contributions", 1, 3)
     parts = model.decision_function(dataset.x_test, split=True)
     y = dataset.y_test if model.classes is None else model.classes[dataset.y_test]
@@ -59,9 +60,9 @@ def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray
     without, n_train = _without_groups(dataset, learned, groups, rng)
     report("contributions", 3, 3)
     return {
-        "held_out": _plain(held_out.share),
+        "held_out": _plain(merge(searches, [one.share for one in held_out])),
         "test": _plain(test.share),
-        "held_out_interval": _plain(held_out.interval()),
+        "held_out_interval": _plain(merge(searches, [one.interval() for one in held_out])),
         "test_interval": _plain(test.interval()),
         "by_group": dict(zip(groups, _plain(by_group.share.T), strict=True)),
         "by_group_interval": dict(zip(groups, _plain(by_group.interval().swapaxes(0, 1)), strict=True)),
@@ -69,7 +70,7 @@ def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray
         "by_cluster": _plain(by_cluster.share),
         "by_cluster_interval": _plain(by_cluster.interval()),
         "without_group": without,
-        "rows": {"held_out": len(held_out.weight), "test": len(y), "without_group": n_train},
+        "rows": {"held_out": min(len(one.weight) for one in held_out), "test": len(y), "without_group": n_train},
     }
 
 
@@ -127,7 +128,7 @@ def _without_groups(
 
     The ridge stays. A group that holds all kernels is left out.
     """
-    model, problem = learned.model, learned.problem
+    model = learned.model
     groups = {name: columns for name, columns in groups.items() if len(columns) < model.omega.shape[1]}
     if not groups:
         return {}, None
@@ -135,14 +136,14 @@ def _without_groups(
     omega = np.concatenate([model.omega, *(drop_columns(model.omega, columns) for columns in groups.values())])
     ridge = np.tile(model.ridge, models)
     solves = len(np.unique(np.column_stack([omega, ridge]), axis=0))
-    rows, y, weight = learned.among, learned.targets.y[learned.search_rows], problem.weight
+    rows, y, weight = learned.among, learned.search_targets, take(learned.data.weight, learned.search_rows)
     most = int((3 * _OPERATIONS / solves) ** (1 / 3))
     if rows.n > max(_LEAST_ROWS, most):
         labels = None if model.classes is None else y.argmax(axis=1)
         chosen = np.sort(draw_rows(labels, max(_LEAST_ROWS, most), rows.n, rng)[0])
         rows, y, weight = rows.take(chosen).keeping(), y[chosen], take(weight, chosen)
-    with CholeskySolver(rows, weight=weight) as solver:
-        solution = solver.solve(omega, ridge, np.tile(y, models))
+    solver = PresentRowsSolver(rows, factorise, weight=weight)
+    solution = solver.solve(omega, ridge, np.tile(y, models))
     scores, step = np.zeros((len(dataset.x_test), len(omega))), max(_LEAST_ROWS, _TILE_ENTRIES // rows.n)
     dual_coef = jnp.asarray(solution.dual_coef, rows.dtype)
     for start in range(0, len(scores), step):

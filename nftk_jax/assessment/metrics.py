@@ -44,15 +44,25 @@ def paired_accuracy_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[fl
     return (only_ours - only_theirs) / m, (centre - half, centre + half)
 
 
+def column_means(values: np.ndarray) -> np.ndarray:
+    """Means of the columns over the rows that are not NaN, shape (k,) of (m, k); NaN for a column without any."""
+    missing = np.isnan(values)
+    if not missing.any():
+        return values.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.where(missing, 0, values).sum(axis=0) / (~missing).sum(axis=0)
+
+
 def r2(y: np.ndarray, prediction: np.ndarray) -> float | None:
     """R^2 averaged over outputs; None where an output is constant and R^2 undefined.
 
     Args:
-      y, prediction: shape (m, k).
+      y: shape (m, k), NaN where a target is missing: it is left out there.
+      prediction: shape (m, k).
     """
     y, prediction = without_extremes(y, prediction)
-    spread = y.var(axis=0)
-    return float(np.mean(1 - ((y - prediction) ** 2).mean(axis=0) / spread)) if (spread > 0).all() else None
+    spread = column_means((y - column_means(y)) ** 2)
+    return float(np.mean(1 - column_means((y - prediction) ** 2) / spread)) if (spread > 0).all() else None
 
 
 def r2_interval(
@@ -61,7 +71,7 @@ def r2_interval(
     """`r2` with a bootstrap 95 % interval over rows; None where it is undefined.
 
     Args:
-      y, prediction: shape (m, k).
+      y, prediction: as of `r2`.
       rng: draws the 999 resamples; those in which an output is constant are left out.
     """
     value = r2(y, prediction)
@@ -79,13 +89,18 @@ def paired_r2_difference(
     """R^2 of ours minus theirs on the same rows, with the normal 95 % interval of the mean of the rows' differences.
 
     Args:
-      y, ours, theirs: targets and the two predictions, shape (m, k).
+      y, ours, theirs: targets and the two predictions, shape (m, k). A target that is NaN in a row is left out there.
     """
     y, ours, theirs = without_extremes(y, ours, theirs)
-    spread = y.var(axis=0)
+    spread = column_means((y - column_means(y)) ** 2)
     if not (spread > 0).all():
         return None, (None, None)
-    gain = (((y - theirs) ** 2 - (y - ours) ** 2) / spread).mean(axis=1)
+    gains = ((y - theirs) ** 2 - (y - ours) ** 2) / spread
+    missing = np.isnan(gains)
+    if missing.any():  # every row moves a target's mean by its part of the rows that the target has
+        mean = column_means(gains)
+        gains = mean + np.where(missing, 0, (gains - mean) * len(y) / (~missing).sum(axis=0))
+    gain = gains.mean(axis=1)
     half = 1.959964 * float(gain.std()) / math.sqrt(len(y))
     centre = float(gain.mean())
     return centre, (centre - half, centre + half)

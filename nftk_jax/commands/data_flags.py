@@ -63,6 +63,26 @@ class DataFlags:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Which rows are held out together."""
+
+    runs: str | None = None
+    """The run (session, subject, day) of every training row; whole runs are then held out. FILE.npy with one label per
+    row, or the name of an array in FILE.npz. Default the array runs of FILE.npz, where it has one; none leaves that
+    out."""
+
+    def apply(self, dataset: Dataset, data: DataFlags) -> Dataset:
+        """The data set with the runs that are asked for.
+
+        Raises:
+          DataError: there are no such labels, or of one run alone.
+        """
+        from nftk_jax.datasets import with_runs
+
+        return dataset if self.runs is None else with_runs(dataset, data.dataset, self.runs)
+
+
 def check_rows(flag: str, rows: int | None, dataset: Dataset) -> None:
     """Refuse a flag that asks for more training rows than there are.
 

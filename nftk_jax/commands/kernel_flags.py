@@ -80,8 +80,8 @@ class KernelFlags:
         return image_groups(self.groups, dataset.image_shape, dataset.x_train)
 
 
-def digest(groups: Groups) -> str:
-    """What tells groups from others: a run with other ones does not go on with this one's checkpoint."""
+def digest(groups: Groups | list[int]) -> str:
+    """What tells groups of features, or of rows, from others: a run with other ones does not take up a checkpoint."""
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:16]
 
 

@@ -23,7 +23,8 @@ from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.environment import environment, peak_memory_bytes, version
 from nftk_jax.commands.files import reason
 from nftk_jax.commands.output import OutputTakenError, ReportError, output_directory, reserve_output
-from nftk_jax.commands.progress import StageReport, show_progress
+from nftk_jax.commands.progress import show_progress
+from nftk_jax.progress import StageReport
 from nftk_jax.settings import FigureFormat, flatten
 
 if TYPE_CHECKING:

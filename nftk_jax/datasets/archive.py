@@ -124,6 +124,23 @@ def read_arrays(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarra
     return arrays
 
 
+def read_array(path: pathlib.Path) -> np.ndarray:
+    """Read one array without a name; pickled objects are never loaded.
+
+    Args:
+      path: a .npy file.
+
+    Raises:
+      DataError: the file is absent, no .npy file, damaged, or holds Python objects.
+    """
+    try:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: no header's claim is believed
+    except _DAMAGE as error:
+        raise DataError(
+            f"{path} cannot be read as a .npy file of one array ({describe_cause(error)}); numpy.save writes one"
+        ) from error
+
+
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
     """Write arrays as an archive whose bytes depend on nothing but the arrays (and the zlib that compresses them).
 

@@ -15,6 +15,7 @@ from nftk_jax.datasets.validation import (
     check_layouts,
     clean_groups,
     clean_inputs,
+    clean_runs,
     clean_targets,
     encode_labels,
     is_regression,
@@ -38,6 +39,7 @@ class Dataset:
       sha256: of the contents: two data sets with the same digest hold the same arrays.
       titles: names of the classes, where the data set publishes them.
       feature_groups: the name of every feature's group, shape (n_features,), unicode; None where the file has none.
+      runs: the run of every training row (session, subject, ...), shape (n_train,), whole numbers; None for no runs.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Dataset:
     sha256: str
     titles: tuple[str, ...] | None = None
     feature_groups: np.ndarray | None = None
+    runs: np.ndarray | None = None
 
     @property
     def task(self) -> Literal["classification", "regression"]:
@@ -77,7 +80,17 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """The block `dataset` of metrics.json."""
+        missing = (
+            {}
+            if self.classes is not None
+            else {
+                "missing_targets": {
+                    part: int(np.isnan(y).sum()) for part, y in (("train", self.y_train), ("test", self.y_test))
+                }
+            }
+        )
         return {
+            **missing,
             "name": self.name,
             "n_train": len(self.x_train),
             "n_test": len(self.x_test),
@@ -102,7 +115,7 @@ def make_dataset(
 
     Args:
       name: the name to carry, and to start error messages with.
-      arrays: x_train, y_train, x_test, y_test and, where there are any, `groups`.
+      arrays: x_train, y_train, x_test, y_test and, where there are any, `groups` and `runs`.
       n_train: number of training rows to draw, stratified; None takes all, in their order.
       n_test: the same for the test rows.
       seed: of the draw.
@@ -137,6 +150,9 @@ def make_dataset(
             clean_targets(name, "y_train", y_train)
     shape = arrays["x_train"].shape[1:]
     groups = clean_groups(name, arrays["groups"], x_train.shape[1]) if "groups" in arrays else None
+    runs = clean_runs(name, arrays["runs"], len(arrays["y_train"])) if "runs" in arrays else None
+    if runs is not None:
+        runs = clean_runs(name, runs[rows_train], len(y_train))
     return Dataset(
         name=name,
         x_train=x_train,
@@ -147,9 +163,12 @@ def make_dataset(
         image_shape=tuple(shape) if len(shape) > 1 else None,
         train_rows=np.arange(len(arrays["y_train"]))[rows_train],
         test_rows=np.arange(len(arrays["y_test"]))[rows_test],
-        sha256=_digest(x_train, y_train, x_test, y_test, classes, *([] if groups is None else [groups])),
+        sha256=_digest(
+            *(x_train, y_train, x_test, y_test, classes), *(part for part in (groups, runs) if part is not None)
+        ),
         titles=titles,
         feature_groups=groups,
+        runs=runs,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.resources
 import os
@@ -15,7 +16,7 @@ from nftk_jax.datasets.download import Report
 from nftk_jax.datasets.embeddings import DEFAULT_MODEL, load_table
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request
-from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs
+from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs, clean_runs
 
 #: With the names of their classes.
 BUNDLED: dict[str, tuple[str, ...] | None] = {"mnist-small": None, "imdb-small": imdb.TITLES}
@@ -57,8 +58,9 @@ def load_dataset(
     Args:
       name: "mnist-small" or "imdb-small" (bundled), "mnist", "fashion-mnist", "imdb", or the path of a .npz file
         holding x_train, y_train, x_test and y_test: inputs of any real dtype, of which images are flattened; labels
-        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs). An array
-        `groups`, the name of every feature's group, may be there.
+        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs), NaN where a
+        target is missing. The arrays `groups`, the name of every feature's group, and `runs`, the run of every training
+        row, may be there.
       data_dir: where the files of mnist, fashion-mnist and imdb are, or are put when they are fetched (imdb is not);
         default $NFTK_DATA, then ~/.cache/nftk_jax.
       n_train: number of training rows to draw, stratified by class; at least one of every class, so it must be at least
@@ -114,6 +116,37 @@ def load_dataset(
     )
 
 
+def with_runs(dataset: Dataset, name: str, runs: str) -> Dataset:
+    """The data set with other runs of its training rows, or none.
+
+    Args:
+      dataset: as it was loaded.
+      name: by which it was loaded.
+      runs: a .npy file with one label for each training row of the whole set; the name of such an array in the .npz
+        file of the data set; or "none".
+
+    Raises:
+      DataError: there are no such labels, or of one run alone.
+    """
+    if runs == "none":
+        return dataclasses.replace(dataset, runs=None)
+    if runs.lower().endswith(".npy"):
+        labels = archive.read_array(pathlib.Path(os.path.expanduser(runs)))
+    elif name.lower().endswith(".npz"):
+        labels = archive.read_arrays(pathlib.Path(os.path.expanduser(name)), [runs])[runs]
+    else:
+        raise DataError(
+            f"`runs` of {name} must be a .npy file with one label for each training row, or none; got {shorten(runs)}"
+        )
+    labels, rows = labels.reshape(-1), dataset.train_rows
+    if len(labels) <= rows.max() or (len(rows) == rows.max() + 1 and len(labels) != len(rows)):
+        raise DataError(
+            f"`runs` must be one label for each training row of {dataset.name}; got {len(labels)} labels, and row "
+            f"{rows.max()} is used"
+        )
+    return dataclasses.replace(dataset, runs=clean_runs(dataset.name, labels[rows], len(rows)))
+
+
 def load_inputs(path: str | os.PathLike[str]) -> np.ndarray:
     """Load samples to predict for.
 
@@ -147,6 +180,6 @@ def _load_file(
     layouts = archive.read_layouts(path, _KEYS)
     check_layouts(name, layouts)  # a wrong shape in a large file is reported at once
     check_request(name, n_train, layouts["x_train"].shape[0], n_test, layouts["x_test"].shape[0], seed)
-    optional = [key for key in ("groups",) if key in archive.list_arrays(path)]
+    optional = [key for key in ("groups", "runs") if key in archive.list_arrays(path)]
     arrays = archive.read_arrays(path, [*_KEYS, *optional])
     return make_dataset(name, arrays, n_train=n_train, n_test=n_test, seed=seed, titles=titles)

@@ -9,6 +9,7 @@ import numpy as np
 
 from nftk_jax.datasets.archive import Layout
 from nftk_jax.datasets.errors import DataError, shorten
+from nftk_jax.preprocessing.sampling import number_runs
 
 #: Largest magnitude allowed: squares of larger numbers, summed over features, overflow float32 (3.4e38).
 LARGEST = 1e15
@@ -146,22 +147,32 @@ def clean_targets(name: str, key: str, y: np.ndarray) -> np.ndarray:
     Args:
       name: starts the error message.
       key: the array's name; in "y_train" every target must vary.
-      y: floats, shape (n,) or (n, n_outputs).
+      y: floats, shape (n,) or (n, n_outputs); NaN where a target is missing.
 
     Returns:
       Shape (n, n_outputs), float64.
 
     Raises:
-      DataError: NaN, infinity, magnitudes beyond 1e15, or a constant training target.
+      DataError: infinity, magnitudes beyond 1e15, a target that is missing in all rows (of "y_train", in all but one),
+        or a constant training target.
     """
     y = y.reshape(len(y), -1)
-    _check_magnitudes(name, key, y)
+    missing = np.isnan(y)
+    least = 2 if key == "y_train" else 1
+    few = np.flatnonzero((~missing).sum(axis=0) < least)
+    if len(few):
+        raise DataError(
+            f"{name}: target {few[0]} in {key} is missing (NaN) in {int(missing[:, few[0]].sum())} of {len(y)} rows; "
+            f"expected at least {least} with a value: leave that target out"
+        )
+    _check_magnitudes(name, key, np.where(missing, 0, y) if missing.any() else y)
     y = np.ascontiguousarray(y, dtype=np.float64)
-    constant = np.flatnonzero(y.max(axis=0) == y.min(axis=0)) if key == "y_train" else []
+    low, high = np.fmin.reduce(y, axis=0), np.fmax.reduce(y, axis=0)
+    constant = np.flatnonzero(low == high) if key == "y_train" else []
     if len(constant):
         raise DataError(
-            f"{name}: target {constant[0]} in {key} is constant ({y[0, constant[0]]:.6g} in all {len(y)} rows); "
-            "expected values that vary: there is nothing to learn"
+            f"{name}: target {constant[0]} in {key} is constant ({low[constant[0]]:.6g} in all "
+            f"{int((~missing[:, constant[0]]).sum())} rows); expected values that vary: there is nothing to learn"
         )
     return y
 
@@ -238,6 +249,18 @@ def _check_magnitudes(name: str, key: str, values: np.ndarray) -> float:
             "squares fit single precision: rescale it, to unit variance for instance"
         )
     return float(largest)
+
+
+def clean_runs(name: str, runs: np.ndarray, n: int) -> np.ndarray:
+    """The run of every training row as whole numbers from 0, shape (n,).
+
+    Raises:
+      DataError: there is not one label, text or a whole number, for every row, or there is one run alone.
+    """
+    try:
+        return number_runs(runs.reshape(-1) if runs.size == n else runs, n)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def clean_groups(name: str, groups: np.ndarray, n_features: int) -> np.ndarray:

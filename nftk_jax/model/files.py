@@ -48,6 +48,8 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
     tensors = {name: np.ascontiguousarray(arrays[name]) for name in _TENSORS}
     if weight is not None:
         tensors["weight"] = np.asarray(weight, np.float64)
+    if fields["present"] is not None:
+        tensors["present"] = np.ascontiguousarray(fields["present"], bool)
     header = {
         "schema": SCHEMA,
         "kernel": fields["kernel"].to_dict(),
@@ -131,8 +133,9 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
         "target_mean": (n_classes,),
         "target_scale": (n_classes,),
     }
-    weight = tensors.get("weight")
-    for name, shape in (expected if weight is None else {**expected, "weight": (n,)}).items():
+    weight, present = tensors.get("weight"), tensors.get("present")
+    expected |= ({} if weight is None else {"weight": (n,)}) | ({} if present is None else {"present": (n, n_classes)})
+    for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
         if not np.isfinite(tensors[name]).all():
@@ -149,6 +152,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
         "weight": weight,
         "inputs": inputs,
         "landmarks": header.get("landmarks", False) is True,
+        "present": None if present is None else present.astype(bool),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class NFTKModel:
       weight: sample weights of the training rows, shape (n,); None is 1 everywhere.
       inputs: what was promised of the scaled inputs, see `Kernel.bind`.
       landmarks: whether `x_train` holds the landmarks of Nystroem's method.
+      present: where targets were not missing (NaN) in training, shape (n, C), bool; None is everywhere.
     """
 
     kernel: Kernel
@@ -64,6 +65,7 @@ class NFTKModel:
     weight: np.ndarray | None = None
     inputs: InputsName = "auto"
     landmarks: bool = False
+    present: np.ndarray | None = None
 
     @property
     def kernel_omega(self) -> np.ndarray:
@@ -140,10 +142,18 @@ class NFTKModel:
         check_finite(x, scores)
         return self.unscaled(scores)
 
-    def unscaled(self, scores: np.ndarray) -> np.ndarray:
-        """Scores in units of the targets, from those of the encoded ones, shape (m, C) or (m, k C); in place."""
-        times = scores.shape[1] // len(self.target_mean)
-        return decode_scores(scores, np.tile(self.target_mean, times), np.tile(self.target_scale, times))
+    def unscaled(self, scores: np.ndarray, outputs: np.ndarray | None = None) -> np.ndarray:
+        """Scores in units of the targets, from those of the encoded ones, in place.
+
+        Args:
+          scores: shape (m, C), or (m, k C) of k models.
+          outputs: those that the C columns are of; None is all.
+        """
+        mean, scale = self.target_mean, self.target_scale
+        if outputs is not None:
+            mean, scale = mean[outputs], scale[outputs]
+        times = scores.shape[1] // len(mean)
+        return decode_scores(scores, np.tile(mean, times), np.tile(scale, times))
 
     def predict(self, x: np.ndarray | KernelStack) -> np.ndarray:
         """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
@@ -183,32 +193,40 @@ class NFTKModel:
 
         Args:
           x: inputs, shape (m, p), unscaled, m >= 2.
-          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target.
+          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target. A target that is NaN in a row is left
+            out there.
           sample_weight: shape (m,), >= 0; None is 1 everywhere.
 
         Returns:
           Shares, shape (C, L), float64; a row adds up to R^2 of that class or target.
 
         Raises:
-          ValueError: as `decision_function`; `y` holds other labels or does not fit; fewer than two rows have weight.
+          ValueError: as `decision_function`; `y` holds other labels or does not fit; fewer than two rows of a target
+            have weight.
         """
         targets = self.encode(y, len(x))
-        rows = len(x) if sample_weight is None else np.count_nonzero(sample_weight)
+        there = ~np.isnan(targets)
+        if sample_weight is not None:
+            there &= np.asarray(sample_weight)[:, None] > 0
+        rows = int(there.sum(axis=0).min())
         if rows < 2:
             raise ValueError(f"shares of R2 need at least two rows with weight; got {rows}")
         parts = self.decision_function(x, split=True)
         return split_r2(parts, targets, self.omega, self.target_mean, sample_weight).share
 
     def encode(self, y: np.ndarray, n: int) -> np.ndarray:
-        """Labels of n rows as one-hot rows, or targets as they are: shape (n, C), float64. Raises ValueError."""
+        """Labels of n rows as one-hot rows, or targets as they are: shape (n, C), float64. Raises ValueError.
+
+        Targets may be NaN, which is missing.
+        """
         y, shape = np.asarray(y), (n, len(self.omega))
         if self.classes is None:
             check_real("y", y)
             if y.shape != shape and (shape[1] > 1 or y.shape != (n,)):
                 raise ValueError(f"y must have shape {shape}, one row for every row of the inputs; got {y.shape}")
             y = np.asarray(y, np.float64).reshape(shape)
-            if not np.isfinite(y).all():
-                raise ValueError("y must be finite; got NaN or infinity")
+            if np.isinf(y).any():
+                raise ValueError("y must be finite, or NaN where a target is missing; got infinity")
             return y
         if y.shape != (n,):
             raise ValueError(f"y must have shape {(n,)}, one label for every row of the inputs; got {y.shape}")
@@ -231,7 +249,7 @@ class NFTKModel:
         the learned kernel ("ntk", whose posterior mean is exactly the prediction) or the NNGP kernel with the same
         weights ("nngp": the spread of the same networks at random initialisation, of which only the readouts'
         posterior is taken; smaller than the NTK). The difference cancels at small ridges, so that it is computed in
-        float64 whatever the model's own precision.
+        float64 whatever the model's own precision. X are the rows in which the target was not missing.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -251,27 +269,36 @@ class NFTKModel:
             )
         z = self.scaled(x, np.float64)
         variance = np.empty((len(z), len(self.omega)))
-        distinct, group = np.unique(np.column_stack([self.omega, self.ridge]), axis=0, return_inverse=True)
         kernel = self.kernel if covariance == "ntk" else self.kernel.nngp()
         with enable_x64():
             inputs = self.inputs if self.dual_coef.dtype == np.float64 else "auto"
             rows = kernel.bind(self.scaled(self.x_train, np.float64), scale=self.scale, inputs=inputs)
             diagonals = kernel.diagonals(z) / self.scale[:, None]
-            weight = None if self.weight is None else pad_rows(self.weight, padded_size(rows.n), self.weight.max())
             check_finite(x, diagonals.T)
-            for number, row in enumerate(distinct):
-                members = np.flatnonzero(group.ravel() == number)
-                omega, ridge = row[None, :-1], float(row[-1])
-                gram = rows.padded_gram(omega)[0]
+            for members, own, weight in self._systems(rows):
+                omega, ridge = self.omega[members[:1]], float(self.ridge[members[0]])
+                gram = own.padded_gram(omega)[0]
                 lower = jnp.asarray(factor_ridge(gram, ridge=ridge, jitter=True, weight=weight).lower)
                 for start in range(0, len(z), _STD_ROWS):
                     tile = z[start : start + _STD_ROWS]
-                    cross = rows.padded_cross(omega, pad_rows(tile, _STD_ROWS))[0]  # one shape for any number of rows
+                    cross = own.padded_cross(omega, pad_rows(tile, _STD_ROWS))[0]  # one shape for any number of rows
                     explained = np.asarray(_explained(lower, cross))[: len(tile)]
                     left = omega[0] @ diagonals[:, start : start + len(tile)] - explained
                     variance[start : start + len(tile), members] = left[:, None]
         check_finite(x, variance)
         return np.sqrt(np.maximum(variance, 0.0)) * self.target_scale
+
+    def _systems(self, rows: Rows) -> Iterator[tuple[np.ndarray, Rows, np.ndarray | None]]:
+        """The distinct systems that were solved: outputs of one Omega, ridge and rows; these rows; padded weights."""
+        present = np.ones((rows.n, len(self.omega)), bool) if self.present is None else self.present
+        keys = np.column_stack([self.omega, self.ridge, np.packbits(present, axis=0).T])
+        group = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+        for number in range(group.max() + 1):
+            members = np.flatnonzero(group == number)
+            there = present[:, members[0]]
+            own = rows if there.all() else rows.take(np.flatnonzero(there))
+            weight = None if self.weight is None else self.weight[there]
+            yield members, own, None if weight is None else pad_rows(weight, padded_size(own.n), weight.max())
 
     def save(self, directory: str | pathlib.Path) -> None:
         """Write model.safetensors and model.json into a directory, which is made if it is not there.

@@ -21,6 +21,7 @@ import numpy as np
 
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.scaling import without_extremes
+from nftk_jax.preprocessing.targets import group_by_presence
 
 
 def predict_by_kernel(
@@ -50,7 +51,8 @@ class Shares:
 
     Attributes:
       share: shape (C, L); the sum of a row is R^2.
-      influence: derivative of every share in the weight of a row, times the number of rows, shape (L, m, C).
+      influence: derivative of every share in the weight of a row, times the number of rows, shape (L, m, C); 0 in rows
+        in which the target is missing.
       weight: of the rows, adding up to one, shape (m,).
     """
 
@@ -76,16 +78,19 @@ def split_r2(
 ) -> Shares:
     """Split R^2 of a sum of parts into the shares of the parts.
 
-    As in scikit-learn's `r2_score`, R^2 of a constant target is 1 if it is predicted exactly, else 0.
+    As in scikit-learn's `r2_score`, R^2 of a constant target is 1 if it is predicted exactly, else 0. That of a target
+    without any row is 0.
 
     Args:
       parts: what every kernel adds to the prediction, shape (L, m, C).
-      y: targets, shape (m, C), of any size.
+      y: targets, shape (m, C), of any size; NaN where one is missing, which leaves that row out for it.
       omega: weights of the kernels, shape (C, L), in proportion to which they share the error of the mean.
       mean: what the prediction adds to the sum of the parts, shape (C,).
       weight: sample weights, shape (m,), >= 0 and not all 0; None is 1 everywhere.
     """
     mass: np.ndarray = np.ones(len(y)) if weight is None else np.asarray(weight, np.float64)
+    if np.isnan(y).any():
+        return _split_present(parts, y, omega, mean, mass)
     y, parts, mean = without_extremes(y, parts, mean)
     constant = np.ptp(y[mass > 0], axis=0) == 0
     exact = constant & (parts.sum(axis=0) + mean == y)[mass > 0].all(axis=0)
@@ -103,3 +108,18 @@ def split_r2(
     moved -= 2 * bias * ratio.T[:, None] * (whole - y)
     moved -= np.einsum("i,lic->lc", mass, moved)[:, None] + share.T[:, None] * (y**2 - spread)
     return Shares(share, np.where(constant, 0.0, moved / spread), mass)
+
+
+def _split_present(parts: np.ndarray, y: np.ndarray, omega: np.ndarray, mean: np.ndarray, mass: np.ndarray) -> Shares:
+    """`split_r2` of every target on the rows in which it is there; `mass` are the sample weights."""
+    share, influence = np.zeros(omega.shape), np.zeros(parts.shape)
+    for targets, rows in group_by_presence(y):
+        if not mass[rows].any():
+            continue
+        part = split_r2(
+            parts[:, rows][:, :, targets], y[np.ix_(rows, targets)], omega[targets], mean[targets], mass[rows]
+        )
+        share[targets] = part.share
+        # such a row is a larger share of the target's rows than of all
+        influence[np.ix_(np.arange(len(parts)), rows, targets)] = part.influence * (mass.sum() / mass[rows].sum())
+    return Shares(share, influence, mass / mass.sum())

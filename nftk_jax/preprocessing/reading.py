@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import scipy.sparse
 from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state, get_tags
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
 
 from nftk_jax.preprocessing.arrays import check_real
+from nftk_jax.preprocessing.sampling import draw_run_folds, number_runs
 from nftk_jax.preprocessing.stack import KernelStack
-from nftk_jax.settings import check_seed, shown
+from nftk_jax.settings import check_count, check_seed, shown
 
 #: What the two errors about such a `cv` begin with.
 ONE_FIT = "`cv` is an iterator, which one fit uses up,"
@@ -21,6 +23,8 @@ ONE_FIT = "`cv` is an iterator, which one fit uses up,"
 
 def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) -> Any:
     """Inputs, or inputs and targets, as arrays of NumPy, by scikit-learn's `validate_data` with these options.
+
+    With `missing_targets` targets are real numbers or NaN, of one column or more.
 
     An estimator whose `x` is a kernel (scikit-learn's tag "pairwise") gets a `KernelStack` in place of the array. It
     may be given a matrix (m, n), dense or sparse, an array (L, m, n), a list of L matrices, or a stack.
@@ -43,9 +47,17 @@ def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) ->
     return stack, targets
 
 
-def _read_arrays(estimator: Any, x: Any, *y: Any, **options: Any) -> Any:
+def _read_arrays(estimator: Any, x: Any, *y: Any, missing_targets: bool = False, **options: Any) -> Any:
     try:
-        found = validate_data(estimator, x, *y, **options)
+        if missing_targets:
+            reset = options.pop("reset", True)
+            separately: Any = (options, {"ensure_all_finite": "allow-nan", "ensure_2d": False, "dtype": None})
+            given, targets = validate_data(estimator, x, *y, reset=reset, validate_separately=separately)
+            check_consistent_length(given, targets)
+            targets = np.asarray(targets)
+            found = given, targets.astype(np.float64) if targets.dtype == object else targets
+        else:
+            found = validate_data(estimator, x, *y, **options)
         inputs: Any = found[0] if y else found
         inputs = inputs if scipy.sparse.issparse(inputs) else np.asarray(inputs)
         if inputs.dtype == object:  # columns of a table that have no common type
@@ -102,12 +114,15 @@ def read_splits(
       cv: a number of folds, a splitter of scikit-learn, or an iterable of pairs of row numbers or masks.
       x: inputs, shape (n, p).
       y: targets, n of them.
-      groups: of the rows, for the splitters that need them; or None.
+      groups: of the rows, for the splitters that need them; a number of folds then holds out whole groups. Or None.
       classifier: whether a number of folds is stratified by `y`.
 
     Raises:
       ValueError: an iterator has been used up, or there are no such pairs.
     """
+    if groups is not None and isinstance(cv, numbers.Integral):
+        check_count("cv", cv, least=2)
+        return list(draw_run_folds(number_runs(groups, len(x), "groups"), int(cv)))
     if hasattr(cv, "split") or not isinstance(cv, Iterable):
         splitter: Any = check_cv(cv, y, classifier=classifier)
         pairs = list(splitter.split(x, y, groups))

@@ -11,6 +11,8 @@ import numpy as np
 
 #: Share of the search rows that are held out to judge Omega and the ridge.
 HELD_OUT_SHARE = 1 / 3
+#: Up to so many runs are held out one at a time; more are divided into `RUN_FOLDS` folds.
+RUNS_ONE_BY_ONE, RUN_FOLDS = 10, 5
 
 
 def draw_rows(
@@ -73,6 +75,80 @@ def draw_folds(
     everyone = np.arange(total)
     held = [np.sort(dealt[fold::folds]) for fold in range(folds)]
     return tuple((np.setdiff1d(everyone, rows, assume_unique=True), rows) for rows in held)
+
+
+def draw_search_rows(
+    labels: np.ndarray | None, runs: np.ndarray | None, size: int, total: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the rows of the search by `draw_rows`: in the proportions of the classes, of the runs, or of both.
+
+    Every run keeps one row at least, if there are not more runs than rows to draw: a search that sees some of every run
+    knows more of how runs differ than one that sees a few whole runs.
+    """
+    if runs is None:
+        return draw_rows(labels, size, total, rng)[0]
+    strata = runs
+    if labels is not None:
+        both = np.unique(np.column_stack([runs, labels]), axis=0, return_inverse=True)[1].reshape(-1)
+        strata = both if both.max() < size else runs
+    return draw_rows(strata, size, total, rng, at_least_one=len(np.unique(strata)) <= size)[0]
+
+
+def count_run_folds(runs: np.ndarray, cv: int | None) -> int:
+    """Into how many folds runs are divided, given one label a row: `cv`, but not more than there are runs.
+
+    None holds out one run at a time up to `RUNS_ONE_BY_ONE` runs, and divides more into `RUN_FOLDS` folds.
+    """
+    n_runs = len(np.unique(runs))
+    return min(n_runs, cv or (n_runs if n_runs <= RUNS_ONE_BY_ONE else RUN_FOLDS))
+
+
+def draw_run_folds(runs: np.ndarray, cv: int | None) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Divide rows into folds of whole runs, each of which is held out once: no run is on both sides of a split.
+
+    Args:
+      runs: one label a row, shape (n,), of two runs at least.
+      cv: number of folds, or None, see `count_run_folds`. Several runs in a fold are scikit-learn's `GroupKFold`, which
+        gives the folds about equally many rows.
+
+    Returns:
+      Pairs of the rows to solve on and the rows held out, as sorted row numbers.
+    """
+    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut  # a second of imports
+
+    folds = count_run_folds(runs, cv)
+    splitter = LeaveOneGroupOut() if folds == len(np.unique(runs)) else GroupKFold(folds)
+    return tuple(splitter.split(runs, groups=runs))
+
+
+def draw_run_split(runs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Hold `HELD_OUT_SHARE` of the runs out at random, one at least; returns as one pair of `draw_run_folds`."""
+    names = rng.permutation(np.unique(runs))
+    held = np.isin(runs, names[: max(1, round(len(names) * HELD_OUT_SHARE))])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def number_runs(runs: np.ndarray, n: int, name: str = "runs") -> np.ndarray:
+    """Labels of n rows' runs as whole numbers from 0, shape (n,); `name` begins the messages.
+
+    Raises:
+      ValueError: they are not n labels, whole numbers or text, of two runs at least.
+    """
+    runs = np.asarray(runs)
+    if runs.dtype.kind == "O" and all(isinstance(label, str) for label in runs.ravel()):
+        runs = runs.astype(str)
+    whole = runs.dtype.kind != "f" or (np.isfinite(runs).all() and (runs == np.round(runs)).all())
+    if runs.shape != (n,) or runs.dtype.kind not in "biufUS" or not whole:
+        raise ValueError(
+            f"{name} must be one label, a whole number or text, for each of the {n} rows; got {runs.dtype} of shape "
+            f"{runs.shape}"
+        )
+    labels, numbers = np.unique(runs, return_inverse=True)
+    if len(labels) < 2:
+        raise ValueError(
+            f"{name} must hold two runs at least, one of which is held out; got {labels.tolist()[0]!r} in all {n} rows"
+        )
+    return numbers.reshape(-1)
 
 
 def restrict_splits(

@@ -99,7 +99,7 @@ def narrowed(x: np.ndarray, name: str) -> np.ndarray:
         return x
     with np.errstate(over="ignore"):
         narrow = x.astype(np.float64)
-    if not np.isfinite(narrow).all():
+    if np.isinf(narrow).any():
         raise ValueError(f"{name} must fit float64, at most 1.8e308; got up to {np.abs(x).max()!s}: rescale it")
     return narrow
 
@@ -143,8 +143,11 @@ def powers_of_two(largest: np.ndarray) -> np.ndarray:
 
 
 def without_extremes(y: np.ndarray, *predictions: np.ndarray) -> list[np.ndarray]:
-    """Targets and predictions in units in which squares neither overflow nor underflow; as they are if they do not."""
-    power = powers_of_two(np.abs(y).max(axis=0))
+    """Targets and predictions in units in which squares neither overflow nor underflow; as they are if they do not.
+
+    Targets may be NaN where they are missing.
+    """
+    power = powers_of_two(np.fmax.reduce(np.abs(y), axis=0))
     return [part / power for part in (y, *predictions)]
 
 

@@ -21,8 +21,30 @@ class Targets:
     scale: np.ndarray
 
 
+def group_by_presence(y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The targets that are missing (NaN) in the same rows, of real targets of shape (n, k).
+
+    Returns:
+      Pairs of such targets, in their order, and the rows in which they are there; one pair of all without NaN.
+
+    >>> for targets, rows in group_by_presence(np.array([[1, np.nan, 2], [3, 4, 5]])):
+    ...     print(targets, rows)
+    [0 2] [0 1]
+    [1] [1]
+    """
+    missing = np.isnan(y)
+    if not missing.any():
+        return [(np.arange(y.shape[1]), np.arange(len(y)))]
+    groups: dict[bytes, list[int]] = {}
+    for target, pattern in enumerate(np.packbits(missing, axis=0).T):
+        groups.setdefault(pattern.tobytes(), []).append(target)
+    return [(np.array(targets), np.flatnonzero(~missing[:, targets[0]])) for targets in groups.values()]
+
+
 def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | None = None) -> Targets:
     """One-hot minus the class frequencies for classes; centred and scaled to unit deviation for regression.
+
+    Targets that are missing (NaN) stay so; mean and deviation are those of the others.
 
     Args:
       y: class indices, shape (n,), or real targets of any size, shape (n, k).
@@ -33,7 +55,10 @@ def encode_targets(y: np.ndarray, n_classes: int | None, weight: np.ndarray | No
         one_hot = np.eye(n_classes)[y]
         frequency = np.average(one_hot, axis=0, weights=weight)
         return Targets(one_hot - frequency, frequency, np.ones(n_classes))
-    mean, scale = mean_and_deviation(y, weight)
+    mean, scale = np.empty(y.shape[1]), np.empty(y.shape[1])
+    for targets, rows in group_by_presence(y):
+        there = y if len(rows) == len(y) and len(targets) == y.shape[1] else y[np.ix_(rows, targets)]
+        mean[targets], scale[targets] = mean_and_deviation(there, None if weight is None else weight[rows])
     return Targets(standardise(y, mean, scale), mean, scale)
 
 

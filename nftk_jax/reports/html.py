@@ -116,11 +116,17 @@ def _head(metrics: Metrics) -> str:
         if search
         else f"the same for every {kernel} (nothing was learned)"
     )
+    held_out = (metrics.get("held_out") or {}).get("how")
+    data_text = f" Held-out rows: {page.as_text(held_out)}." if held_out else ""
+    missing = data.get("missing_targets") or {}
+    if any(missing.values()):
+        data_text += f" Missing targets, which are left out: {count(missing['train'])} in training rows, "
+        data_text += f"{count(missing['test'])} in test rows."
     text = (
         f"Kernel ridge regression with {page.as_text(family_words(metrics))}: "
         f"one weighted sum of them per {noun(metrics)}. "
         f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
-        f"{count(data['n_features'])} features, {rows}."
+        f"{count(data['n_features'])} features, {rows}.{data_text}"
     )
     certificate, baselines = metrics["certificate"], {row.key: row for row in comparisons(metrics)}
     label = "" if score.is_accuracy else f", mean squared error {significant(metrics.get('test_mse'))}"

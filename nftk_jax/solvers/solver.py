@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +42,18 @@ class RidgeSolution:
     solver: str = "cholesky"
     iterations: int = 0
     landmarks: np.ndarray | None = None
+
+
+def join_solutions(dual_coef: np.ndarray, parts: Sequence[RidgeSolution]) -> RidgeSolution:
+    """Solutions of parts of the rows and targets as one, with their dual coefficients in place, shape (n, C)."""
+    conditions = [part.condition_estimate for part in parts if part.condition_estimate is not None]
+    return RidgeSolution(
+        dual_coef,
+        max((part.jitter for part in parts), default=0.0),
+        max(conditions, default=None),
+        solver=parts[0].solver if parts else "cholesky",
+        iterations=max((part.iterations for part in parts), default=0),
+    )
 
 
 def check_system(rows: Rows, omega: np.ndarray, ridge: np.ndarray, y: np.ndarray) -> None:

@@ -48,9 +48,14 @@ BAD = {
     ),
     "nan in y": (
         {**_TARGETS, "y_train": np.full(60, np.nan), "y_test": np.ones(9)},
-        r"y_train holds NaN or inf.* 60 times",
+        r"target 0 in y_train is missing \(NaN\) in 60 of 60 rows; expected at least 2",
     ),
-    "nan in y_test": ({**_TARGETS, "y_test": np.full((9, 2), np.nan)}, r"y_test holds NaN or infinity 18 times"),
+    "nan in y_test": ({**_TARGETS, "y_test": np.full((9, 2), np.nan)}, r"target 0 in y_test is missing .* 9 of 9 rows"),
+    "infinity in y": ({**_TARGETS, "y_test": np.full((9, 2), -np.inf)}, r"y_test holds NaN or infinity 18 times"),
+    "constant but for nan": (
+        {**_TARGETS, "y_train": np.where(np.eye(60, 2) > 0, np.nan, 3.0)},
+        r"target 0 in y_train is constant \(3 in all 59 rows\)",
+    ),
     "lengths": ({"y_train": _LABELS[:50]}, r"x_train has 60 rows but y_train has 50"),
     "lengths of test": ({"x_test": _X[:8]}, r"x_test has 8 rows but y_test has 9"),
     "features": ({"x_test": _X[:9, :4]}, r"x_train has 5 features but x_test has 4"),

@@ -137,8 +137,10 @@ def test_what_has_no_shares_is_refused(regressor):
         regressor.contributions(X[:3], Y[:3], [0, 1, 0])
     with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
         regressor.contributions(X[:3], Y[:3, 0])
-    with pytest.raises(ValueError, match="must be finite"):
-        regressor.contributions(X[:3], Y[:3] * np.nan)
+    with pytest.raises(ValueError, match="must be finite, or NaN where"):
+        regressor.contributions(X[:3], Y[:3] * np.inf)
+    with pytest.raises(ValueError, match=r"at least two rows.*; got 1"):
+        regressor.contributions(X[:3], np.where(np.eye(3, 2), Y[:3], np.nan))
     with pytest.raises(ValueError, match="leave out `return_std`"):
         regressor.predict(X, return_std=True, split=True)
 

@@ -1,0 +1,47 @@
+"""Progress bars: one for every stage of a long computation, in the commands and, on request, in the estimators."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import rich.progress
+from rich.console import Console
+
+
+@contextlib.contextmanager
+def stage_bars(console: Console) -> Iterator[StageReport]:
+    """Progress bars for the stages that are reported: what is being done, how far it is, and the time left."""
+    columns = (
+        rich.progress.TextColumn("{task.description:<28}", markup=False),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as progress:
+        yield StageReport(progress)
+
+
+@contextlib.contextmanager
+def report_stages(*, verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """`stage_bars` on standard error for a caller who asked for them; else nothing is written at all."""
+    if not verbose:
+        yield lambda stage, done, total: None
+        return
+    with stage_bars(Console(stderr=True)) as report:
+        yield report
+
+
+class StageReport:
+    """Callable (stage, done, total) that keeps one progress bar per stage."""
+
+    def __init__(self, progress: rich.progress.Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)
