@@ -5,10 +5,10 @@
                              [--minutes 30 | --budget SECONDS] [--json FILE] [--figure FILE.png] [--docs PAGE.md]
 
 One JSON object on standard output, progress on standard error. The cases are in `mkl_cases.py`, the methods in
-`mkl_methods.py`: everyone gets the same kernels, given, in float32, the same five folds, and as many threads. Each
-method runs in a process of its own, so that its memory is its own. himalaya takes the backend and settings that did
-best in a trial on each kind of case, and as many iterations, up to those of its documentation, as fit a budget of
-seconds. Losses are recomputed in float64 by one function from the weights that come back.
+`mkl_methods.py`: everyone gets the same kernels, given, in float32, the same five folds, and as many threads of the
+CPU. Each method runs in a process of its own, so that its memory is its own. himalaya takes the backend and settings
+that did best in a trial on each kind of case, and as many iterations, up to those of its documentation, as fit a budget
+of seconds. Losses are recomputed in float64 by one function from the weights that come back.
 
 `speedup_to_equal_loss` of a case is the time that a peer takes in all over our time to the loss that the peer ends
 with, on both clocks, wall and processor; our time counts the choice of the ridge. All cases together take about
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mkl_cases import KINDS, Case, Task, kfold_loss, make_task, test_accuracy
+from mkl_cases import JUDGED, KINDS, Case, Task, kfold_loss, make_task, test_accuracy
 from mkl_methods import CHOICES
 from mkl_report import PEERS, by_case, compare, cuts, draw, markdown, write_between_markers
 
@@ -52,7 +52,7 @@ class Allowance:
 
     def next_case(self) -> float | None:
         """The budget of every method on the next case; None where there is no time for it."""
-        overhead = [OVERHEAD * (case.n / 4000) ** 3 for case in self._left]
+        overhead = [OVERHEAD * (case.n / 4000) ** 3 * min(case.targets, JUDGED) / 10 for case in self._left]
         time_left, count = self._end - time.monotonic(), len(self._left)
         self._left.pop(0)
         if self._budget is not None:
@@ -83,14 +83,15 @@ def _selected(kind: str, names: list[str]) -> bool:
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """Of a method's process: every library gets as many threads; None leaves all cores to them."""
+    """Of a method's process: the CPU alone, as many threads for every library; None leaves all cores to them."""
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
     if threads is None:
-        return dict(os.environ)
+        return variables
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
     flags = os.environ.get("XLA_FLAGS", "")
     if threads == 1:
         flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    return os.environ | dict.fromkeys(names, str(threads)) | {"XLA_FLAGS": flags.strip()}
+    return variables | dict.fromkeys(names, str(threads)) | {"XLA_FLAGS": flags.strip()}
 
 
 def run_method(method: str, task: Path, result: Path, settings: dict[str, Any], threads: int | None) -> str | None:

@@ -10,6 +10,8 @@ import numpy as np
 from mkl_methods import time_to_reach
 
 PEERS = {"himalaya_random": "random search", "himalaya_hyper_gradient": "hyper-gradient"}
+NAMES = {name: f"himalaya, {solver}" for name, solver in PEERS.items()}
+NAMES["kernel_ridge_grid"] = "scikit-learn, `KernelRidge` grid"
 CLOCKS = {"wall": "seconds", "processor": "processor_seconds"}
 BEGIN, END = "<!-- bench-mkl: begin -->", "<!-- bench-mkl: end -->"
 
@@ -52,9 +54,9 @@ def cuts(cases: list[dict]) -> list[str]:
     for case in cases:
         for name, row in case["methods"].items():
             if "cut" in row:
-                lines.append(f"{case['name']}: {name} has no result: {row['cut']}")
+                lines.append(f"{case['name']}: {NAMES.get(name, name)}: no result, {row['cut']}")
             elif row.get("planned"):
-                lines.append(f"{case['name']}: {name} made {row['iterations']} of {row['planned']} iterations")
+                lines.append(f"{case['name']}: {NAMES[name]}: {row['iterations']} of {row['planned']} iterations")
     return lines
 
 
@@ -70,7 +72,7 @@ def draw(cases: list[dict], path: Path, clock: str) -> None:
         for name, row in case["methods"].items():
             if "history" in row:
                 seconds, losses = row["history"][CLOCKS[clock]], row["history"]["loss"]
-                axis.plot(seconds, losses, marker="o", markersize=3, label=name.replace("_", " "))
+                axis.plot(seconds, losses, marker="o", markersize=3, label=NAMES.get(name, name).replace("`", ""))
         axis.set(xscale="log", title=case["name"], xlabel=f"{clock} seconds", ylabel="5-fold mean squared error")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -86,24 +88,25 @@ def draw(cases: list[dict], path: Path, clock: str) -> None:
 def markdown(result: dict) -> str:
     """The tables of the documentation, from what `mkl.py` prints as JSON."""
     threads = result["threads"] or "all"
+    solvers = "".join(f" {name}, s | iterations | loss | speed-up |" for name in PEERS.values())
     lines = [
         f"himalaya {result['himalaya']}, JAX {result['jax']}, threads: {threads} of {result['cpu_count']} cores. "
-        "Seconds are wall / processor; so is the last column of every peer.",
+        "Pairs are of wall and of processor seconds.",
         "",
-        "| case | ours, s | loss | MiB |" + "".join(f" {name}, s | steps | loss | ours |" for name in PEERS.values()),
+        f"| case | ours, s | loss | MiB |{solvers}",
         "|---|---|---|---|" + "---|---|---|---|" * len(PEERS),
     ]
     for case in result["cases"]:
         rows, speedup = case["methods"], case["speedup_to_equal_loss"]
         cells = [case["name"], *_cells(rows.get("ours"), "{seconds} | {loss} | {memory}")]
         for name in PEERS:
-            times = "" if name not in speedup else " / ".join(f"{speedup[name][clock]:.1f}" for clock in CLOCKS)
-            cells += [*_cells(rows.get(name), "{seconds} | {steps} | {loss}"), f"{times} times" if times else ""]
+            times = "" if name not in speedup else " / ".join(f"{speedup[name][clock]:.3g}" for clock in CLOCKS)
+            cells += [*_cells(rows.get(name), "{seconds} | {steps} | {loss}"), times]
         lines.append("| " + " | ".join(cells) + " |")
     lines += _classifiers(result["cases"])
     stopped = cuts(result["cases"]) + result["left_out"]
     if stopped:
-        lines += ["", "Stopped by the budget: " + "; ".join(stopped) + "."]
+        lines += ["", "What the time limit cut:", "", *(f"- {line}" for line in stopped)]
     return "\n".join(lines)
 
 
@@ -128,8 +131,9 @@ def _classifiers(cases: list[dict]) -> list[str]:
             if "test_accuracy" in row:
                 loss = f"{row['kfold_loss']:.5f}" if "kfold_loss" in row else "none"
                 accuracy = f"{100 * row['test_accuracy']:.1f} %"
-                method = name.replace("_", " ")
-                lines.append(f"| {case['name']} | {method} | {row['seconds']:.1f} | {loss} | {accuracy} |")
+                lines.append(
+                    f"| {case['name']} | {NAMES.get(name, name)} | {row['seconds']:.1f} | {loss} | {accuracy} |"
+                )
     return ["", "| case | method | seconds | loss | test accuracy |", "|---|---|---|---|---|", *lines] if lines else []
 
 
