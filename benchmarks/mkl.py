@@ -41,7 +41,7 @@ TRIAL_ROWS, TRIAL_TARGETS = 500, 100
 #: Share of a case's time that one of himalaya's solvers gets; the rest is for ours, trials and the oracle.
 SHARE = 0.35
 #: Seconds that a case of ten targets takes besides, at 4,000 rows: the oracle's factorisations.
-OVERHEAD = 120
+OVERHEAD = 80
 
 
 class Allowance:
