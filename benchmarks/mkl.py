@@ -32,6 +32,7 @@ import numpy as np
 from mkl_cases import JUDGED, KINDS, Case, Task, kfold_loss, make_task, test_accuracy
 from mkl_methods import CHOICES
 from mkl_report import PEERS, by_case, compare, cuts, draw, markdown, write_between_markers
+from threadpoolctl import threadpool_limits
 
 SIZES = {"depths": (2000, 4000), "bands": (500, 1000, 2000, 4000), "targets": (500, 1000)}
 TARGETS = (10, 100, 1000, 10_000)
@@ -235,7 +236,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     cases, measured, left_out = choose_cases(options), [], []
     allowance = Allowance(cases, 1.0 if options.fast else options.budget, options.minutes)
     result = summary(measured, {}, left_out, options.threads)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):  # the oracle's threads too
         bench = Bench(Path(folder), options)
         for case in cases:
             budget = allowance.next_case()

@@ -245,8 +245,10 @@ def mklpy(task: Task) -> dict[str, dict]:
 
 
 def best_settings(method: str, task: Task) -> dict[str, Any]:
-    """The settings that reach the median of the final losses of all of them first; on one thread the processor's clock
-    decides, which other programs hardly touch."""
+    """The settings that reach the median of the final losses of all of them first.
+
+    On one thread the processor's clock decides, which other programs hardly touch.
+    """
     clock = "processor" if os.environ.get("OMP_NUM_THREADS") == "1" else "wall"
     results, choices = [], CHOICES[method]
     for values in itertools.product(*choices.values()):
