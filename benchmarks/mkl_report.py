@@ -49,12 +49,14 @@ def by_case(cases: list[dict], what: str) -> dict[str, Any]:
 
 
 def cuts(cases: list[dict]) -> list[str]:
-    """One line for every method that its budget stopped."""
+    """One line for every method that its budget cut short."""
     lines = []
     for case in cases:
         for name, row in case["methods"].items():
             if "cut" in row:
                 lines.append(f"{case['name']}: {NAMES.get(name, name)}: no result, {row['cut']}")
+            elif "compilation included" in row.get("note", ""):
+                lines.append(f"{case['name']}: {NAMES.get(name, name)}: no second call, compilation is included")
             elif row.get("planned"):
                 lines.append(f"{case['name']}: {NAMES[name]}: {row['iterations']} of {row['planned']} iterations")
     return lines
