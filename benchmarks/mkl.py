@@ -1,355 +1,271 @@
-"""Learning the weights of ten kernels side by side: ours, himalaya, MKLpy and scikit-learn.
+"""Learning the weights of kernels side by side: ours, himalaya, and on depths scikit-learn and MKLpy.
 
     make bench-mkl                                        (a virtual environment of its own, with the peers)
-    python benchmarks/mkl.py [--fast] [--figure FILE.png] [--sizes N ...] [--budget SECONDS]
+    python benchmarks/mkl.py [--fast] [--cases depths bands targets] [--sizes N ...] [--targets C ...] [--threads 1]
+                             [--minutes 30 | --budget SECONDS] [--json FILE] [--figure FILE.png] [--docs PAGE.md]
 
-One JSON object on standard output, progress on standard error. Ten NTKs of unit mean diagonal (depths 1 to 10) on rows
-of mnist-small, ten targets (one-hot, centred), float32, the same five folds for everyone. `speedup_to_equal_loss` is
-the time that a peer takes in all over our time to the k-fold loss that the peer ends with, the smallest over the sizes;
-our time counts the choice of the ridge. Losses are recomputed by one function from the weights that come back; a
-peer's own figure is taken where it is lower.
+One JSON object on standard output, progress on standard error. The cases are in `mkl_cases.py`, the methods in
+`mkl_methods.py`: everyone gets the same kernels, given, in float32, the same five folds, and as many threads of the
+CPU. Each method runs in a process of its own, so that its memory is its own. himalaya takes the backend and settings
+that did best in a trial on each kind of case, and as many iterations, up to those of its documentation, as fit a budget
+of seconds. Losses are recomputed in float64 by one function from the weights that come back.
 
-Everything is called once untimed at its size, so that compilation and loading of libraries count for no method.
-himalaya takes the backend and settings that did best in a trial on `TRIAL_ROWS` rows, and as many iterations, up to its
-own default, as fit the budget.
+`speedup_to_equal_loss` of a case is the time that a peer takes in all over our time to the loss that the peer ends
+with, on both clocks, wall and processor; our time counts the choice of the ridge. All cases together take about
+`--minutes`; what had to be cut is listed.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
+import importlib.metadata
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+from mkl_cases import JUDGED, KINDS, Case, Task, kfold_loss, make_task, test_accuracy
+from mkl_methods import CHOICES
+from mkl_report import PEERS, by_case, compare, cuts, draw, markdown, write_between_markers
+from threadpoolctl import threadpool_limits
 
-from nftk_jax.datasets import load_dataset
-from nftk_jax.kernels.combined import combined_ntk
-from nftk_jax.kernels.mlp import MLP
-from nftk_jax.kernels.rows import unit_diagonal_scale
-from nftk_jax.mkl.problem import SearchProblem
-from nftk_jax.mkl.ridge import find_ridge
-from nftk_jax.mkl.search import learn_weights
-from nftk_jax.settings import RIDGE_GRID, LearnSettings, SearchSettings
-
-FOLDS, DEPTH, TRIAL_ROWS = 5, 10, 1000
-#: himalaya's own defaults.
-RANDOM_ITERATIONS, GRADIENT_ITERATIONS = 100, 10
-Splits = tuple[tuple[np.ndarray, np.ndarray], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Kernels (L, n, n) and (L, m, n), targets (n, C), labels (n,) and (m,), and the folds."""
-
-    k: np.ndarray
-    k_test: np.ndarray
-    y: np.ndarray
-    labels: np.ndarray
-    test_labels: np.ndarray
-    splits: Splits
+SIZES = {"depths": (2000, 4000), "bands": (500, 1000, 2000, 4000), "targets": (500, 1000)}
+TARGETS = (10, 100, 1000, 10_000)
+#: Most rows of the peers that run on depths alone.
+LARGEST = {"kernel_ridge_grid": 4000, "mklpy": 2000}
+TRIAL_ROWS, TRIAL_TARGETS = 500, 100
+#: Share of a case's time that one of himalaya's solvers gets; the rest is for ours, trials and the oracle.
+SHARE = 0.35
+#: Seconds that a case of ten targets takes besides, at 4,000 rows: the oracle's factorisations.
+OVERHEAD = 80
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a method found and when: weights divided by the ridge (C, L), and its k-fold loss after so many seconds."""
+class Allowance:
+    """Seconds for one method: fixed, or such that all cases together take so many minutes."""
 
-    weights: np.ndarray
-    seconds: np.ndarray
-    loss: np.ndarray
+    def __init__(self, cases: list[Case], budget: float | None, minutes: float) -> None:
+        self._left, self._budget, self._end = list(cases), budget, time.monotonic() + 60 * minutes
 
-
-def make_task(n: int, n_test: int) -> Task:
-    """The first rows of mnist-small in an order of chance; a fold is every fifth row."""
-    data = load_dataset("mnist-small", seed=0)
-    order = np.random.default_rng(0).permutation(len(data.x_train))[:n]
-    x, x_test = (np.asarray(a.reshape(len(a), -1), np.float32) / 255 for a in (data.x_train[order], data.x_test))
-    labels, mlp = np.asarray(data.y_train)[order], MLP(DEPTH)
-    omega = np.diag(1 / unit_diagonal_scale(mlp, x)).astype(np.float32)
-    one_hot = np.eye(10, dtype=np.float32)[labels]
-    rows = np.arange(n)
-    splits = tuple((rows[rows % FOLDS != fold], rows[rows % FOLDS == fold]) for fold in range(FOLDS))
-    return Task(
-        np.array(combined_ntk(mlp, omega, x)),
-        np.array(combined_ntk(mlp, omega, x_test[:n_test], x)),
-        one_hot - one_hot.mean(axis=0),
-        labels,
-        np.asarray(data.y_test)[:n_test],
-        splits,
-    )
+    def next_case(self) -> float | None:
+        """The budget of every method on the next case; None where there is no time for it."""
+        overhead = [OVERHEAD * (case.n / 4000) ** 3 * min(case.targets, JUDGED) / 10 for case in self._left]
+        time_left, count = self._end - time.monotonic(), len(self._left)
+        self._left.pop(0)
+        if self._budget is not None:
+            return self._budget
+        if time_left < overhead[0]:
+            return None
+        return max(2.0, SHARE * (time_left - sum(overhead)) / count)
 
 
-def solve(k: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(K + I)^(-1) y."""
-    return scipy.linalg.solve(k + np.eye(len(k), dtype=k.dtype), y, assume_a="pos", check_finite=False)
+def choose_cases(options: argparse.Namespace) -> list[Case]:
+    """Cases by name, cheap ones first."""
+    if options.fast:
+        return sorted(
+            Case(options.sizes[0] if options.sizes else 100, 10, kind)
+            for kind in ("depths", "bands-ntk", "targets")
+            if _selected(kind, options.cases)
+        )
+    cases = []
+    for kind in KINDS:
+        if _selected(kind, options.cases):
+            targets = (options.targets or TARGETS) if kind == "targets" else (10,)
+            cases += [Case(n, c, kind) for n in options.sizes or SIZES[kind.split("-")[0]] for c in targets]
+    return sorted(cases)
 
 
-def kfold_loss(task: Task, weights: np.ndarray) -> float:
-    """Mean squared error on the held-out folds, averaged over targets, of the solves with sum_l weights K_l + I."""
-    total = 0.0
-    for row, y in zip(weights.astype(np.float32), task.y.T, strict=True):
-        k = np.tensordot(row, task.k, 1)
-        for train, held in task.splits:
-            a = solve(k[np.ix_(train, train)], y[train])
-            total += float(((k[np.ix_(held, train)] @ a - y[held]) ** 2).sum())
-    return total / task.y.size
+def _selected(kind: str, names: list[str]) -> bool:
+    return any(kind == name or kind.startswith(f"{name}-") for name in names)
 
 
-def test_accuracy(task: Task, weights: np.ndarray) -> float:
-    """Share of the test rows that the solves on all rows get right."""
-    scores = [
-        np.tensordot(row, task.k_test, 1) @ solve(np.tensordot(row, task.k, 1), y)
-        for row, y in zip(weights.astype(np.float32), task.y.T, strict=True)
-    ]
-    return float((np.argmax(scores, axis=0) == task.test_labels).mean())
+def environment(threads: int | None) -> dict[str, str]:
+    """Of a method's process: the CPU alone, as many threads for every library; None leaves all cores to them."""
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
+    if threads is None:
+        return variables
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if threads == 1:
+        flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    return variables | dict.fromkeys(names, str(threads)) | {"XLA_FLAGS": flags.strip()}
 
 
-def ours(task: Task, max_iterations: int = 100) -> Result:
-    """The objective `kfold` with one learned ridge per target, from uniform weights and the best ridge of the grid."""
-    problem = SearchProblem(jnp.asarray(task.k), jnp.asarray(task.y), task.splits)
-    jax.block_until_ready(problem.k)
-    start = time.perf_counter()
-    search = SearchSettings("kfold", ridge="learned", max_iterations=max_iterations)
-    ridge = find_ridge(problem, LearnSettings(search), None)
-    found = learn_weights(problem, ridge, search)
-    assert found.descent is not None
-    # whatever came before the descent, the choice of the ridge and the reference kernels among it, counts as its start
-    seconds = time.perf_counter() - start - found.descent.seconds[-1] + found.descent.seconds
-    return Result(found.omega / found.ridge[:, None], seconds, found.descent.value_history.mean(axis=1))
+def run_method(method: str, task: Path, result: Path, settings: dict[str, Any], threads: int | None) -> str | None:
+    """Run a method in a process of its own; returns why it has no result, or None."""
+    script, budget = Path(__file__).with_name("mkl_methods.py"), settings.get("budget", 600.0)
+    command = [sys.executable, str(script), method, str(task), str(result), json.dumps(settings)]
+    limit = 6 * budget + 120  # two runs of ours, imports, compilation; the budget itself is kept by the method
+    try:
+        done = subprocess.run(command, env=environment(threads), stderr=subprocess.PIPE, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
-def himalaya_random(task: Task, iterations: int, **settings: Any) -> Result:
-    """himalaya's random search: Dirichlet samples, uniform first; every one with all ridges of our grid."""
-    from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
+class Bench:
+    """What the cases share: the folder for arrays, the number of threads, and himalaya's best settings by kind."""
 
-    k, y, to_numpy = _on_backend(task, settings.pop("backend"))
-    start = time.perf_counter()
-    deltas, _, scores = solve_multiple_kernel_ridge_random_search(
-        k,
-        y,
-        n_iter=iterations,
-        alphas=_like(k, RIDGE_GRID),
-        cv=_predefined(task),
-        random_state=0,
-        progress_bar=False,
-        **settings,
-    )
-    seconds = time.perf_counter() - start
-    best = np.minimum.accumulate(-to_numpy(scores), axis=0).mean(axis=1)
-    return Result(np.exp(to_numpy(deltas)).T, seconds * np.arange(1, iterations + 1) / iterations, best)
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self._folder, self._options = folder, options
+        self.settings: dict[str, dict[str, Any]] = {}
 
+    def measure(self, case: Case, budget: float) -> dict:
+        """Every method on one case."""
+        task = make_task(case, 200 if self._options.fast else 2000)
+        path = self._folder / "task.npz"
+        task.save(path)
+        methods = {}
+        for method in self._options.methods:
+            if method in ("kernel_ridge_grid", "mklpy") and (case.kind != "depths" or case.n > LARGEST[method]):
+                continue
+            settings = self._best_settings(method, case) if method in CHOICES else {}
+            rows = self._rows(method, path, task, settings | {"budget": budget})
+            methods |= rows
+            for name, row in rows.items():
+                say(f"{case.name}: {name}: {_line(row)}")
+        facts = {"name": case.name, **vars(case), "kernels": len(task.k), "judged_targets": len(task.judged)}
+        return facts | {"budget_s": budget, "methods": methods} | compare(methods)
 
-def himalaya_hyper_gradient(task: Task, iterations: int, **settings: Any) -> Result:
-    """himalaya's gradient descent on the logarithms of the weights, started at the best ridge of the mean kernel."""
-    from himalaya.kernel_ridge import solve_multiple_kernel_ridge_hyper_gradient
-
-    k, y, to_numpy = _on_backend(task, settings.pop("backend"))
-    start = time.perf_counter()
-    deltas, _, scores = solve_multiple_kernel_ridge_hyper_gradient(
-        k,
-        y,
-        max_iter=iterations,
-        cv=_predefined(task),
-        initial_deltas="ridgecv",
-        tol=None,
-        random_state=0,
-        progress_bar=False,
-        **settings,
-    )
-    seconds = time.perf_counter() - start
-    # the score of an iteration is measured before its step
-    loss = -to_numpy(scores).mean(axis=1)
-    return Result(np.exp(to_numpy(deltas)).T, seconds * np.arange(1, len(loss) + 1) / len(loss), loss)
-
-
-def _on_backend(task: Task, backend: str):
-    from himalaya.backend import set_backend
-
-    chosen = set_backend(backend)
-    return chosen.asarray(task.k), chosen.asarray(task.y), chosen.to_numpy
-
-
-def _like(k, values) -> Any:
-    from himalaya.backend import get_backend
-
-    return get_backend().asarray(np.asarray(values, np.float32))
-
-
-def _predefined(task: Task):
-    from sklearn.model_selection import PredefinedSplit
-
-    return PredefinedSplit(np.arange(len(task.y)) % FOLDS)
-
-
-def kernel_ridge_grid(task: Task) -> Result:
-    """scikit-learn's KernelRidge on the mean kernel, the ridge by GridSearchCV on the same folds."""
-    from sklearn.kernel_ridge import KernelRidge
-    from sklearn.model_selection import GridSearchCV
-
-    start = time.perf_counter()
-    grid = GridSearchCV(
-        KernelRidge(kernel="precomputed"),
-        {"alpha": list(RIDGE_GRID)},
-        cv=_predefined(task),
-        refit=False,
-        scoring="neg_mean_squared_error",
-    ).fit(task.k.mean(axis=0), task.y)
-    seconds = time.perf_counter() - start
-    weights = np.full((task.y.shape[1], DEPTH), 1 / DEPTH / grid.best_params_["alpha"])
-    return Result(weights, np.array([seconds]), np.array([-grid.best_score_]))
-
-
-def mklpy(task: Task, name: str) -> dict[str, float]:
-    """MKLpy's accuracy and time with its own learner: it has no ridge regression, so no k-fold loss."""
-    import torch
-    from MKLpy.algorithms import AverageMKL, EasyMKL
-
-    kernels = [torch.tensor(k, dtype=torch.float64) for k in task.k]
-    rows = [torch.tensor(k, dtype=torch.float64) for k in task.k_test]
-    start = time.perf_counter()
-    model = {"AverageMKL": AverageMKL, "EasyMKL": EasyMKL}[name]().fit(kernels, task.labels)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "test_accuracy": float((np.asarray(model.predict(rows)) == task.test_labels).mean())}
-
-
-RANDOM_CHOICES = {"backend": ("numpy", "torch"), "diagonalize_method": ("eigh", "svd")}
-GRADIENT_CHOICES = {
-    "backend": ("numpy", "torch"),
-    "hyper_gradient_method": ("conjugate_gradient", "direct"),
-    "kernel_ridge_method": ("gradient_descent", "conjugate_gradient"),
-}
-
-
-def best_settings(method: Callable[..., Result], choices: dict[str, tuple], iterations: int, n: int) -> dict[str, Any]:
-    """The settings that reach the median of the final losses of all of them first."""
-    task, results = make_task(n, 10), []
-    for values in itertools.product(*choices.values()):
-        settings = dict(zip(choices, values, strict=True))
-        method(task, 1, **settings)
-        results.append((settings, method(task, iterations, **settings)))
-    level = float(np.median([result.loss.min() for _, result in results]))
-    return min(results, key=lambda pair: (time_to_reach(pair[1], level), pair[1].seconds[-1]))[0]
-
-
-def time_to_reach(result: Result, loss: float) -> float:
-    """Seconds until the loss is at most that; infinity where it never is."""
-    reached = np.flatnonzero(result.loss <= loss)
-    return float(result.seconds[reached[0]]) if len(reached) else float("inf")
-
-
-def within_budget(method: Callable[..., Result], task: Task, most: int, budget: float, settings: dict) -> Result:
-    """The method with as many iterations, up to `most`, as two of them say fit the budget; the two are the warm-up."""
-    method(task, 1, **settings)
-    first, both = (method(task, count, **settings).seconds[-1] for count in (1, 2))
-    each = max(both - first, 1e-9)
-    return method(task, int(np.clip(1 + (budget - first) / each, 2, most)), **settings)
-
-
-def measure(n: int, n_test: int, budget: float, settings: dict[str, dict], say: Callable[[str], None]) -> dict:
-    """Every method that has a k-fold loss at one size."""
-    task = make_task(n, n_test)
-    start = time.perf_counter()
-    ours(task, 1)
-    compile_s = time.perf_counter() - start
-    methods: dict[str, Callable[[], Result]] = {
-        "ours": lambda: ours(task),
-        "kernel_ridge_grid": lambda: kernel_ridge_grid(task),
-        "himalaya_random": lambda: within_budget(
-            himalaya_random, task, RANDOM_ITERATIONS, budget, settings["himalaya_random"]
-        ),
-        "himalaya_hyper_gradient": lambda: within_budget(
-            himalaya_hyper_gradient, task, GRADIENT_ITERATIONS, budget, settings["himalaya_hyper_gradient"]
-        ),
-    }
-    found, rows = {}, {}
-    for name, method in methods.items():
-        found[name] = method()
-        rows[name] = {
-            "seconds": float(found[name].seconds[-1]),
-            "iterations": len(found[name].loss),
-            "kfold_loss": kfold_loss(task, found[name].weights),
-            "test_accuracy": test_accuracy(task, found[name].weights),
-            "history": {"seconds": found[name].seconds.tolist(), "loss": found[name].loss.tolist()},
+    def _rows(self, method: str, path: Path, task: Task, settings: dict[str, Any]) -> dict[str, dict]:
+        """What a method measured, by its name; MKLpy is two."""
+        result = path.with_name("result.npz")
+        failure = run_method(method, path, result, settings, self._options.threads)
+        if failure is not None:
+            return {method: {"cut": failure}}
+        if method == "mklpy":
+            return json.loads(result.read_text())
+        with np.load(result) as file:
+            arrays = dict(file)
+        history = {"seconds": arrays["wall"], "processor_seconds": arrays["processor"], "loss": arrays["loss"]}
+        row = {
+            "seconds": float(arrays["wall"][-1]),
+            "processor_seconds": float(arrays["processor"][-1]),
+            "iterations": len(arrays["wall"]),
+            "kfold_loss": kfold_loss(task, arrays["weights"]),
+            "settings": {key: value for key, value in settings.items() if key != "budget"},
+            **json.loads(str(arrays["plain"])),
+            "history": {name: values.tolist() for name, values in history.items()},
         }
-        say(f"n={n} {name}: k-fold loss {rows[name]['kfold_loss']:.5f} in {rows[name]['seconds']:.1f} s")
-    speedup = {}
-    for name in ("himalaya_random", "himalaya_hyper_gradient"):
-        level = min(rows[name]["kfold_loss"], float(found[name].loss.min()))
-        reached = time_to_reach(found["ours"], level)
-        speedup[name] = rows[name]["seconds"] / reached
-        say(f"n={n}: {reached:.1f} s to the loss of {name}, {speedup[name]:.1f} times faster")
-    return {"n": n, "n_test": n_test, "methods": rows, "speedup_to_equal_loss": speedup, "our_first_call_s": compile_s}
+        if task.labels is not None:
+            row["test_accuracy"] = test_accuracy(task, arrays["weights"])
+        return {method: row}
+
+    def _best_settings(self, method: str, case: Case) -> dict[str, Any]:
+        """From a trial, one for each kind of case."""
+        kind = case.kind.split("-")[0]
+        chosen = self.settings.setdefault(method, {})
+        if kind not in chosen and self._options.fast:
+            chosen[kind] = {name: values[0] for name, values in CHOICES[method].items()}
+        if kind not in chosen:
+            trial = Case(TRIAL_ROWS, TRIAL_TARGETS if kind == "targets" else 10, case.kind)
+            path, result = self._folder / "trial.npz", self._folder / "trial.json"
+            make_task(trial, 10).save(path)
+            failure = run_method(method, path, result, {"trial": True}, self._options.threads)
+            if failure is not None:
+                raise SystemExit(f"the trial of {method} on {trial.name} ended early: {failure}")
+            chosen[kind] = json.loads(result.read_text())
+            say(f"{kind}: {method} runs with {chosen[kind]}")
+        return chosen[kind]
 
 
-def draw(sizes: list[dict], path: Path) -> None:
-    """Loss against time, one panel a size."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _line(row: dict) -> str:
+    if "cut" in row:
+        return f"no result: {row['cut']}"
+    times = f"{row['seconds']:.1f} s, {row['processor_seconds']:.1f} s of the processor"
+    if "kfold_loss" not in row:
+        return f"{times}, accuracy {row['test_accuracy']:.3f}"
+    memory = f"{row['peak_memory_mib']:,.0f} MiB"
+    note = f"; {row['note']}" if row["note"] else ""
+    return f"loss {row['kfold_loss']:.5f} in {times}, {row['iterations']} iterations, {memory}{note}"
 
-    figure = Figure(figsize=(4.6 * len(sizes), 3.6), layout="constrained")
-    for axis, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
-        for name, row in size["methods"].items():
-            history = row["history"]
-            axis.plot(history["seconds"], history["loss"], marker="o", markersize=3, label=name.replace("_", " "))
-        axis.set(xscale="log", xlabel="seconds", ylabel="5-fold mean squared error", title=f"n = {size['n']}")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def summary(cases: list[dict], settings: dict, left_out: list[str], threads: int | None) -> dict[str, Any]:
+    """The JSON object."""
+    return {
+        "schema": "nftk_jax.bench_mkl/2",
+        "jax": importlib.metadata.version("jax"),
+        "himalaya": _version("himalaya"),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        **{what: by_case(cases, what) for what in ("speedup_to_equal_loss", "speedup_in_all", "final_loss_ratio")},
+        "cut": cuts(cases),
+        "left_out": left_out,
+        "himalaya_settings": settings,
+        "cases": cases,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    methods = ["ours", *PEERS, "kernel_ridge_grid", "mklpy"]
+    names = ["depths", "bands", "targets", *(kind for kind in KINDS if "-" in kind)]
+    parser.add_argument("--fast", action="store_true", help="one tiny case of each kind: that the benchmark runs")
+    parser.add_argument("--cases", nargs="+", choices=names, default=names[:3], help="default: depths bands targets")
+    parser.add_argument("--sizes", type=int, nargs="+", help=f"training rows; default by case {SIZES}")
+    parser.add_argument("--targets", type=int, nargs="+", help=f"simulated targets of `targets`; default {TARGETS}")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="default: all")
+    parser.add_argument("--threads", type=int, help="of every method; default all cores")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for all cases together (default 30)")
+    parser.add_argument("--budget", type=float, help="seconds for each of himalaya's runs, in place of --minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there too, as they come")
+    parser.add_argument("--read", type=Path, metavar="FILE", nargs="+", help="measure nothing: take these files' cases")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw loss against time (needs matplotlib)")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the tables between the markers of this page")
+    return parser.parse_args(arguments)
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    cases, measured, left_out = choose_cases(options), [], []
+    allowance = Allowance(cases, 1.0 if options.fast else options.budget, options.minutes)
+    result = summary(measured, {}, left_out, options.threads)
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):  # the oracle's threads too
+        bench = Bench(Path(folder), options)
+        for case in cases:
+            budget = allowance.next_case()
+            if budget is None:
+                left_out.append(f"{case.name} left out")
+                say(left_out[-1])
+                continue
+            measured.append(bench.measure(case, budget))
+            result = summary(measured, bench.settings, left_out, options.threads)
+            for name, speedup in measured[-1]["speedup_to_equal_loss"].items():
+                say(f"{case.name}: {speedup['wall']:.1f} times (processor {speedup['processor']:.1f}) against {name}")
+            if options.json:
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="one small size: a check that the benchmark runs")
-    parser.add_argument("--sizes", type=int, nargs="+", help="training rows (default 2000 4000)")
-    parser.add_argument("--budget", type=float, help="seconds for each of himalaya's methods and sizes (default 150)")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw loss against time (needs matplotlib)")
-    options = parser.parse_args(arguments)
-    sizes = options.sizes or ([200] if options.fast else [2000, 4000])
-    budget = options.budget or (2.0 if options.fast else 150.0)
-    trial_rows, n_test = (100, 200) if options.fast else (TRIAL_ROWS, 2000)
-    warnings.simplefilter("ignore")
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    settings = {
-        "himalaya_random": best_settings(himalaya_random, RANDOM_CHOICES, 2, trial_rows),
-        "himalaya_hyper_gradient": best_settings(himalaya_hyper_gradient, GRADIENT_CHOICES, 5, trial_rows),
-    }
-    say(f"himalaya's best settings: {settings}")
-    measured = [measure(n, n_test, budget, settings, say) for n in sizes]
-    task = make_task(min(sizes), n_test)
-    classifiers = {name: mklpy(task, name) for name in ("AverageMKL", "EasyMKL")}
-    say(f"MKLpy, n={min(sizes)}: {classifiers}")
-    json.dump(
-        {
-            "schema": "nftk_jax.bench_mkl/1",
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "speedup_to_equal_loss": {
-                name: min(size["speedup_to_equal_loss"][name] for size in measured) for name in settings
-            },
-            "himalaya_settings": settings,
-            "sizes": measured,
-            "mklpy": {"n": min(sizes), **classifiers},
-        },
-        sys.stdout,
-        indent=1,
-    )
+    options = parse(arguments)
+    if options.read:
+        results = [json.loads(path.read_text()) for path in options.read]
+        cases, left_out = ([entry for one in results for entry in one[key]] for key in ("cases", "left_out"))
+        result = results[0] | summary(cases, results[0]["himalaya_settings"], left_out, results[0]["threads"])
+    else:
+        result = measure_all(options)
+    json.dump(result, sys.stdout, indent=1)
     if options.figure:
-        draw(measured, options.figure)
+        draw(result["cases"], options.figure, "processor" if result["threads"] == 1 else "wall")
+    if options.docs:
+        write_between_markers(options.docs, markdown(result))
 
 
 if __name__ == "__main__":
