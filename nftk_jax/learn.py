@@ -25,7 +25,6 @@ from nftk_jax.mkl.calibration import calibrate, prefer_uniform
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, check_finite, warn_if_indefinite
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
-from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
