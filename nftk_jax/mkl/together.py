@@ -67,7 +67,7 @@ def approach(
     clusters, most = min(_FIRST_CLUSTERS, len(v)), max(_FIRST_CLUSTERS, len(v) // _CLUSTER_SIZE)
     for _ in range(_ROUNDS):
         before = state.value.sum()
-        found = KMeans(clusters, n_init=1, random_state=0).fit(_wanted(state))
+        found = KMeans(clusters, random_state=0).fit(_wanted(state))
         _try(state, evaluate, found.cluster_centers_[found.labels_])
         yield weights_of(state.v), state.value
         if clusters == most and before - state.value.sum() < _LEAST_GAIN * before:

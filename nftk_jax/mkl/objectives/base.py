@@ -22,9 +22,9 @@ class Evaluation(NamedTuple):
       hessian: shape (C, L, L), where it costs little beside the gradient; None elsewhere.
     """
 
-    value: jax.Array
-    gradient: jax.Array
-    hessian: jax.Array | None = None
+    value: jax.Array | np.ndarray
+    gradient: jax.Array | np.ndarray
+    hessian: jax.Array | np.ndarray | None = None
 
 
 class Minimand(Protocol):

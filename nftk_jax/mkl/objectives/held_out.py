@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,7 +82,7 @@ class HeldOutSplit:
 
     def fit(
         self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array | np.ndarray, ...]:
         """a and r of every active class, shapes (C, T) and (C, V), NaN for the others; half of the work of `evaluate`.
 
         `tolerance` is that of the iteration, see `solve_on_device`.
@@ -104,13 +105,15 @@ class HeldOutSplit:
         rows = np.column_stack([omega, self.ridge])
         return bool((rows != rows[0]).any())
 
-    def residuals(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
+    def residuals(
+        self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
+    ) -> jax.Array | np.ndarray:
         """r alone, see `fit`."""
         return self.fit(omega, active, tolerance=tolerance)[1]
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,)."""
-        return self.residuals(omega, active, tolerance=tolerance) ** 2 @ self._share(omega)
+        return jnp.asarray(self.residuals(omega, active, tolerance=tolerance)) ** 2 @ self._share(omega)
 
     def _arrays(self, omega: jax.Array) -> SplitArrays:
         ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
@@ -145,7 +148,7 @@ class HeldOutObjective(Objective):
         found = [part.evaluate(omega, active, tolerance) for part in self.parts]
         shares = [part.mass / total for part in self.parts]
 
-        def mean(arrays: list[Any]) -> Any:
+        def mean(arrays: Sequence[Any]) -> Any:
             return (
                 sum(weight * array for weight, array in zip(shares[1:], arrays[1:], strict=True))
                 + shares[0] * arrays[0]
