@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_rows, padded_size
+from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
 
@@ -97,11 +97,10 @@ def multiply(a: Any, b: Any) -> Any:
     return gemm(1.0, right, left, trans_a=right is b, trans_b=left is a).T
 
 
-def _factor(k: jax.Array, ridge: Any) -> jax.Array | np.ndarray:
-    """The factor of a kernel that stays; by LAPACK for few rows alone, since it takes a copy."""
-    if jax.default_backend() != "cpu" or len(k) > PADDED_ROWS:
-        return cholesky_lower(k, ridge)
-    return factor_in_place(np.array(k), ridge)
+def _factor(k: Any, ridge: Any) -> Any:
+    """The factor of a kernel that stays as it is."""
+    local = near_lapack(k)
+    return factor_in_place(local.copy() if isinstance(local, np.ndarray) else local, ridge)
 
 
 def spread_ridge(ridge: np.ndarray | float, weight: np.ndarray, dtype: Any) -> np.ndarray:
@@ -201,31 +200,34 @@ class CholeskySolver(RidgeSolver):
             dual_coef[:, few] = factor.solve(y[:, few])
             jitter = max(jitter, factor.jitter)
             if condition:
-                diagonal = jnp.asarray(spread_ridge(row[-1], weight, k.dtype), k.dtype)
-                conditions.append(float(estimate_condition(k, factor.lower, diagonal, n)))
+                conditions.append(estimate_condition(k, factor.lower, spread_ridge(row[-1], weight, k.dtype), n))
             done += len(members)
             report("solve", done, len(omega))
         return RidgeSolution(dual_coef[:n], jitter, max(conditions, default=None))
 
 
-@functools.partial(jax.jit, static_argnames="iterations")
 def estimate_condition(
-    k: jax.Array, lower: jax.Array, ridge: jax.Array | float, n: jax.Array | int | None = None, iterations: int = 12
-) -> jax.Array:
+    k: Any, lower: Any, ridge: np.ndarray | float, n: int | None = None, iterations: int = 12
+) -> float:
     """Lower bound on the 2-norm condition number of K + ridge I by power iteration on it and on its inverse.
 
-    `ridge` is one number, or one for every row. Rows from `n` on are padding that does not count; None: none is.
+    Args:
+      k, lower: the kernel and the factor of K + ridge I, shape (n, n).
+      ridge: one number, or one for every row.
+      n: rows from here on are padding that does not count; None: none is.
+      iterations: of both.
     """
-    start = jnp.sin(jnp.arange(1, len(k) + 1, dtype=k.dtype) ** 2)
-    start = jnp.where(jnp.arange(len(k)) < (len(k) if n is None else n), start, 0)
+    k, dtype = near_lapack(k), k.dtype
+    start = np.sin(np.arange(1, len(k) + 1, dtype=dtype) ** 2)[:, None]
+    start[len(k) if n is None else n :] = 0
+    noise = np.broadcast_to(np.asarray(ridge, dtype), len(k))[:, None]
 
-    def largest(apply):
-        def body(_, state):
-            vector, _ = state
-            image = apply(vector)
-            norm = jnp.linalg.norm(image)
-            return image / norm, norm
+    def largest(apply: Callable[[np.ndarray], Any]) -> float:
+        vector, norm = start / np.linalg.norm(start), 1.0
+        for _ in range(iterations):
+            image = np.asarray(apply(vector))
+            norm = float(np.linalg.norm(image))
+            vector = image / norm
+        return norm
 
-        return jax.lax.fori_loop(0, iterations, body, (start / jnp.linalg.norm(start), jnp.ones((), k.dtype)))[1]
-
-    return largest(lambda v: k @ v + ridge * v) * largest(lambda v: solve_lower(lower, v))
+    return largest(lambda v: multiply(k, v) + noise * v) * largest(lambda v: solve_factor(lower, v))

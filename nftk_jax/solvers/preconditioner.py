@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from nftk_jax.kernels.devices import AXIS, place, shard_map
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.padding import pad_rows
-from nftk_jax.solvers.cholesky import cholesky_lower, factor_ridge, solve_lower, spread_ridge
+from nftk_jax.solvers.cholesky import cholesky_lower, factor_ridge, solve_factor, solve_lower, spread_ridge
 from nftk_jax.solvers.plan import BLOCK
 
 HIGHEST = lax.Precision.HIGHEST
@@ -55,7 +55,7 @@ class ReferenceFactor:
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         del classes
         padded = np.pad(v, ((0, 0), (0, -v.shape[1] % COLUMNS)))
-        out = solve_lower(self._lower, jnp.asarray(padded, self._lower.dtype))
+        out = solve_factor(self._lower, padded.astype(self._lower.dtype))
         return np.asarray(out, np.float64)[:, : v.shape[1]]
 
 
