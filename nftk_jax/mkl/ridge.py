@@ -7,17 +7,18 @@ import numpy as np
 from nftk_jax.mkl.calibration import held_out_log_losses
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.settings import RIDGE_GRID, LearnSettings
-from nftk_jax.solvers.preconditioner import REFERENCE_ROWS
 
 #: Where the search learns the ridge, it starts from the best of every so many ridges of the grid.
 START_STRIDE = 4
+#: From so many rows on the first split alone judges that start.
+ONE_SPLIT_ROWS = 1000
 
 
 def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarray | None) -> np.ndarray:
     """The ridge of every class, shape (C,): as given, or the best on the held-out rows under uniform weights.
 
     The ridges tried are `RIDGE_GRID` times the problem's unit of weight. A ridge that the search then learns starts
-    from the best of every `START_STRIDE`-th ridge. From `REFERENCE_ROWS` rows on that one is judged on the first split
+    from the best of every `START_STRIDE`-th ridge. From `ONE_SPLIT_ROWS` rows on that one is judged on the first split
     alone, because every ridge costs a factorisation per split.
 
     Args:
@@ -34,7 +35,7 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarr
         return np.full(problem.n_classes, float(search.ridge))
     ridges, n_splits = tuple(ridge * problem.unit for ridge in RIDGE_GRID), len(problem.splits)
     if search.learns_ridge:
-        ridges, n_splits = ridges[::START_STRIDE], 1 if len(problem.y) >= REFERENCE_ROWS else n_splits
+        ridges, n_splits = ridges[::START_STRIDE], 1 if len(problem.y) >= ONE_SPLIT_ROWS else n_splits
     elif labels is not None and settings.decision == "logistic":
         losses = held_out_log_losses(problem, ridges, labels)
         if losses is not None:
