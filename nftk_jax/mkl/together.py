@@ -27,8 +27,8 @@ from nftk_jax.mkl.objectives import Objective
 
 #: So many targets are worth it.
 MANY = 32
-_FIRST_CLUSTERS, _CLUSTER_SIZE = 16, 8  # targets of one cluster in the end, on average
-_ROUNDS, _LEAST_GAIN = 8, 4e-3  # of the whole objective, for another round at shared weights
+_FIRST_SIZE, _LAST_SIZE, _CLUSTERS = 16, 8, (8, 64)  # targets of a cluster, on average; least and most at first
+_ROUNDS, _LEAST_GAIN = 8, 2e-3  # of the whole objective, for another round at shared weights
 _FIRST_RADIUS, _FLOOR = 1.0, 1e-3  # of the box; of a target's largest weight, below which its others do not go
 _LEAST_CURVATURE = 1e-6
 
@@ -64,7 +64,8 @@ def approach(
     evaluate = _Evaluation(objective, weights_of, fixed_sum, dtype)
     v = np.log(omega)
     state = _State(v, *evaluate(v), np.full(len(v), _FIRST_RADIUS))
-    clusters, most = min(_FIRST_CLUSTERS, len(v)), max(_FIRST_CLUSTERS, len(v) // _CLUSTER_SIZE)
+    clusters = int(np.clip(len(v) // _FIRST_SIZE, *_CLUSTERS))
+    most = max(clusters, len(v) // _LAST_SIZE)
     for _ in range(_ROUNDS):
         before = state.value.sum()
         found = KMeans(clusters, random_state=0).fit(_wanted(state))
