@@ -221,10 +221,9 @@ def _quasi_newton(evaluate: _InUnits, space: _Space) -> Step:
 
     def advance(state: _State) -> tuple[np.ndarray, np.ndarray]:
         before = state.omega, state.gradient
-        first = state.iterations == 0
+        first = (state.iterations == 0) & (not state.exact)  # no curvature is known yet
         if state.exact:
             accepted, flat = _step_within_radius(evaluate, state, space)
-            first[:] = False  # a Hessian is known already
         else:
             direction = space.within.minimise_quadratic(state.omega, state.gradient, state.hessian) - state.omega
             # a step decreases the objective by the order of the projected gradient's square

@@ -215,7 +215,7 @@ def estimate_condition(
       k, lower: the kernel and the factor of K + ridge I, shape (n, n).
       ridge: one number, or one for every row.
       n: rows from here on are padding that does not count; None: none is.
-      iterations: of both, at most; each ends where a further one changes it by less than a twentieth.
+      iterations: of both.
     """
     k, dtype = near_lapack(k), k.dtype
     start = np.sin(np.arange(1, len(k) + 1, dtype=dtype) ** 2)[:, None]
@@ -226,9 +226,7 @@ def estimate_condition(
         vector, norm = start / np.linalg.norm(start), 1.0
         for _ in range(iterations):
             image = np.asarray(apply(vector))
-            before, norm = norm, float(np.linalg.norm(image))
-            if abs(norm - before) < 0.05 * norm:
-                break
+            norm = float(np.linalg.norm(image))
             vector = image / norm
         return norm
 

@@ -34,7 +34,7 @@ HIGHEST = lax.Precision.HIGHEST
 #: Vectors are padded to a multiple of so many, so that few shapes are compiled as classes converge.
 COLUMNS = 16
 #: Below this many rows one Cholesky factorisation per class, whose factor also gives the search its Hessian, is faster
-#: than iterating on the device: by half at 3,200 rows, ten kernels and ten classes on two cores.
+#: than iterating on the device: by a third of the time at 3,200 rows, ten depths and ten classes on one core.
 REFERENCE_ROWS = 5000
 
 

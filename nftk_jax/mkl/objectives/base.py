@@ -35,11 +35,6 @@ class Minimand(Protocol):
         """Whether J_c is an error, which is read as a share of its value at the start, or has its own unit."""
         ...
 
-    @property
-    def shares_kernels(self) -> bool:
-        """Whether rows of one and the same value cost little more than one of them."""
-        ...
-
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         """J_c and its gradient for every row.
 
@@ -59,7 +54,6 @@ class Objective(abc.ABC):
 
     Attributes:
       relative: it is an error, read as a share of its value at the start; otherwise it has a unit of its own.
-      shares_kernels: classes of one row of Omega and one ridge share the work.
       holds_out_rows: its error is that on the rows which the splits hold out.
       convex: it is convex in Omega.
       has_ridge: it depends on the ridge. If so, it must see omega_c / lambda_c alone when the ridge is learned.
@@ -69,7 +63,6 @@ class Objective(abc.ABC):
     """
 
     relative: bool = True
-    shares_kernels: bool = False
     holds_out_rows: bool = False
     convex: bool = False
     has_ridge: bool = True

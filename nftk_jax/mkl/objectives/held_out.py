@@ -131,7 +131,6 @@ class HeldOutObjective(Objective):
     parts: tuple[HeldOutSplit, ...]
 
     holds_out_rows = True
-    shares_kernels = True
 
     @classmethod
     def of(cls, problem: SearchProblem, ridge: np.ndarray) -> HeldOutObjective:
@@ -149,10 +148,7 @@ class HeldOutObjective(Objective):
         shares = [part.mass / total for part in self.parts]
 
         def mean(arrays: Sequence[Any]) -> Any:
-            return (
-                sum(weight * array for weight, array in zip(shares[1:], arrays[1:], strict=True))
-                + shares[0] * arrays[0]
-            )
+            return sum(weight * array for weight, array in zip(shares, arrays, strict=True))
 
         known = all(part.hessian is not None for part in found)
         value, gradient, hessian = zip(*found, strict=True)

@@ -27,10 +27,6 @@ class PenalisedObjective:
     def relative(self) -> bool:
         return self.objective.relative
 
-    @property
-    def shares_kernels(self) -> bool:
-        return self.objective.shares_kernels
-
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         value, gradient, hessian = self.objective.evaluate(omega, active, tolerance)
         if self.norm == "l1":
@@ -46,8 +42,6 @@ class SharedObjective:
 
     objective: Minimand
     n_classes: int
-
-    shares_kernels = False  # there is one row
 
     @property
     def relative(self) -> bool:
@@ -77,10 +71,6 @@ class LearnedRidgeObjective:
     @property
     def relative(self) -> bool:
         return self.objective.relative
-
-    @property
-    def shares_kernels(self) -> bool:
-        return self.objective.shares_kernels
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         weights, scale = omega[:, :-1], jnp.exp(-omega[:, -1:])
