@@ -22,6 +22,7 @@ __all__ = [
     "RBF",
     "AlignmentDisplay",
     "ContributionDisplay",
+    "InferenceDisplay",
     "Kernel",
     "KernelFamily",
     "KernelLabel",
@@ -37,6 +38,7 @@ __all__ = [
     "combined_ntk",
     "depth_ntks",
     "image_groups",
+    "infer",
     "load_model",
 ]
 
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "AlignmentDisplay": "reports.displays",
     "ContributionDisplay": "reports.displays",
+    "InferenceDisplay": "reports.intervals",
     "Kernel": "kernels.kernel",
     "KernelFamily": "kernels.family",
     "KernelLabel": "kernels.kernel",
@@ -61,6 +64,7 @@ _HOMES = {
     "combined_ntk": "kernels.combined",
     "depth_ntks": "kernels.neural_tangents",
     "image_groups": "kernels.groups",
+    "infer": "assessment.inference",
     "load_model": "model",
 }
 

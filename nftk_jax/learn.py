@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nftk_jax.inference.rule import prefer_uniform
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.groups import geometry_columns
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
-from nftk_jax.mkl.calibration import calibrate, prefer_uniform
+from nftk_jax.mkl.calibration import calibrate
 from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, check_finite, warn_if_indefinite
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
@@ -121,7 +122,7 @@ def learn(
       ArithmeticError: a solve failed; the message says what to do.
 
     Warns:
-      IndefiniteKernelWarning: some kernels are not positive semi-definite (increments of depth need not be).
+      IndefiniteKernelWarning: some kernels are not positive semi-definite, as increments of depth may not be.
     """
     check_search(settings.search)
     job = _Job(settings, plan, condition, {} if journal is None else journal, report, _Clock())
@@ -234,7 +235,7 @@ def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Do
         warn_if_indefinite(problem.k)
     # ridge and descend
     labels = None if data.labels is None else data.labels[positions]
-    found = _search(problem, padded, labels, settings, job.journal, job.report)
+    found = _search(problem, padded, labels, job)
     job.clock.lap("search")
     # solve
     plan = _solve_plan(data, kernel, job)
@@ -323,20 +324,13 @@ def _prepare(rows: Rows, weight: np.ndarray | None, plan: SolvePlan, found: Foun
     return prepare(rows, plan, omega=near, ridge=ridge, weight=weight, report=report)
 
 
-def _search(
-    problem: SearchProblem,
-    padded: SearchProblem,
-    labels: np.ndarray | None,
-    settings: LearnSettings,
-    journal: Journal,
-    report: Report,
-) -> Found:
-    """Choose the ridge, learn Omega, and keep uniform weights where the gain is within its standard error.
+def _search(problem: SearchProblem, padded: SearchProblem, labels: np.ndarray | None, job: _Job) -> Found:
+    """Choose the ridge, learn Omega, and keep equal weights that no test rejects.
 
-    `padded` is the problem with its rows padded, which is what held-out errors are computed on.
+    Held-out errors are computed on `padded`, the problem with its rows padded.
     """
-    search = settings.search
-    holds_out = OBJECTIVES[search.objective].holds_out_rows
+    settings, journal, report = job.settings, job.journal, job.report
+    search, holds_out = settings.search, OBJECTIVES[settings.search.objective].holds_out_rows
     report("search", 0, problem.n_classes)
     arrays = journal.get("search")
     if arrays is None:
@@ -347,7 +341,7 @@ def _search(
         journal["search"] = {"start_ridge": start, **flatten_weights(found)}
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    found, kept = prefer_uniform(padded, found, start, search)
+    found, kept = prefer_uniform(problem, found, start, search, settings.seed)
     omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
     return Found(omega, ridge, start, found.descent, kept)
 

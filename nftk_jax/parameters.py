@@ -70,7 +70,8 @@ PARAMETERS = """
         scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
         held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
         can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
-      one_standard_error: keep equal weights for a class whose gain on the held-out rows is within its standard error.
+      uniform_level: keep equal weights for a class unless a test rejects them at this level, see `infer`; 1 keeps
+        whatever was learned. Of the simplex, weights per class, and objectives that hold rows out.
       scaling: of the inputs: "auto" standardises features of every type, except images of a `KernelFamily` (told by its
         `input_shape`), which "images" divides by one number, and its row numbers, which stay as they are. Rows of
         pixels for other kernels want "images": 255 divides uint8 ones, the largest absolute value all others.
@@ -138,7 +139,7 @@ class Parameters(BaseEstimator):
         max_iterations: int = SearchSettings.max_iterations,
         n_search: int | None = SearchSettings.n_search,
         cv: Any = None,
-        one_standard_error: bool = SearchSettings.one_standard_error,
+        uniform_level: float = SearchSettings.uniform_level,
         scaling: ScalingName = ScalingSettings.scaling,
         unit_norm: bool = ScalingSettings.unit_norm,
         decision: DecisionName = DECISION,
@@ -172,7 +173,7 @@ class Parameters(BaseEstimator):
         self.max_iterations = max_iterations
         self.n_search = n_search
         self.cv = cv
-        self.one_standard_error = one_standard_error
+        self.uniform_level = uniform_level
         self.scaling = scaling
         self.unit_norm = unit_norm
         self.decision = decision

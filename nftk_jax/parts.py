@@ -185,12 +185,11 @@ class Found:
     """What a search ends with.
 
     Attributes:
-      omega: weights of every class, shape (C, L), after the rule of one standard error.
+      omega: weights of every class, shape (C, L), after the rule that keeps equal ones.
       ridge: of every class, shape (C,).
       start_ridge: the ridges that the search was given, shape (C,); the same unless it learned them.
       descent: how it went, None for uniform weights.
-      kept_uniform: classes whose weights stayed uniform by the rule of one standard error, shape (C,); None where it
-        does not apply.
+      kept_uniform: classes whose equal weights no test rejected, shape (C,); None where that rule does not apply.
     """
 
     omega: np.ndarray

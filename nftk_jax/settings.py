@@ -89,6 +89,13 @@ def check_number(name: str, value: Any, *, zero: bool = False, instead: str = ""
         raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0{other}; got {shown(value)}")
 
 
+def check_level(name: str, value: Any, *, one: bool = False) -> None:
+    """Raise ValueError unless `value` is a number between 0 and 1; 1 itself where `one` says so."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (0 < number < 1 or (one and number == 1)):
+        raise ValueError(f"{name} must be a number above 0 and {'at most' if one else 'below'} 1; got {shown(value)}")
+
+
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the choices of a Literal."""
     if not isinstance(value, str) or value not in get_args(choices):
@@ -168,9 +175,9 @@ class SearchSettings:
     """Training rows used to learn Omega; default all up to 3000, and fewer for more than forty kernels."""
     cv: int | None = None
     """Folds that hold rows out; default 5 up to 600 rows of the search, and one split that holds out a third above."""
-    one_standard_error: bool = True
-    """Keep equal weights for a class whose gain on the held-out rows is within its standard error (simplex, per-class
-    weights, objectives that hold rows out)."""
+    uniform_level: float = 0.05
+    """Keep equal weights for a class unless a test rejects them at this level (simplex, per-class weights, objectives
+    that hold rows out); 1 keeps whatever was learned."""
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ObjectiveName)
@@ -188,7 +195,7 @@ class SearchSettings:
             check_count("n_search", self.n_search, least=4)
         if self.cv is not None:
             check_count("cv", self.cv, least=2)
-        check_flag("one_standard_error", self.one_standard_error)
+        check_level("uniform_level", self.uniform_level, one=True)
 
     @property
     def learns_ridge(self) -> bool:

@@ -22,6 +22,7 @@ ORDER = (
     "solvers",
     "model",
     "mkl",
+    "inference",
     "parts",
     "learn",
     "parameters",

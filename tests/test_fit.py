@@ -66,12 +66,12 @@ def test_metrics_hold_what_the_contract_lists(finished):
     identifiability = metrics["identifiability"]
     assert np.shape(identifiability["alignment"]) == (3, 3)
     assert np.shape(identifiability["omega_std"]) == (3, 3)
-    interval = np.array(identifiability["omega_interval"])
-    assert interval.shape == (3, 3, 2)
-    assert (interval[..., 0] <= np.array(metrics["omega"])).all()
-    assert (np.array(metrics["omega"]) <= interval[..., 1]).all()
-    assert np.shape(identifiability["indistinguishable"]) == (3, 3)
-    assert len(identifiability["held_out_standard_error"]) == len(identifiability["uniform_as_good"]) == 3
+    inference = metrics["inference"]
+    assert np.shape(inference["interval"]) == (3, 3, 2)
+    assert np.shape(inference["needed"]) == np.shape(inference["p_value"]) == (3, 3)
+    assert len(inference["p_uniform"]) == len(identifiability["held_out_error"]) == 3
+    assert sorted(np.concatenate(inference["clusters"])) == [0, 1, 2]
+    assert 0 <= metrics["zeros_under_uniform"] <= 1
     contributions = metrics["contributions"]
     assert np.shape(contributions["held_out"]) == np.shape(contributions["test"]) == (3, 3)
     assert (contributions["by_group"], contributions["without_group"]) == ({}, {})
@@ -79,7 +79,7 @@ def test_metrics_hold_what_the_contract_lists(finished):
     assert len(metrics["search"]["kkt_residual"]) == 3
     uniform = (np.array(metrics["omega"]) == 1 / 3).all(axis=1)
     np.testing.assert_array_equal(uniform, metrics["search"]["kept_uniform"])
-    assert ("stayed uniform" in identifiability["verdict"]) == uniform.any()
+    assert ("kept equal weights" in identifiability["verdict"]) == uniform.any()
     assert identifiability["gram_condition"] <= 1 / np.finfo(np.float32).eps
     assert metrics["certificate"]["relative_residual"] < 1e-4
     assert metrics["certificate"]["jitter"] == 0

@@ -15,13 +15,15 @@ from nftk_jax.assessment.certificate import certify
 from nftk_jax.assessment.comparison import Comparison
 from nftk_jax.assessment.contributions import find_contributions
 from nftk_jax.assessment.identifiability import normalise_rows
-from nftk_jax.assessment.intervals import OmegaIntervals, find_intervals
+from nftk_jax.assessment.inference import infer_learned, zeros_under_uniform
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
 from nftk_jax.assessment.verdict import Evidence, verdict
 from nftk_jax.datasets import Dataset
+from nftk_jax.inference.table import InferenceTable
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
+from nftk_jax.mkl.calibration import held_out_scores
 from nftk_jax.mkl.definiteness import indefinite_kernels
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.result import DescentResult
@@ -32,6 +34,9 @@ from nftk_jax.parts import merge
 from nftk_jax.preprocessing.sampling import draw_run_split, draw_splits
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.solver import Report
+
+#: Of the tests where the search's own level is 1, which keeps whatever was learned.
+LEVEL = SearchSettings.uniform_level
 
 
 def assess(dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
@@ -61,14 +66,16 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         table = comparison.run(rng, report)
     with _timed(seconds, "resamples"):
         omega_std = _resample(learned, resamples, rng, report) if resamples and descent is not None else None
-    with _timed(seconds, "intervals"):
-        intervals = None
+    with _timed(seconds, "inference"):
+        inference, null_zeros = None, None
         if descent is not None and model.kernel.n_kernels > 1:
-            intervals = _find_intervals(learned, report)
-    identifiability = _identifiability(learned, comparison, table, intervals, omega_std)
+            inference = infer_learned(learned, search.uniform_level if search.uniform_level < 1 else LEVEL, report)
+            null_zeros = zeros_under_uniform(learned)
+    omega_n = normalise_rows(model.omega)
+    zeros = float((omega_n == 0).mean())
+    identifiability = _identifiability(learned, table, inference, (zeros, null_zeros), omega_std)
     with _timed(seconds, "contributions"):
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
-    omega_n = normalise_rows(model.omega)
     return {
         "dataset": {**dataset.describe(), "n_search": max(len(part.search_rows) for part in learned.parts)},
         "held_out": describe_held_out(learned),
@@ -82,7 +89,8 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "kernel_omega": model.kernel_omega.tolist(),
         "scale": model.scale.tolist(),
         "ridge": model.ridge.tolist(),
-        "zeros_in_omega_n": float((omega_n == 0).mean()),
+        "zeros_in_omega_n": zeros,
+        "zeros_under_uniform": null_zeros,
         "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
         "contributions": contributions,
         "baselines": table,
@@ -90,6 +98,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "baselines_note": comparison.note,
         "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
         "identifiability": identifiability,
+        "inference": None if inference is None else inference.to_dict(),
         "certificate": dataclasses.asdict(
             certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
         ),
@@ -106,12 +115,12 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _identifiability(
     learned: Learned,
-    comparison: Comparison,
     table: dict[str, dict[str, Any]],
-    intervals: OmegaIntervals | None,
+    inference: InferenceTable | None,
+    zeros: tuple[float, float | None],
     omega_std: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Whether Omega means anything: how alike the kernels are, how wide its weights, and the verdict in words."""
+    """Whether Omega means anything: how alike the kernels are, and the verdict in words."""
     kernel, k = learned.model.kernel, learned.problem.k
     alignment = centred_alignment(k)
     eigenvalues, rank, condition = gram_spectrum(alignment, float(jnp.finfo(k.dtype).eps))
@@ -124,15 +133,15 @@ def _identifiability(
         learned=learned.found.descent is not None,
         differences={
             name: table[name]["difference_interval"]
-            for name in ("uniform", "shuffled_labels", "shared", "best_single_depth")
+            for name in ("uniform", "shared", "best_single_depth")
             if (name, learned.settings.search.weights) != ("shared", "shared")
         },
         metric="R2" if learned.model.classes is None else "accuracy",
         best_single=_single_name(kernel, table["best_single_depth"]["depth"]),
         kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
-        intervals=intervals,
-        shuffled_omega=comparison.shuffled_omega,
+        table=inference,
+        zeros=zeros,
     )
     return {
         "alignment": alignment.tolist(),
@@ -141,7 +150,7 @@ def _identifiability(
         "gram_condition": condition,
         "omega_std": None if omega_std is None else omega_std.tolist(),
         "indefinite_kernels": indefinite,
-        **_interval_block(intervals, comparison.shuffled_omega),
+        "held_out_error": None if learned.found.descent is None else held_out_errors(learned).tolist(),
         "verdict": verdict(evidence),
     }
 
@@ -173,6 +182,18 @@ def describe_held_out(learned: Learned) -> dict[str, Any]:
     return {"how": how, "splits": len(splits), "runs": n_runs, "rows": [len(held) for _, held in splits]}
 
 
+def held_out_errors(learned: Learned) -> np.ndarray:
+    """Mean squared error of every output on the held-out rows, in units of the encoded targets, shape (C,)."""
+    found = []
+    for part in learned.parts:
+        problem = part.pose()
+        omega, ridge = learned.model.omega[part.outputs], learned.model.ridge[part.outputs]
+        positions, scores, weight = held_out_scores(problem, omega, ridge)
+        error = (scores - np.asarray(problem.y, np.float64)[positions]) ** 2
+        found.append(np.average(error, axis=0, weights=weight))
+    return merge(learned.parts, found)
+
+
 def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report: Report) -> np.ndarray:
     """Standard deviation of Omega over new random splits of the search rows, shape (C, L); of whole runs."""
     search, found = learned.settings.search, []
@@ -193,51 +214,6 @@ def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report
         report("resamples", resamples, resamples)
         found.append(np.std(omegas, axis=0, ddof=1))
     return merge(learned.parts, found)
-
-
-def _find_intervals(learned: Learned, report: Report) -> OmegaIntervals:
-    """How wide every weight can be within one standard error of the held-out error."""
-    search, parts = learned.settings.search, learned.parts
-    found = [
-        find_intervals(
-            part.pose(),
-            learned.model.omega[part.outputs],
-            learned.model.ridge[part.outputs],
-            constraint=search.constraint,
-            shared=search.weights == "shared",
-            report=lambda *state: report("intervals", *state),
-        )
-        for part in parts
-    ]
-    return OmegaIntervals(
-        merge(parts, [one.interval for one in found]),
-        merge(parts, [one.error for one in found]),
-        merge(parts, [one.standard_error for one in found]),
-        merge(parts, [one.uniform_as_good for one in found]),
-        float(np.mean([one.checked for one in found])),
-    )
-
-
-def _interval_block(intervals: OmegaIntervals | None, shuffled: np.ndarray) -> dict[str, Any]:
-    """The part of identifiability{} that says how wide every weight can be; None where nothing was learned."""
-    if intervals is None:
-        names = (
-            "omega_interval",
-            "indistinguishable",
-            "held_out_error",
-            "held_out_standard_error",
-            "uniform_as_good",
-            "interval_checked",
-        )
-        return dict.fromkeys(names)
-    return {
-        "omega_interval": intervals.interval.tolist(),
-        "indistinguishable": intervals.indistinguishable(shuffled).tolist(),
-        "held_out_error": intervals.error.tolist(),
-        "held_out_standard_error": intervals.standard_error.tolist(),
-        "uniform_as_good": intervals.uniform_as_good.tolist(),
-        "interval_checked": intervals.checked,
-    }
 
 
 def _search_block(descent: DescentResult, kept: np.ndarray | None, search: SearchSettings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Omega allows one to conclude, in words."""
+"""What Omega allows one to conclude: statements with their numbers and error rates, in plain words."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nftk_jax.assessment.intervals import OmegaIntervals
+from nftk_jax.inference.table import InferenceTable
 from nftk_jax.mkl.definiteness import indefinite_words
 from nftk_jax.mkl.similarity import RANK_RESOLUTION
 
-#: A simpler model does as well where the test rows leave it at most this much worse: one percentage point of accuracy,
-#: or 0.01 of R2. Without a margin an interval such as [-0.001, +0.08] would pass for "as well".
-NON_INFERIORITY_MARGIN = 0.01
+#: A simpler model does as well if the whole interval of the difference lies within this much of zero: half a percentage
+#: point of accuracy, or 0.01 of R2. A difference that is not significant is no evidence of equality.
+MARGINS = {"accuracy": 0.005, "R2": 0.01}
 
-#: Ends of a 95 % interval; None where the test rows give none.
+#: Ends of a paired 95 % interval; None where the test rows give none.
 Interval = Sequence[float | None]
+#: So many classes are named; of more they are counted.
+_MOST_NAMES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Evidence:
       indefinite: numbers, from 1, of the kernels that are not positive semi-definite.
       learned: whether Omega was learned at all.
       differences: paired 95 % intervals on the test rows of the learned weights minus a baseline's, by the baseline's
-        name: "uniform", "shuffled_labels", "shared", "best_single_depth"; those that were not compared are left out.
+        name: "uniform", "shared", "best_single_depth"; those that were not compared are left out.
       metric: what the differences are of, "accuracy" or "R2".
       best_single: the depth (layer), or the label of the kernel, that "best_single_depth" uses.
-      kept_uniform: classes whose weights stayed uniform because their gain on held-out rows is within its standard
-        error, shape (C,); None where that rule did not apply.
+      kept_uniform: classes whose weights stayed uniform because no test rejected them, shape (C,); None where that
+        rule did not apply.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
-      intervals: how wide every weight can be, or None if not measured.
-      shuffled_omega: weights learned on shuffled labels, shape (C, L); goes with `intervals`.
+      table: tests and intervals of Omega, or None if there were none.
+      zeros: share of the weights that are exactly zero, and that share where equal weights are true, or None.
     """
 
     n_kernels: int
@@ -49,18 +51,19 @@ class Evidence:
     best_single: int | str | None = None
     kept_uniform: np.ndarray | None = None
     omega_std: np.ndarray | None = None
-    intervals: OmegaIntervals | None = None
-    shuffled_omega: np.ndarray | None = None
+    table: InferenceTable | None = None
+    zeros: tuple[float, float | None] | None = None
 
 
 def verdict(evidence: Evidence) -> str:
-    """Say in words what Omega allows one to conclude."""
+    """Say what Omega allows one to conclude, a statement a line."""
     if evidence.n_kernels == 1:
         return f"There is one {evidence.kernel}, so there is nothing to weigh."
-    sentences = _describe_kernels(evidence)
+    statements = _describe_kernels(evidence)
     if not evidence.learned:
-        return " ".join([*sentences, "Omega is uniform by choice; nothing was learned."])
-    return " ".join([*sentences, *_compare(evidence), *_find_simpler(evidence), *_describe_weights(evidence)])
+        return "\n".join([*statements, "Omega is uniform by choice; nothing was learned."])
+    parts = (_describe_tests, _compare_with_uniform, _find_simpler, _describe_zeros, _describe_spread)
+    return "\n".join([*statements, *(line for part in parts for line in part(evidence))])
 
 
 def _describe_kernels(evidence: Evidence) -> list[str]:
@@ -69,71 +72,124 @@ def _describe_kernels(evidence: Evidence) -> list[str]:
     if rank < n:
         kernels = f"{n} kernels" if evidence.kernel == "kernel" else f"{n} {evidence.kernel}s' kernels"
         found.append(
-            f"The {kernels} span {rank} dimension{'s' if rank > 1 else ''} at a resolution of {RANK_RESOLUTION:g}: "
-            "different Omegas give nearly the same predictor, and a single weight is one choice among many."
+            f"The {kernels} span {rank} dimension{'s' if rank > 1 else ''} at a resolution of {RANK_RESOLUTION:g}. "
+            "Different Omegas give nearly the same predictor."
         )
     if evidence.indefinite:
         found.append(indefinite_words(evidence.indefinite, evidence.kernel))
     return found
 
 
-def _compare(evidence: Evidence) -> list[str]:
-    """Against weights that know nothing of the labels. A test that does not reject is no evidence of equality."""
-    found, kept = [], evidence.kept_uniform
+def _describe_tests(evidence: Evidence) -> list[str]:
+    """What is needed, and what cannot be told."""
+    table, kept = evidence.table, evidence.kept_uniform
+    if table is None:
+        return ["The weights were not tested."]
+    level = f"{100 * table.level:g} %"
+    equal = table.p_uniform <= table.level
+    found = [f"Equal weights are rejected for {_count(equal, 'row')} of Omega (level {level}, on {table.n_rows} rows)."]
     if kept is not None and kept.any():
         found.append(
-            f"{_count(kept).capitalize()} rows of Omega stayed uniform: what the search gained there on held-out rows "
-            "is within its standard error (`one_standard_error=False` takes it all the same)."
+            f"{_count(kept, 'row').capitalize()} of Omega kept equal weights for that reason "
+            "(`uniform_level=1` takes what was learned)."
         )
-    names = {"uniform": "uniform weights", "shuffled_labels": "weights learned on shuffled labels"}
-    for name, words in names.items():
-        low, high = evidence.differences.get(name, (None, None))
-        if low is None or high is None:
-            found.append(f"The test rows give no interval for the difference between the learned weights and {words}.")
-        elif low > 0:
-            found.append(f"On the test rows the learned weights are better than {words}.")
-        elif high < 0:
-            found.append(f"On the test rows the learned weights are worse than {words}.")
-        else:
-            found.append(f"The learned weights cannot be told from {words} on these test rows.")
+    joined = [name for name, members in zip(table.cluster_names, table.clusters, strict=True) if len(members) > 1]
+    if len(table.clusters) == 1:
+        found.append(f"On these rows no two {evidence.kernel}s can be told apart, so no single weight means anything.")
+        return found
+    if joined:
+        found.append(f"These cannot be told apart and were tested together: {'; '.join(joined)}.")
+    needed = table.cluster_needed
+    if needed.any():
+        named = [
+            f"{name} for {_name(needed[:, number], table.targets)}"
+            for number, name in enumerate(table.cluster_names)
+            if needed[:, number].any()
+        ]
+        found.append(f"Needed: {'; '.join(named)}. All others could be absent. (Wrong in a row: at most {level}.)")
+    else:
+        found.append(f"No {evidence.kernel} is shown to be needed: each could be absent (level {level} in a row).")
     return found
+
+
+def _compare_with_uniform(evidence: Evidence) -> list[str]:
+    """Against equal weights on the test rows."""
+    if "uniform" not in evidence.differences:
+        return []
+    low, high = evidence.differences["uniform"]
+    if low is None or high is None:
+        return ["The test rows give no interval for the difference between the learned weights and equal ones."]
+    ends = f"{_show(evidence, low, high)}, paired 95 % interval for this fitted model"
+    if low > 0:
+        return [f"On the test rows the learned weights are better than equal ones ({ends})."]
+    if high < 0:
+        return [f"On the test rows the learned weights are worse than equal ones ({ends})."]
+    return [f"On the test rows the learned weights cannot be told from equal ones ({ends})."]
 
 
 def _find_simpler(evidence: Evidence) -> list[str]:
-    """The simpler models that the test rows leave no worse than the margin: one depth (layer, kernel), or one row."""
+    """What a simpler model loses: one depth (layer, kernel) for all, or one row."""
     single = {"increment": "depth"}.get(evidence.kernel, evidence.kernel)  # what increments add up to is a depth
     names = {
-        "best_single_depth": f"One {single} for all, {evidence.best_single},",
-        "shared": "One row of weights for all",
+        "best_single_depth": f"one {single} for all, {evidence.best_single},",
+        "shared": "one row of weights for all",
     }
-    margin = f"{NON_INFERIORITY_MARGIN:g} of {evidence.metric}"
+    margin = MARGINS[evidence.metric]
+    unit = f"{100 * margin:g} points of accuracy" if evidence.metric == "accuracy" else f"{margin:g} of R2"
     found = []
     for name, words in names.items():
-        upper = evidence.differences.get(name, (None, None))[1]
-        if upper is not None and upper <= NON_INFERIORITY_MARGIN:
-            found.append(f"{words} does as well to within {margin} on the test rows.")
+        low, high = evidence.differences.get(name, (None, None))
+        if low is None or high is None:
+            continue
+        ends = _show(evidence, low, high)
+        if -margin <= low and high <= margin:
+            found.append(f"{words[0].upper()}{words[1:]} does as well to within {unit} ({ends}).")
+        elif low > 0:
+            found.append(f"{words[0].upper()}{words[1:]} loses accuracy that the learned weights have ({ends}).")
+        elif high < 0:
+            found.append(f"{words[0].upper()}{words[1:]} does better than the learned weights ({ends}).")
+        else:
+            found.append(f"Not shown: that {words.rstrip(',')} does as well to within {unit} ({ends}).")
     return found
 
 
-def _describe_weights(evidence: Evidence) -> list[str]:
-    """How well the data determine each weight."""
-    found, intervals = [], evidence.intervals
-    if intervals is not None:
-        others = () if evidence.shuffled_omega is None else (evidence.shuffled_omega,)
-        unsure, uniform = intervals.indistinguishable(*others), intervals.uniform_as_good
-        found.append(
-            f"{_count(unsure).capitalize()} weights cannot be told from equal weights or from those of shuffled labels "
-            "within one standard error of the held-out error (hatched), and uniform weights are within it for "
-            f"{_count(uniform)} rows of Omega."
-        )
+def _describe_zeros(evidence: Evidence) -> list[str]:
+    if evidence.zeros is None:
+        return []
+    share, null = evidence.zeros
+    text = f"{100 * share:.0f} % of the weights are exactly zero"
+    if null is None:
+        return [f"{text}. How many would be zero under equal weights was not measured."]
+    return [f"{text}; the same search leaves {100 * null:.0f} % at zero where equal weights are true."]
+
+
+def _describe_spread(evidence: Evidence) -> list[str]:
     if evidence.omega_std is None:
-        found.append("The spread of Omega over resamples was not measured; `resamples=10` measures it.")
-    else:
-        found.append(f"Over resamples a weight varies by up to {evidence.omega_std.max():.2f}.")
-    return found
+        return ["Not measured: the spread of Omega over resamples (`resamples=10` measures it)."]
+    return [f"Over resamples a weight varies by up to {evidence.omega_std.max():.2f} (standard deviation)."]
 
 
-def _count(flags: np.ndarray) -> str:
-    """How many are set: "all 100", "none of the 100", "12 of 100"."""
+def _show(evidence: Evidence, low: float, high: float) -> str:
+    """A difference's interval in percentage points, or as it is for R2."""
+    if evidence.metric == "accuracy":
+        return f"{100 * low:+.2f} to {100 * high:+.2f} points"
+    return f"{low:+.4f} to {high:+.4f} of R2"
+
+
+def _count(flags: np.ndarray, noun: str) -> str:
+    """How many are set: "all 10 rows", "none of the 10 rows", "3 of 10 rows"."""
     n, total = int(flags.sum()), flags.size
-    return f"all {total}" if n == total else f"none of the {total}" if n == 0 else f"{n} of {total}"
+    plural = f"{noun}{'s' * (total > 1)}"
+    if n == total:
+        return f"all {total} {plural}" if total > 1 else f"the one {noun}"
+    return f"none of the {total} {plural}" if n == 0 else f"{n} of {total} {plural}"
+
+
+def _name(flags: np.ndarray, targets: Sequence[str]) -> str:
+    """Which rows are set, by name if they are few."""
+    chosen = [target for flag, target in zip(flags, targets, strict=True) if flag]
+    if len(chosen) == len(targets) > 1:
+        return "all rows"
+    if len(chosen) > _MOST_NAMES:
+        return f"{len(chosen)} of {len(targets)} rows"
+    return f"{'rows' if len(chosen) > 1 else 'row'} {', '.join(chosen)}"

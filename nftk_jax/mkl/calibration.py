@@ -1,8 +1,7 @@
-"""What the held-out rows say of learned weights: scores, calibrated probabilities, and whether to keep the weights."""
+"""What the held-out rows say of learned weights: scores and calibrated probabilities."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -10,11 +9,10 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from nftk_jax.mkl.objectives import OBJECTIVES, HeldOutObjective
+from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
-from nftk_jax.mkl.search import Weights
 from nftk_jax.model import Calibration
-from nftk_jax.settings import DecisionName, SearchSettings
+from nftk_jax.settings import DecisionName
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
@@ -131,50 +129,6 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
             rows = scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
             losses[number] = -(weight @ rows) / weight.sum()
     return losses
-
-
-def prefer_uniform(
-    problem: SearchProblem, found: Weights, start: np.ndarray, settings: SearchSettings
-) -> tuple[Weights, np.ndarray | None]:
-    """Give classes that gained too little their uniform weights back, where the settings ask for that.
-
-    The rule is one of the simplex, of weights per class, and of objectives that hold rows out.
-
-    Args:
-      problem: kernels, encoded targets, splits and weights of the search rows.
-      found: what the search learned.
-      start: the ridges that the search was given, shape (C,), which such classes get back too.
-      settings: of the search.
-
-    Returns:
-      The weights to go on with, and which classes `keep_uniform` chose, shape (C,); None where the rule does not apply.
-    """
-    of_class = (settings.constraint, settings.weights) == ("simplex", "per-class")
-    if not (settings.one_standard_error and of_class and OBJECTIVES[settings.objective].holds_out_rows):
-        return found, None
-    kept = keep_uniform(problem, found.omega, found.ridge, start)
-    omega = np.where(kept[:, None], uniform_omega(1, problem.depth), found.omega)
-    return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), kept
-
-
-def keep_uniform(problem: SearchProblem, omega: np.ndarray, ridge: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Classes whose gain over uniform weights on the held-out rows is within its standard error, shape (C,).
-
-    The one-standard-error rule: omega was chosen on these very rows, and on few of them the gain is mostly that choice.
-
-    Args:
-      problem, omega, ridge: as in `held_out_scores`.
-      start: the ridges that uniform weights keep, shape (C,): where the search learned the ridge, those it began with.
-    """
-    uniform = uniform_omega(*omega.shape)
-    positions, scores, weight = held_out_scores(problem, omega, ridge)
-    others = held_out_scores(problem, uniform, start)[1]
-    y = np.asarray(problem.y, np.float64)[positions]
-    gain = (others - y) ** 2 - (scores - y) ** 2
-    share = weight[:, None] / weight.sum()
-    mean = (share * gain).sum(axis=0)
-    error = np.sqrt((share * (gain - mean) ** 2).sum(axis=0) / weight.sum())
-    return (omega == uniform).all(axis=1) | ~(mean > error)
 
 
 def minimise_log_loss(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:

@@ -48,6 +48,11 @@ def draw_rows(
     return rng.permutation(order[drawn]), rng.permutation(order[~drawn])
 
 
+def spread_rows(n: int, most: int) -> np.ndarray:
+    """Positions of at most so many of n rows, evenly spread, rising."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(int)
+
+
 def draw_folds(
     labels: np.ndarray | None, folds: int, total: int, rng: np.random.Generator
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

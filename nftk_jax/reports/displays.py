@@ -59,7 +59,7 @@ class OmegaDisplay(_HeatmapDisplay):
       labels: L labels of the kernels.
       output_names: C names.
       noun: what a row is called.
-      hatched: cells to hatch, shape (C, L) bool; None is none.
+      needed: cells to frame, shape (C, L) bool, as `InferenceTable.needed`; None is none.
 
     Attributes:
       ax_, figure_, image_: the axes, their figure and the heatmap, once it is plotted.
@@ -72,13 +72,13 @@ class OmegaDisplay(_HeatmapDisplay):
         labels: Sequence[KernelLabel],
         output_names: Sequence[str],
         noun: str = "class",
-        hatched: np.ndarray | None = None,
+        needed: np.ndarray | None = None,
     ) -> None:
         self.omega = omega
         self.labels = labels
         self.output_names = output_names
         self.noun = noun
-        self.hatched = hatched
+        self.needed = needed
 
     @classmethod
     def from_estimator(
@@ -113,8 +113,8 @@ class OmegaDisplay(_HeatmapDisplay):
             colours=figures.colour_map(cmap),
             aspect="auto",
         )
-        if self.hatched is not None:
-            heatmaps.hatch(ax, np.asarray(self.hatched, bool))
+        if self.needed is not None:
+            heatmaps.frame(ax, np.asarray(self.needed, bool))
         if columns.headings:
             heatmaps.head_groups(ax, columns.headings)
         ax.set(xlabel=columns.word, ylabel=self.noun)

@@ -15,6 +15,7 @@ from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import Columns, columns_of, labels_of
 from nftk_jax.reports.displays import MOST_BARS, AlignmentDisplay, ContributionDisplay, OmegaDisplay, thousandths
 from nftk_jax.reports.formats import finite, fixed, percent, weight
+from nftk_jax.reports.intervals import draw_inference
 from nftk_jax.reports.maps import draw_contribution_maps, draw_omega_maps
 from nftk_jax.reports.reading import (
     Metrics,
@@ -24,8 +25,8 @@ from nftk_jax.reports.reading import (
     every,
     figure_format,
     floats,
-    indistinguishable_of,
     kernel_noun,
+    needed_of,
     noun,
     nouns,
     omega_of,
@@ -41,7 +42,7 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     r"""Draw Fig. 2 of the paper: :math:`\Omega_n`, :math:`\Omega_n^T \Omega_n` and :math:`\Omega_n \Omega_n^T`.
 
     The axes are labelled "omega_n", "layers" and "classes"; a cell that is exactly zero is masked and stays white. A
-    cell that cannot be told from equal weights or from those of shuffled labels is hatched.
+    cell whose kernel, or its cluster, is needed is framed.
     """
     unit, found = normalise_rows(omega_of(metrics)), columns_of(labels_of(metrics))
     kernel = kernel_noun(metrics)
@@ -54,15 +55,14 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     same = rows_are_equal(unit) and len(names) > 1
     where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
-    hatched = indistinguishable_of(metrics)
-    display = OmegaDisplay(unit, labels=labels_of(metrics), output_names=class_names(metrics), hatched=hatched)
+    needed = needed_of(metrics)
+    display = OmegaDisplay(unit, labels=labels_of(metrics), output_names=class_names(metrics), needed=needed)
     display.draw(ax, highest=1.0)
     zeros = percent(metrics.get("zeros_in_omega_n"), 0)
     figures.set_title(
         ax,
         rf"$\Omega_n$: weight of every {kernel} {where}",
-        f"white: exactly 0 ({zeros})"
-        + ("" if hatched is None else "; hatched: not distinguishable from equal or chance"),
+        f"white: exactly 0 ({zeros})" + ("" if needed is None or not needed.any() else "; framed: needed"),
     )
     figures.name_axes(ax, "omega_n", found.word, noun(metrics))
     figures.colour_bar(top, display.image_, ax, 0.012)
@@ -286,11 +286,13 @@ def save_figures(metrics: Metrics, directory: Path, means: np.ndarray | None = N
         samples are no images.
 
     Returns:
-      What the report embeds, by figure: "omega", "omega_maps" and "contribution_maps" (groups of an image's pixels),
+      What the report embeds, by figure: "omega", "inference" (where Omega was tested), "omega_maps" and
+      "contribution_maps" (groups of an image's pixels),
       "contributions" (where they were measured), "baselines", "search" (where there was one), "identifiability".
     """
     drawings = {
         "omega": partial(draw_omega, metrics),
+        "inference": partial(draw_inference, metrics),
         "omega_maps": partial(draw_omega_maps, metrics, means),
         "contributions": partial(draw_contributions, metrics),
         "contribution_maps": partial(draw_contribution_maps, metrics, means),

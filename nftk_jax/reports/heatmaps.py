@@ -55,6 +55,14 @@ def hatch(ax: figures.Axes, cells: np.ndarray) -> None:
     ax.add_collection(figures.PatchCollection(patches, **look), autolim=False)
 
 
+def frame(ax: figures.Axes, cells: np.ndarray) -> None:
+    """Frame the cells of a heatmap that are set."""
+    corners = np.argwhere(cells)[:, ::-1] - (0.44, 0.42)
+    patches = [figures.Rectangle((float(x), float(y)), 0.88, 0.84) for x, y in corners]
+    look = {"facecolor": "none", "edgecolor": figures.COLOURS[1], "linewidth": 1.6, "zorder": 1.5}
+    ax.add_collection(figures.PatchCollection(patches, **look), autolim=False)
+
+
 def group_runs(groups: Sequence[str]) -> list[tuple[str, int, int]]:
     """Neighbouring columns of one group: its name, its first column and the one after its last."""
     edges = [0, *(i for i in range(1, len(groups)) if groups[i] != groups[i - 1]), len(groups)]

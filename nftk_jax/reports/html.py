@@ -21,11 +21,11 @@ from nftk_jax.reports.reading import (
     dropped_kernels,
     family_words,
     headline,
-    indistinguishable_of,
     kernel_labels,
     kernel_noun,
     kernel_omega_of,
     method_words,
+    needed_of,
     noun,
     nouns,
     omega_of,
@@ -34,6 +34,7 @@ from nftk_jax.reports.reading import (
     rows_are_equal,
     score_of,
     unconverged,
+    verdict_lines,
 )
 
 _MOST_CELLS = 4000
@@ -42,6 +43,8 @@ _WIDEST_HEAD = 8  # letters; the heads of narrow columns stand upright if one ha
 _FIGURES = {
     "omega": "Above, the weight of every {kernel} for every {noun}. Below, which {kernel}s are used by the same "
     "{nouns}, and which {nouns} use the same {kernel}s. White cells are exactly zero.",
+    "inference": "What a test can say of every weight: its most likely value and its interval, jointly for all weights "
+    "of a {noun}. Filled dots are needed. {kernel}s that cannot be told apart share a panel.",
     "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
     "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
     "counting more; the weight of groups that hold the whole image stands below.",
@@ -160,12 +163,11 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
     dropped = dropped_kernels(metrics)
     if dropped:
         intro += f" No {one} uses {page.as_text(dropped)}."
-    verdict = page.paragraph(page.as_text(metrics["identifiability"].get("verdict") or DASH))
-    if indistinguishable_of(metrics) is not None:
+    verdict = "<ul>" + "".join(f"<li>{page.as_text(line)}</li>" for line in verdict_lines(metrics)) + "</ul>"
+    if needed_of(metrics) is not None:
         verdict += page.paragraph(
-            "Hatched cells say nothing: within one standard error of the held-out error, their weight cannot be "
-            "distinguished from an equal weight or from one learned on shuffled labels. Hover over a cell to see its "
-            "range."
+            f"Framed cells are needed: a test finds that the {one} is not explained without that {kernel}, or without "
+            "those that cannot be told from it. Hover over a cell to see its interval."
         )
     why = page.paragraph(f'<a href="#alike">Why: how alike the {kernel}s are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
@@ -178,7 +180,7 @@ def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str
         '<p class="told muted" aria-live="polite">Colours show the unit rows; a grey 0 is exactly zero.</p></div>'
     )
     beside = f'<div class="beside">{table}{aside}</div>'
-    pictures = [_figure(metrics, figures, name) for name in ("omega_maps", "omega")]
+    pictures = [_figure(metrics, figures, name) for name in ("omega_maps", "omega", "inference")]
     return page.section(f"Which {kernel}s each {one} uses", page.paragraph(intro), beside, *pictures)
 
 
@@ -186,15 +188,16 @@ def _heat_table(metrics: Metrics) -> str:
     omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
     names, labels, depth = class_names(metrics), kernel_labels(metrics), omega.shape[1]
     spread = metrics["identifiability"].get("omega_std")
-    hatched, ranges = indistinguishable_of(metrics), metrics["identifiability"].get("omega_interval")
+    needed, tests = needed_of(metrics), metrics.get("inference")
     shown = min(len(names), max(_MOST_CELLS // depth, 1))
     lines = []
     for i, name in enumerate(names[:shown]):
         cells = []
         for j in range(depth):
             deviation = f" ± {weight(spread[i][j])} over resamples" if spread is not None else ""
-            if ranges is not None:
-                deviation += f" (at no cost: {weight(ranges[i][j][0])} to {weight(ranges[i][j][1])})"
+            if tests is not None and tests["interval"][i][j][0] is not None:
+                low, high = tests["interval"][i][j]
+                deviation += f" (interval {weight(low)} to {weight(high)}, p {significant(tests['p_value'][i][j], 2)})"
             hover = (
                 f"{noun(metrics)} {name}, {labels[j]}: weight {significant(omega[i, j], 4)}{deviation}, "
                 f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
@@ -202,7 +205,7 @@ def _heat_table(metrics: Metrics) -> str:
             values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
             look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
             data = "".join(f' data-{key}="{page.as_text(v)}"' for key, v in zip("nwk", values, strict=True))
-            data += ' data-unsure="1"' if hatched is not None and hatched[i, j] else ""
+            data += ' data-needed="1"' if needed is not None and needed[i, j] else ""
             cells.append(f'<td {look} title="{page.as_text(hover)}"{data}>{page.as_text(values[0])}</td>')
         lines.append(f'<tr><th scope="row" title="{page.as_text(name)}">{page.as_text(name)}</th>{"".join(cells)}</tr>')
     if shown < len(names):
@@ -263,8 +266,7 @@ def _identifiability(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> s
     )
     text = (
         f"{alike} quite different weights can give nearly the same model. A pattern in the weights means something "
-        "only where the kernels differ, the weights stay put when the training rows are resampled, and they beat "
-        "weights learned on shuffled labels."
+        "only where the kernels differ, and where tests find that they are needed."
     )
     numbers = (
         f"{rank_words(metrics)} at a resolution of 0.1 %; condition number of their Gram matrix "

@@ -271,10 +271,15 @@ def kernel_omega_of(metrics: Metrics) -> np.ndarray:
     return omega_of(metrics) / np.asarray(metrics["scale"], dtype=np.float64)
 
 
-def indistinguishable_of(metrics: Metrics) -> np.ndarray | None:
-    """Cells of Omega that cannot be told from equal weights or shuffled labels, (C, L) bool; None if not measured."""
-    found = metrics["identifiability"].get("indistinguishable")
-    return None if found is None else np.asarray(found, dtype=bool)
+def needed_of(metrics: Metrics) -> np.ndarray | None:
+    """Cells of Omega whose kernel, or its cluster, a test found needed, (C, L) bool; None if there were no tests."""
+    found = metrics.get("inference")
+    return None if found is None else np.asarray(found["needed"], dtype=bool)
+
+
+def verdict_lines(metrics: Metrics) -> list[str]:
+    """The statements of the verdict."""
+    return [line for line in str(metrics["identifiability"].get("verdict") or DASH).splitlines() if line]
 
 
 def rows_are_equal(omega: np.ndarray) -> bool:

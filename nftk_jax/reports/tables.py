@@ -30,6 +30,7 @@ from nftk_jax.reports.reading import (
     score_of,
     share_words,
     unconverged,
+    verdict_lines,
 )
 
 WIDTH = 80
@@ -166,7 +167,8 @@ def _first(names: list[str], words: Callable[[str], str]) -> str:
 
 def _identifiability(metrics: Metrics) -> Padding:
     text = Text(f"Can the {kernel_noun(metrics)} weights be read? ", style="bold")
-    text.append(clean(metrics["identifiability"].get("verdict") or DASH), style="not bold")
+    for line in verdict_lines(metrics):
+        text.append(f"\n- {clean(line)}", style="not bold")
     return _wrapped(text)
 
 

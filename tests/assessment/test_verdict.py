@@ -7,20 +7,27 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nftk_jax.assessment.intervals import OmegaIntervals
-from nftk_jax.assessment.verdict import NON_INFERIORITY_MARGIN, Evidence, verdict
+from nftk_jax.assessment.verdict import MARGINS, Evidence, verdict
+from nftk_jax.inference.table import InferenceTable
 
-WORSE = {
-    "uniform": (0.01, 0.02),
-    "shuffled_labels": (0.01, 0.02),
-    "shared": (0.001, 0.02),
-    "best_single_depth": (0.001, 0.02),
-}
-NARROW = OmegaIntervals(np.full((2, 3, 2), 0.9), np.ones(2), np.ones(2), np.zeros(2, bool), 1.0)
-WIDE = dataclasses.replace(NARROW, interval=np.stack([np.zeros((2, 3)), np.ones((2, 3))], axis=2))
-EVIDENCE = Evidence(
-    n_kernels=3, rank=2, differences=WORSE, best_single=2, intervals=NARROW, shuffled_omega=np.full((2, 3), 0.5)
+WORSE = {"uniform": (0.01, 0.02), "shared": (0.001, 0.02), "best_single_depth": (0.001, 0.02)}
+#: Two rows; depth 1 is needed in the first, depths 2 and 3 are a cluster.
+TABLE = InferenceTable(
+    ("depth 1", "depth 2", "depth 3"),
+    ("cat", "dog"),
+    (),
+    [[0], [1, 2]],
+    240,
+    0.05,
+    "holm",
+    np.array([0.01, 0.4]),
+    np.ones(2),
+    np.array([[0.9, 0.1], [0.5, 0.5]]),
+    np.array([[0.001, 0.3], [0.2, 0.6]]),
+    np.zeros((2, 2, 2)),
+    np.ones((2, 0)),
 )
+EVIDENCE = Evidence(n_kernels=3, rank=2, differences=WORSE, best_single=2, table=TABLE, zeros=(0.5, 0.6))
 
 
 def against(**intervals):
@@ -30,34 +37,42 @@ def against(**intervals):
 @pytest.mark.parametrize(
     ("change", "said", "not_said"),
     [
-        ({}, "better than uniform weights", "as well"),
-        (against(uniform=(-0.01, 0.02)), "cannot be told from uniform weights on these test rows.", "better than uni"),
-        (against(uniform=(-0.02, -0.01)), "worse than uniform weights", "better than uniform"),
+        ({}, "better than equal ones (+1.00 to +2.00 points, paired 95 % interval", "does as well"),
+        (against(uniform=(-0.01, 0.02)), "learned weights cannot be told from equal ones", "better than equal"),
+        (against(uniform=(-0.02, -0.01)), "worse than equal ones", "better than equal"),
+        (against(uniform=(None, None)), "give no interval for the difference", "better than equal"),
         (
-            against(uniform=(None, None)),
-            "give no interval for the difference between the learned weights and uniform",
-            "better than uniform",
-        ),
-        (against(shuffled_labels=(-0.01, 0.02)), "cannot be told from weights learned on shuffled labels", "worse"),
-        (
-            against(best_single_depth=(-0.01, 0.01)),
-            "One depth for all, 2, does as well to within 0.01 of accuracy on the test rows.",
-            "One row of weights",
+            against(best_single_depth=(-0.004, 0.005)),
+            "One depth for all, 2, does as well to within 0.5 points of accuracy (-0.40 to +0.50 points).",
+            "One row of weights for all does as well",
         ),
         (
             against(shared=(-0.01, 0.01)) | {"metric": "R2"},
-            "One row of weights for all does as well to within 0.01 of R2 on the test rows.",
-            "One depth for all",
+            "One row of weights for all does as well to within 0.01 of R2",
+            "One depth for all, 2, does as well",
         ),
-        ({"intervals": WIDE}, "All 6 weights cannot be told from equal weights", "None of"),
-        ({}, "None of the 6 weights cannot be told from equal weights", "All 6"),
-        ({"intervals": None}, "better than uniform", "hatched"),
         (
-            {"intervals": dataclasses.replace(NARROW, uniform_as_good=np.array([True, False]))},
-            "within it for 1 of 2 rows",
-            "all 2",
+            against(shared=(-0.01, 0.01)),
+            "Not shown: that one row of weights for all does as well",
+            "One row of weights for all does as well",
         ),
-        ({"kept_uniform": np.array([True, False])}, "1 of 2 rows of Omega stayed uniform", "--"),
+        ({}, "Equal weights are rejected for 1 of 2 rows of Omega (level 5 %, on 240 rows).", "all 2"),
+        ({}, "Needed: depth 1 for row cat. All others could be absent.", "dog"),
+        ({}, "These cannot be told apart and were tested together: depth 2 and depth 3.", "no two depths"),
+        (
+            {"table": dataclasses.replace(TABLE, cluster_p_value=np.ones((2, 2)))},
+            "No depth is shown to be needed: each could be absent (level 5 % in a row).",
+            "Needed",
+        ),
+        (
+            {"table": dataclasses.replace(TABLE, clusters=[[0, 1, 2]], cluster_p_value=np.zeros((2, 1)))},
+            "no two depths can be told apart",
+            "Needed",
+        ),
+        ({"table": None}, "The weights were not tested.", "Needed"),
+        ({"kept_uniform": np.array([True, False])}, "1 of 2 rows of Omega kept equal weights", "--"),
+        ({}, "50 % of the weights are exactly zero; the same search leaves 60 % at zero where", "not measured."),
+        ({"zeros": (0.5, None)}, "How many would be zero under equal weights was not measured.", "the same search"),
         ({"omega_std": None}, "`resamples=10` measures it", "varies"),
         ({"omega_std": np.array([[0.1, 0.25]])}, "varies by up to 0.25", "resamples=10"),
         ({"learned": False}, "nothing was learned", "One depth"),
@@ -69,9 +84,9 @@ def against(**intervals):
         ),
         ({"kernel": "increment", "indefinite": [3]}, "Increment 3 has negative eigenvalues", "Increments"),
         ({"kernel": "increment"}, "The 3 increments' kernels span 2 dimensions", "layer"),
-        ({"kernel": "increment"} | against(best_single_depth=(-0.01, 0)), "One depth for all, 2,", "One increment"),
-        ({"kernel": "layer"} | against(best_single_depth=(-0.01, 0)), "One layer for all, 2,", "depth"),
-        ({"kernel": "kernel"} | against(best_single_depth=(-0.01, 0)), "One kernel for all, 2,", "depth"),
+        ({"kernel": "increment"} | against(best_single_depth=(-0.004, 0)), "One depth for all, 2,", "One increment"),
+        ({"kernel": "layer"} | against(best_single_depth=(-0.004, 0)), "One layer for all, 2,", "One depth"),
+        ({"kernel": "kernel"} | against(best_single_depth=(-0.004, 0)), "One kernel for all, 2,", "One depth"),
         ({"kernel": "kernel"}, "The 3 kernels span 2 dimensions", "kernels' kernels"),
     ],
 )
@@ -80,13 +95,18 @@ def test_the_verdict_says_what_the_evidence_holds(change, said, not_said):
     assert said in text
     assert not_said not in text
     assert "does not matter" not in text  # a test that does not reject shows no equality
+    assert all(line for line in text.splitlines())
 
 
-@pytest.mark.parametrize("low", [-0.05, -0.001, 0.0, 0.001])
+@pytest.mark.parametrize("low", [-0.05, -0.005, -0.001, 0.0, 0.001])
 @pytest.mark.parametrize("name", ["shared", "best_single_depth"])
-def test_a_simpler_model_does_as_well_only_where_its_loss_is_within_the_margin(name, low):
-    """An interval that reaches below zero alone, as [-0.001, +0.08], is no such thing."""
-    for high in (0.08, NON_INFERIORITY_MARGIN + 1e-6, NON_INFERIORITY_MARGIN, 0.002):
-        text = verdict(dataclasses.replace(EVIDENCE, **against(**{name: (low, high)})))
-        assert ("does as well" in text) == (high <= NON_INFERIORITY_MARGIN)
+@pytest.mark.parametrize("metric", ["accuracy", "R2"])
+def test_a_simpler_model_does_as_well_only_where_the_whole_interval_is_within_the_margin(name, low, metric):
+    """An interval that holds zero is no such thing."""
+    margin = MARGINS[metric]
+    for high in (0.08, margin + 1e-6, margin, 0.002):
+        text = verdict(dataclasses.replace(EVIDENCE, metric=metric, **against(**{name: (low, high)})))
+        shown = "all does as well" in text or "all, 2, does as well" in text
+        claimed = shown and "Not shown: that one" not in text
+        assert claimed == (low >= -margin and high <= margin)
     assert "does as well" not in verdict(dataclasses.replace(EVIDENCE, **against(**{name: (None, None)})))

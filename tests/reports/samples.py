@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nftk_jax.inference.table import InferenceTable
+
 Metrics = dict[str, Any]
 
 
@@ -70,9 +72,9 @@ def make_metrics(
             "gram_rank": int(np.sum(eigenvalues > 1e-3 * eigenvalues[0])),
             "gram_condition": float(eigenvalues[0] / eigenvalues[-1]),
             "omega_std": (0.1 * rng.uniform(size=omega.shape)).tolist(),
-            "verdict": "The depths' kernels are nearly collinear, and weights learned on shuffled labels do as well: "
-            "read Omega as one of many sets of weights with this accuracy, not as the network's use of its layers.",
+            "verdict": "The depths' kernels are nearly collinear.\nEqual weights are rejected for no row of Omega.",
         },
+        "inference": None if weights == "uniform" else _inference(np.random.default_rng(seed), omega),
         "certificate": {
             "solver": "cholesky",
             "iterations": 0,
@@ -97,6 +99,30 @@ def make_metrics(
     else:
         metrics |= {"test_accuracy": 0.9712, "test_accuracy_interval": [0.9662, 0.9755]}
     return metrics
+
+
+def _inference(rng: np.random.Generator, omega: np.ndarray, labels: list[str] | None = None) -> Metrics:
+    """Tests of the first kernel by itself, and of all others as a cluster."""
+    clusters = [[0], list(range(1, omega.shape[1]))][: omega.shape[1]]
+    share = np.stack([omega[:, members].sum(axis=1) for members in clusters], axis=1)
+    share /= share.sum(axis=1, keepdims=True)
+    p = rng.uniform(size=share.shape) ** 4
+    table = InferenceTable(
+        tuple(labels or (f"depth {i + 1}" for i in range(omega.shape[1]))),
+        tuple(map(str, range(len(omega)))),
+        (),
+        clusters,
+        500,
+        0.05,
+        "holm",
+        rng.uniform(size=len(omega)),
+        np.ones(len(omega)),
+        share,
+        p,
+        np.stack([0.5 * share, 1 - 0.5 * (1 - share)], axis=2),
+        np.ones((len(omega), 0)),
+    )
+    return table.to_dict()
 
 
 def _baselines(ours: float, key: str, depth: int) -> Metrics:
@@ -200,7 +226,8 @@ def weighing(labels: list[str], n_classes: int, kernel_name: str = "kernel", **o
     """Sample metrics whose columns of Omega have these labels."""
     metrics = make_metrics(n_classes, len(labels), **options)
     kernels = [{"label": label, "group": "", "kind": "function", "depth": None} for label in labels]
-    return metrics | {"kernel_name": kernel_name, "kernels": kernels}
+    found = _inference(np.random.default_rng(0), np.array(metrics["omega"]), labels)
+    return metrics | {"kernel_name": kernel_name, "kernels": kernels, "inference": found}
 
 
 def contributing(metrics: Metrics, groups: dict[str, list[int]] | None = None, *, seed: int = 1) -> Metrics:
@@ -245,6 +272,8 @@ def grouped(groups: dict[str, list[int]], depths: list[int], n_classes: int, **o
         for group in groups
         for depth in depths
     ]
+    labels = [kernel["label"] for kernel in metrics["kernels"]]
+    metrics["inference"] = _inference(np.random.default_rng(0), np.array(metrics["omega"]), labels)
     metrics["dataset"]["n_features"] = 1 + max(max(columns) for columns in groups.values())
     if options.get("task") == "regression" and n_classes > 1:
         metrics["dataset"]["class_names"] = [f"voxel {c}" for c in range(n_classes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 
 from nftk_jax.reports.fit_figures import (
@@ -61,19 +62,19 @@ def test_a_zero_cell_is_white_and_the_smallest_weight_is_not(six_classes):
     assert np.abs(colours[0, 1, :3] - 1.0).max() > 0.5
 
 
-def hatches(figure):
-    return [found for found in axes_of(figure, "omega_n").collections if found.get_hatch()]
+def frames(figure):
+    return [found for found in axes_of(figure, "omega_n").collections if isinstance(found, PatchCollection)]
 
 
-def test_cells_that_say_nothing_are_hatched(six_classes):
-    greyed = np.zeros((6, 3), bool)
-    greyed[[0, 4], [2, 1]] = True
-    assert not hatches(draw_omega(six_classes))
-    six_classes["identifiability"]["indistinguishable"] = greyed.tolist()
+def test_cells_that_are_needed_are_framed(six_classes):
+    needed = np.zeros((6, 3), bool)
+    needed[[0, 4], [2, 1]] = True
+    assert not frames(draw_omega(six_classes | {"inference": None}))
+    six_classes["inference"]["needed"] = needed.tolist()
     figure = draw_omega(six_classes)
     figure.canvas.draw()
-    (hatched,) = hatches(figure)
-    centres = {tuple(path.get_extents().get_points().mean(axis=0)) for path in hatched.get_paths()}
+    (framed,) = frames(figure)
+    centres = {tuple(path.get_extents().get_points().mean(axis=0).round(6)) for path in framed.get_paths()}
     assert centres == {(2.0, 0.0), (1.0, 4.0)}
 
 
@@ -190,7 +191,7 @@ def test_identifiability_draws_alignment_and_relative_eigenvalues(ten_classes):
 def test_save_writes_a_png_for_every_figure(six_classes, tmp_path):
     six_classes["search"] = None
     paths = save_figures(six_classes, tmp_path / "figures")
-    assert set(paths) == {"omega", "baselines", "identifiability"}
+    assert set(paths) == {"omega", "inference", "baselines", "identifiability"}
     assert all(path.suffix == ".png" and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths.values())
 
 

@@ -1,0 +1,262 @@
+"""How often the tests and intervals of Omega are wrong: a Monte Carlo study on targets whose weights are known.
+
+    python experiments/error_rates.py [--sizes 100 300 600] [--designs 10] [--targets 20] [--fast] [--docs]
+
+Targets are drawn from a Gaussian process whose kernel is a known sum of the kernels that are tested, plus noise. The
+kernels are NTKs of depths 1 to 10 on all features ("depths", nearly collinear) or depth-2 NTKs of five disjoint pairs
+of features ("groups", well separated). Classes come from such targets by a threshold, or by the largest of five. Every
+cell of the study is written to the results as soon as it is done, and a finished one is not run again with the same
+flags. Standard errors are of the means over designs, since targets of one design share their kernels. `--docs` writes
+the tables of docs/error-rates.md and the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import store
+
+from nftk_jax import MLP, RBF, combined_kernel
+from nftk_jax.inference.table import Inference, InferenceTable
+from nftk_jax.kernels.kernel import KernelLabel
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.reports import figures
+
+TRUTHS = ("noise", "uniform", "two", "one")
+OUTPUTS = ("normal", "t3", "two classes", "1:20", "five classes", "rbf")
+LEVEL = 0.05
+N_FEATURES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One setting of the study.
+
+    Attributes:
+      family: "depths" or "groups".
+      truth: which kernels the targets need: none, all alike, the first and third, or the first.
+      snr: variance of the signal over that of the noise.
+      output: noise of real targets, normal or of Student's t with 3 degrees of freedom; classes; or "rbf", real targets
+        drawn from RBF kernels of the same features, which are none of those tested.
+      n: rows.
+    """
+
+    family: str
+    truth: str
+    snr: float
+    output: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.truth}, snr {self.snr:g}, {self.output}, n {self.n}"
+
+
+def cells(sizes: list[int]) -> Iterator[Cell]:
+    """Every setting, the smallest first."""
+    for n, family, truth in itertools.product(sizes, ("groups", "depths"), TRUTHS):
+        for snr in (0.0,) if truth == "noise" else (1.0, 10.0):
+            yield Cell(family, truth, snr, "normal", n)
+    for n, output, truth in itertools.product(sizes, OUTPUTS[1:], TRUTHS):
+        yield Cell("groups", truth, 0.0 if truth == "noise" else 10.0, output, n)
+
+
+def run_cell(cell: Cell, designs: int, targets: int) -> dict[str, Any]:
+    """Means and standard errors of the rates, by name."""
+    rates = [_run_design(cell, targets, np.random.default_rng([number, cell.n])) for number in range(designs)]
+    names = dict.fromkeys(name for rate in rates for name in rate)
+    found = {}
+    for name in names:
+        values = np.array([rate[name] for rate in rates if name in rate])
+        found[name] = {"mean": float(values.mean()), "error": float(values.std(ddof=1) / np.sqrt(len(values)))}
+    return found
+
+
+def _run_design(cell: Cell, targets: int, rng: np.random.Generator) -> dict[str, float]:
+    x = rng.standard_normal((cell.n, N_FEATURES))
+    k, labels = _kernels(cell.family, x)
+    omega = _truth(cell.truth, len(k))
+    drawn_from = np.tensordot(omega, _rbf(x) if cell.output == "rbf" else k, 1)
+    y = _draw(drawn_from, cell, targets, rng)
+    intervals = cell.output == "normal"
+    table = Inference(k, y, labels, rng=rng).run([str(one) for one in range(y.shape[1])], intervals=intervals)
+    return _rate(table, omega, cell)
+
+
+def _kernels(family: str, x: np.ndarray) -> tuple[np.ndarray, list[KernelLabel]]:
+    """Kernels of unit mean diagonal, shape (L, n, n), and their labels."""
+    with enable_x64():
+        if family == "depths":
+            k = np.asarray(combined_kernel(MLP(10), np.eye(10), x))
+            labels = [KernelLabel("ntk", depth) for depth in range(1, 11)]
+        else:
+            pairs = [x[:, start : start + 2] for start in range(0, N_FEATURES, 2)]
+            k = np.concatenate([np.asarray(combined_kernel(MLP(2), np.array([[0.0, 1.0]]), pair)) for pair in pairs])
+            labels = [KernelLabel("ntk", 2, group) for group in "abcde"]
+    return k / np.einsum("lii->l", k)[:, None, None] * len(x), labels
+
+
+def _rbf(x: np.ndarray) -> np.ndarray:
+    """An RBF kernel of every pair of features."""
+    with enable_x64():
+        pairs = [x[:, start : start + 2] for start in range(0, N_FEATURES, 2)]
+        return np.concatenate([np.asarray(combined_kernel(RBF(width=1.5), np.ones((1, 1)), pair)) for pair in pairs])
+
+
+def _truth(name: str, n_kernels: int) -> np.ndarray:
+    omega = np.zeros(n_kernels)
+    used = {"noise": [0], "uniform": list(range(n_kernels)), "two": [0, 2], "one": [0]}[name]
+    omega[used] = 1 / len(used)
+    return omega
+
+
+def _draw(k: np.ndarray, cell: Cell, targets: int, rng: np.random.Generator) -> np.ndarray:
+    """Targets or labels, shape (n, C)."""
+    lower = np.linalg.cholesky(k + 1e-9 * np.trace(k) / len(k) * np.eye(len(k)))
+
+    def latent() -> np.ndarray:
+        noise = rng.standard_t(3, (cell.n, targets)) / np.sqrt(3) if cell.output == "t3" else None
+        noise = rng.standard_normal((cell.n, targets)) if noise is None else noise
+        return np.sqrt(cell.snr) * (lower @ rng.standard_normal((cell.n, targets))) + noise
+
+    if cell.output == "five classes":  # one class against the rest
+        return (np.stack([latent() for _ in range(5)]).argmax(axis=0) == 0).astype(float)
+    y = latent()
+    share = {"two classes": 0.5, "1:20": 0.95}.get(cell.output)
+    return y if share is None else (y > np.quantile(y, share, axis=0)).astype(float)
+
+
+def _rate(table: InferenceTable, omega: np.ndarray, cell: Cell) -> dict[str, float]:
+    """Rates over the targets of one design."""
+    share = np.array([omega[members].sum() for members in table.clusters])
+    true = share > 0 if cell.snr > 0 else np.zeros(len(share), bool)
+    needed, found = table.cluster_needed, {"clusters": float(len(share))}
+    if cell.truth in ("noise", "uniform"):
+        found["uniform rejected, wrongly"] = float((table.p_uniform <= LEVEL).mean())
+    else:
+        found["uniform rejected, rightly"] = float((table.p_uniform <= LEVEL).mean())
+    if not true.all():
+        found["needed, wrongly"] = float(needed[:, ~true].any(axis=1).mean())
+    if true.any():
+        found["needed, rightly"] = float(needed[:, true].mean())
+    if cell.snr > 0 and cell.output == "normal" and len(share) > 1:
+        low, high = table.cluster_interval[:, :, 0], table.cluster_interval[:, :, 1]
+        covered = (low <= share + 1e-9) & (share <= high + 1e-9)
+        found["row covered"] = float(covered.all(axis=1).mean())
+        found["weight covered"] = float(covered.mean())
+        found["width"] = float((high - low).mean())
+    return found
+
+
+#: Columns of the tables: what a rate is called there, and its nominal value.
+COLUMNS = {
+    "uniform rejected, wrongly": "equal weights rejected though true",
+    "needed, wrongly": "a needless kernel called needed",
+    "uniform rejected, rightly": "equal weights rejected, rightly",
+    "needed, rightly": "needed kernels found",
+    "row covered": "all intervals of a row cover",
+    "weight covered": "single intervals cover",
+    "width": "mean width",
+}
+
+
+def tabulate(results: dict[str, Any]) -> str:
+    """A Markdown table of all cells, in percent, standard errors in brackets; widths as they are."""
+    lines = ["| kernels, truth, SNR, targets, n | " + " | ".join(COLUMNS.values()) + " |", "|---" * 8 + "|"]
+    for entry in sorted(results.values(), key=lambda one: list(one["cell"].values())):
+        cell, rates = Cell(**entry["cell"]), entry["rates"]
+        found = []
+        for name in COLUMNS:
+            if name not in rates:
+                found.append("")
+            elif name == "width":
+                found.append(f"{rates[name]['mean']:.2f}")
+            else:
+                found.append(f"{100 * rates[name]['mean']:.1f} ({100 * rates[name]['error']:.1f})")
+        lines.append(
+            f"| {cell.family}, {cell.truth}, {cell.snr:g}, {cell.output}, {cell.n} | " + " | ".join(found) + " |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any]) -> figures.Figure:
+    """Errors, power, coverage and widths against n, for real targets with normal noise."""
+    figure = figures.new_figure(3.4)
+    axes = figure.subplots(1, 4)
+    panels = {
+        "needed, wrongly": "a needless kernel is called needed",
+        "needed, rightly": "a needed kernel is found",
+        "row covered": "all intervals of a row cover",
+        "width": "mean width of an interval",
+    }
+    colours = {
+        ("groups", 1.0): "#0072b2",
+        ("groups", 10.0): "#56b4e9",
+        ("depths", 1.0): "#d55e00",
+        ("depths", 10.0): "#e69f00",
+    }
+    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+        for (family, snr), colour in colours.items():
+            points: dict[int, list[float]] = {}
+            for entry in results.values():
+                cell = Cell(**entry["cell"])
+                if (cell.family, cell.snr, cell.output) == (family, snr, "normal") and name in entry["rates"]:
+                    points.setdefault(cell.n, []).append(entry["rates"][name]["mean"])
+            sizes = sorted(points)
+            if sizes:
+                ax.plot(
+                    sizes,
+                    [np.mean(points[n]) for n in sizes],
+                    "o-",
+                    color=colour,
+                    markersize=3,
+                    label=f"{family}, SNR {snr:g}",
+                )
+        nominal = {"needed, wrongly": LEVEL, "row covered": 1 - LEVEL}.get(name)
+        if nominal is not None:
+            ax.axhline(nominal, color="#888888", linewidth=0.8, linestyle="--")
+        ax.set_xscale("log")
+        ax.set_ylim(0.0, {"needed, wrongly": 0.2}.get(name, 1.02))
+        figures.set_title(ax, title, "")
+        figures.name_axes(ax, "", "rows", "")
+        ax.set_xticks([100, 300, 600], ["100", "300", "600"])
+        ax.minorticks_off()
+        ax.spines[["right", "top"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Error rates of the tests and intervals of Omega.")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 600])
+    parser.add_argument("--designs", type=int, default=10)
+    parser.add_argument("--targets", type=int, default=20)
+    parser.add_argument("--fast", action="store_true", help="n = 100, few draws")
+    parser.add_argument("--results", type=Path, default=Path("experiments/results/error_rates.json"))
+    parser.add_argument("--docs", action="store_true", help="write the tables and the figure of the docs")
+    options = parser.parse_args(arguments)
+    sizes, designs, targets = options.sizes, options.designs, options.targets
+    if options.fast:
+        sizes, designs, targets = [100], 4, 10
+    for cell in cells(sizes):
+        flags = {"designs": designs, "targets": targets}
+        if store.read(options.results).get(str(cell), {}).get("flags") == flags:
+            continue
+        rates = run_cell(cell, designs, targets)
+        store.write(options.results, str(cell), {"cell": dataclasses.asdict(cell), "flags": flags, "rates": rates})
+        print(f"{cell}: " + ", ".join(f"{name} {rate['mean']:.3f}" for name, rate in rates.items()), flush=True)
+    if options.docs:
+        results, page = store.read(options.results), Path("docs/error-rates.md")
+        text = page.read_text()
+        start, end = text.index("<!-- rates -->") + len("<!-- rates -->"), text.index("<!-- end of rates -->")
+        page.write_text(f"{text[:start]}\n\n{tabulate(results)}\n\n{text[end:]}")
+        draw(results).savefig("docs/images/error-rates.png", dpi=figures.DPI, facecolor="white")
+
+
+if __name__ == "__main__":
+    main()

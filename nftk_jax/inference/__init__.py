@@ -1,0 +1,1 @@
+"""Which kernels a target needs: tests and intervals of its variance components."""

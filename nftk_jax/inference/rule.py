@@ -1,0 +1,54 @@
+"""The rule of the search: equal weights stay unless a test rejects them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from nftk_jax.inference.likelihood import Sample
+from nftk_jax.inference.table import INFERENCE_ROWS
+from nftk_jax.inference.uniform import UniformFit
+from nftk_jax.mkl.objectives import OBJECTIVES
+from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.search import Weights
+from nftk_jax.preprocessing.sampling import spread_rows
+from nftk_jax.settings import SearchSettings
+
+
+def prefer_uniform(
+    problem: SearchProblem, found: Weights, start: np.ndarray, settings: SearchSettings, seed: int
+) -> tuple[Weights, np.ndarray | None]:
+    """Give classes whose equal weights no test rejects these weights back, where the settings ask for that.
+
+    The search chooses weights on the very rows that it judges them on, so that something is always gained there. The
+    test asks whether equal weights would show as much, see `nftk_jax.inference.uniform`. The rule is one of the
+    simplex, of weights per class, and of objectives that hold rows out.
+
+    Args:
+      problem: kernels and encoded targets of the search rows, of which at most `INFERENCE_ROWS` are used.
+      found: what the search learned.
+      start: the ridges that the search was given, shape (C,), which such classes get back too.
+      settings: of the search.
+      seed: of the draws.
+
+    Returns:
+      The weights to go on with, and which classes have stayed uniform, shape (C,); None where the rule does not apply.
+    """
+    of_class = (settings.constraint, settings.weights) == ("simplex", "per-class")
+    if settings.uniform_level == 1 or not (of_class and OBJECTIVES[settings.objective].holds_out_rows):
+        return found, None
+    p = uniform_p_values(problem, seed)
+    kept = (p > settings.uniform_level) | (found.omega == uniform_omega(1, problem.depth)).all(axis=1)
+    omega = np.where(kept[:, None], uniform_omega(1, problem.depth), found.omega)
+    return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), kept
+
+
+def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:
+    """P-values of "all weights are equal" on some of a problem's rows, shape (C,)."""
+    part = problem.rows(spread_rows(len(problem.y), INFERENCE_ROWS))
+    weight = None if part.weight is None else part.weight / part.unit
+    with threadpool_limits(1):  # see `Inference.run`
+        sample = Sample.from_rows(np.asarray(part.k), np.asarray(part.y), weight)
+        return UniformFit(sample).p_values(np.random.default_rng(seed))
