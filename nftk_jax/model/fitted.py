@@ -168,15 +168,15 @@ class NFTKModel:
         return self.classes[np.argmax(scores if self.calibration is None else self.logits(scores), axis=1)]
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities of the classes, the softmax of `logits`, of the shape of the scores, (..., C).
+        """Probabilities of the classes, the softmax of `logits`, shape (m, C).
 
         Raises:
           ValueError: the model is one for regression.
         """
-        return scipy.special.softmax(self.logits(scores), axis=-1)
+        return scipy.special.softmax(self.logits(scores), axis=1)
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
-        """Logarithms of the probabilities up to a constant of the row, of the shape of the scores, (..., C).
+        """Logarithms of the probabilities up to a constant of the row, shape (m, C).
 
         Raises:
           ValueError: the model is one for regression.
@@ -248,9 +248,10 @@ class NFTKModel:
         which the target was not missing. The noise of a new target, `noise_std`, is not included. The prior covariance
         is k_c, the learned kernel ("ntk", whose posterior mean is exactly the prediction), or the NNGP kernel with the
         same weights ("nngp": the spread of the same networks at random initialisation, of which only the readouts'
-        posterior is taken; smaller than the NTK). The difference cancels at small ridges, so that it is computed in
-        float64 whatever the model's own precision. Factors of the training kernels stay in memory for further calls, up
-        to 1 GiB; neither files nor pickles hold them.
+        posterior is taken). "nngp" is smaller and no error bar: docs/reliability.md has the coverage of both. The
+        difference cancels at small ridges, so that it is computed in float64 whatever the model's own precision.
+        Factors of the training kernels stay in memory for further calls, up to 1 GiB; neither files nor pickles hold
+        them.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -270,8 +271,7 @@ class NFTKModel:
             diagonals = kernel.diagonals(z) / self.scale[:, None]
             check_finite(x, diagonals.T)
             for system in self.systems(covariance):
-                left = system.omega[0] @ diagonals - system.explained(z)
-                variance[:, system.outputs] = left[:, None]
+                variance[:, system.outputs] = (system.omega[0] @ diagonals - system.explained(z))[:, None]
         check_finite(x, variance)
         return np.sqrt(np.maximum(variance, 0.0) * self.prior_variance) * self.target_scale
 

@@ -25,9 +25,6 @@ from nftk_jax.solvers.plan import GIB, available_memory
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel
 
-#: Bytes of the changes of all scores that sets of labels are made of, at a time.
-_BLOCK_BYTES = 2**28
-
 
 @enable_x64()
 def left_out_scores(model: NFTKModel) -> tuple[np.ndarray, np.ndarray]:
@@ -122,22 +119,18 @@ def jackknife_intervals(model: NFTKModel, x: Any, level: float) -> np.ndarray:
 def label_sets(model: NFTKModel, x: Any, level: float) -> np.ndarray:
     """Which labels a new row may have, shape (m, C), bool.
 
-    A row conforms to a label by its calibrated probability. A label is in the set unless the share of training rows
-    that conform better to their own labels, each by the model without it, than the new row to this one is the level
-    or more.
+    A row conforms to a label by its score f_c, which estimates the probability of the label and, unlike the calibrated
+    probabilities, was not fitted to the label of a row that is left out. A label is in the set unless the share of the
+    training rows that conform better to their own labels, each by the model without it, is the level or more.
     """
     _check_level(level)
     targets, scores = left_out_scores(model)
     share = _row_shares(model, np.arange(len(targets)), level)
     labels = np.argmax(targets + model.target_mean, axis=1)
-    own = model.probabilities(model.unscaled(scores))[np.arange(len(labels)), labels]
-    sets = np.zeros((len(x), len(model.omega)), bool)
-    size = max(1, _BLOCK_BYTES // (8 * targets.size))
-    for start in range(0, len(x), size):
-        block = x[start : start + size]
-        left = model.decision_function(block)[:, None] + influences(model, block)
-        conforms = model.probabilities(left)
-        sets[start : start + size] = np.einsum("n,mnc->mc", share, own[:, None] > conforms) < level - 1e-12
+    own = model.unscaled(scores)[np.arange(len(labels)), labels]
+    found, sets = model.decision_function(x), np.zeros((len(x), len(model.omega)), bool)
+    for there, _, output, change in _changes(model, x):
+        sets[there, output] = (own > found[there, output, None] + change) @ share < level - 1e-12
     return sets
 
 

@@ -1,8 +1,8 @@
 r"""The systems that a model has solved, factored again in float64: deviations and left-out predictions need A^{-1}.
 
 A = K + lambda W^{-1} is the system of an output c, on the rows X in which its target was not missing. Outputs of one
-Omega, ridge and set of rows share it. Its Cholesky factor L gives what explains a new row's variance,
-:math:`k' A^{-1} k = |L^{-1} k|^2` with k = k(X, x), and :math:`(A^{-1})_{ii} = |L^{-1} e_i|^2`.
+Omega, ridge and set of rows share it. Its Cholesky factor L gives :math:`k' A^{-1} k = |L^{-1} k|^2` with k = k(X, x),
+and :math:`(A^{-1})_{ii} = |L^{-1} e_i|^2`.
 """
 
 from __future__ import annotations
