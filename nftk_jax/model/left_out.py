@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.preprocessing.scaling import check_finite
 from nftk_jax.settings import check_count, check_number, shown
 from nftk_jax.solvers.plan import GIB, available_memory
 
@@ -92,6 +93,7 @@ def joint_influence(model: NFTKModel, x: Any, rows: Any) -> np.ndarray:
             less = system.without(members, system.coefficients(model.dual_coef))
             for there, cross in system.crosses(queries):
                 changes[there, system.outputs] = (cross.T @ less) * model.target_scale[system.outputs]
+                check_finite(x[there], changes[there])
     return changes
 
 
@@ -148,6 +150,7 @@ def _changes(model: NFTKModel, x: Any) -> Iterator[tuple[slice, np.ndarray, int,
         n, ratio = len(system.rows), system.coefficients(model.dual_coef) / system.inverse_diagonal[:, None]
         for there, cross in system.crosses(queries):
             solved = system.solve(cross)[:n].T
+            check_finite(x[there], solved)
             for output, factor in zip(system.outputs.tolist(), ratio.T, strict=True):
                 yield there, system.rows, output, solved * (-model.target_scale[output] * factor)
 

@@ -219,6 +219,20 @@ def test_what_is_no_number_of_rows_is_refused_in_one_line(given, message, data):
     assert "\n" not in str(caught.value)
 
 
+def test_rows_too_far_away_are_refused_and_give_no_nan(data):
+    estimator = fit("one kernel", data)
+    far = data[2] * np.where(np.arange(7) == 5, 1e300, 1)[:, None]
+    for call in (
+        estimator.influence,
+        lambda x: estimator.influence(x, top=1),
+        lambda x: estimator.influence(x, rows=[1]),
+    ):
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match="on the scale of the training inputs"):
+            call(far)
+        with pytest.raises(ValueError, match="NaN"):
+            call(np.full((1, 3), np.nan))
+
+
 def test_landmarks_alone_have_no_left_out_predictions(data):
     model = NFTKRegressor(depth=1, solver="nystroem", landmarks=10, ridge=0.1).fit(*data[:2])
     for call in (
