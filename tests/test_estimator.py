@@ -398,7 +398,9 @@ def test_a_family_has_posterior_deviations_under_its_own_kernel_alone(grams, rng
     model = NFTKRegressor(kernel=grams, ridge=1e-3).fit(rows[:40], y)
     k = sum(weight * function.args[0] for weight, function in zip(model.kernel_omega_[0], grams.functions, strict=True))
     a, y = k[:40, :40] + 1e-3 * np.eye(40), y - y.mean()
-    variance = np.diag(k[40:, 40:] - k[40:, :40] @ np.linalg.solve(a, k[:40, 40:])) * (y @ np.linalg.solve(a, y) / 40)
+    smooth = np.linalg.solve(a, k[:40, 40:])
+    c = smooth + (1 - smooth.sum(axis=0)) / 40
+    variance = np.diag(k[40:, 40:] - 2 * c.T @ k[:40, 40:] + c.T @ a @ c) * (y @ np.linalg.solve(a, y) / 40)
     deviation = model.predict(rows[40:], return_std=True)[1]
     np.testing.assert_allclose(deviation, np.sqrt(variance), rtol=1e-6)
     with pytest.raises(ValueError, match="has no NNGP kernel"):

@@ -37,7 +37,10 @@ def test_a_linear_network_is_the_gaussian_process_of_the_dot_product(data):
     # the kernel's series in the angle is exact to some 1e-10 of the diagonal
     np.testing.assert_allclose(mean, expected_mean * scale + y.mean(), atol=1e-7)
     np.testing.assert_allclose(model.model_.prior_variance, size, rtol=1e-5)  # where their search of it ends
-    np.testing.assert_allclose(std, np.sqrt(expected_std**2 - 0.1 * size) * scale, rtol=1e-5)
+    k = (x @ x_new.T) / (x**2).sum(axis=1).mean()
+    a = (x @ x.T) / (x**2).sum(axis=1).mean() + 0.1 * np.eye(40)
+    centring = (1 - np.linalg.solve(a, k).sum(axis=0)) ** 2 * a.mean()  # they take the mean of y for the process's
+    np.testing.assert_allclose(std, np.sqrt(expected_std**2 + size * (centring - 0.1)) * scale, rtol=1e-5)
     np.testing.assert_allclose(model.model_.noise_std, np.sqrt(0.1 * size) * scale, rtol=1e-5)
 
 
@@ -55,7 +58,10 @@ def test_weights_and_both_covariances_follow_the_formula(data, rng, covariance):
         own = np.asarray(combined_kernel(fitted.kernel, fitted.kernel_omega, both[:40]))[0]
     a, encoded = k[:40, :40] + np.diag(fitted.ridge[0] / weight), (y - fitted.target_mean) / fitted.target_scale
     size = encoded @ np.linalg.solve(own + np.diag(fitted.ridge[0] / weight), encoded) / 40
-    variance = np.diag(k[40:, 40:] - k[40:, :40] @ np.linalg.solve(a, k[:40, 40:]))
+    mean = weight / weight.sum()
+    smooth = np.linalg.solve(a, k[:40, 40:])
+    c = smooth + np.outer(mean, 1 - smooth.sum(axis=0))  # the prediction is c'y
+    variance = np.diag(k[40:, 40:] - 2 * c.T @ k[:40, 40:] + c.T @ a @ c)
     np.testing.assert_allclose(std, np.sqrt(size * variance) * fitted.target_scale[0], rtol=1e-8)
 
 

@@ -242,16 +242,16 @@ class NFTKModel:
         r"""Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets.
 
         .. math:: \sigma_c^2(x) = s_c \tau_c^2
-            \left(k_c(x, x) - k_c(x, X) (k_c(X, X) + \lambda_c W^{-1})^{-1} k_c(X, x)\right)
+            \left(k_c(x, x) - k_c(x, X) A_c^{-1} k_c(X, x) + (1 - 1' A_c^{-1} k_c(X, x))^2 m' A_c m\right)
 
-        with :math:`\tau_c` the scale of the target, s_c its `prior_variance`, W the sample weights, and X the rows in
-        which the target was not missing. The noise of a new target, `noise_std`, is not included. The prior covariance
-        is k_c, the learned kernel ("ntk", whose posterior mean is exactly the prediction), or the NNGP kernel with the
-        same weights ("nngp": the spread of the same networks at random initialisation, of which only the readouts'
-        posterior is taken). "nngp" is smaller and no error bar: docs/reliability.md has the coverage of both. The
-        difference cancels at small ridges, so that it is computed in float64 whatever the model's own precision.
-        Factors of the training kernels stay in memory for further calls, up to 1 GiB; neither files nor pickles hold
-        them.
+        with :math:`A_c = k_c(X, X) + \lambda_c W^{-1}`, W the sample weights, :math:`\tau_c` the scale of the target,
+        s_c its `prior_variance`, and X the rows in which the target was not missing. The last term is what centring
+        adds: the mean of the targets, of shares m = w / sum(w), is not exactly that of the process. The noise of a new
+        target, `noise_std`, is not included. The prior covariance is k_c, the learned kernel ("ntk", whose posterior
+        mean is exactly the prediction), or the NNGP kernel with the same weights ("nngp": the spread of the same
+        networks at random initialisation, of which only the readouts' posterior is taken). Differences cancel at small
+        ridges, so that they are computed in float64 whatever the model's own precision. Factors of the training kernels
+        stay in memory for further calls, up to 1 GiB; neither files nor pickles hold them.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -271,7 +271,7 @@ class NFTKModel:
             diagonals = kernel.diagonals(z) / self.scale[:, None]
             check_finite(x, diagonals.T)
             for system in self.systems(covariance):
-                variance[:, system.outputs] = (system.omega[0] @ diagonals - system.explained(z))[:, None]
+                variance[:, system.outputs] = (system.omega[0] @ diagonals + system.changed_variance(z))[:, None]
         check_finite(x, variance)
         return np.sqrt(np.maximum(variance, 0.0) * self.prior_variance) * self.target_scale
 

@@ -47,6 +47,7 @@ class System:
       rows: positions among the training rows of the n in which their targets are there.
       bound: the kernels on these rows, float64.
       omega: weights of the kernels, shape (1, L).
+      mean: the shares of these rows in the mean of the targets, shape (n,).
       lower: Cholesky factor, shape (padded, padded), float64; rows from n on are padding. On a CPU a NumPy array.
     """
 
@@ -54,6 +55,7 @@ class System:
     rows: np.ndarray
     bound: Rows
     omega: np.ndarray
+    mean: np.ndarray
     lower: jax.Array | np.ndarray
 
     @property
@@ -71,11 +73,16 @@ class System:
                 k = np.asarray(self.bound.padded_cross(self.omega, pad_rows(tile, TILE_ROWS))[0])[: len(tile)].T
             yield slice(start, start + len(tile)), k
 
-    def explained(self, x: np.ndarray) -> np.ndarray:
-        """k(x, X) A^(-1) k(X, x) of every new row, shape (m,)."""
-        found = np.empty(len(x))
+    def changed_variance(self, x: np.ndarray) -> np.ndarray:
+        """What the targets change of the variance of every new row, shape (m,): less by k' A^(-1) k, more by centring.
+
+        A prediction is linear in the targets, c'y with c = A^(-1) k + (1 - 1' A^(-1) k) m, whose sum is one. Under the
+        covariance A of y, and any mean, the variance of its error is k(x, x) - 2 c'k + c'A c.
+        """
+        found, spread = np.empty(len(x)), float(self.mean @ self.targets(self.mean[:, None])[:, 0])
+        ones = self.solve(pad_rows(np.ones((len(self.rows), 1)), len(self.lower)))[:, 0]
         for there, cross in self.crosses(x):
-            found[there] = (_solve_half(self.lower, cross) ** 2).sum(axis=0)
+            found[there] = (1 - ones @ cross) ** 2 * spread - (_solve_half(self.lower, cross) ** 2).sum(axis=0)
         return found
 
     def solve(self, y: np.ndarray) -> np.ndarray:
@@ -170,12 +177,12 @@ def _factor(model: NFTKModel, bound: Rows, outputs: np.ndarray, rows: np.ndarray
     size = padded_size(len(rows))
     _check_memory(len(rows), _MATRICES * 8 * size**2)
     own = bound if len(rows) == bound.n else bound.take(rows)
-    weight = None if model.weight is None else model.weight[rows]
-    weight = None if weight is None else pad_rows(weight, size, weight.max())
+    weight = np.ones(len(rows)) if model.weight is None else model.weight[rows]
+    mean, weight = weight / weight.sum(), pad_rows(weight, size, weight.max())
     omega = model.omega[outputs[:1]]
     gram = own.padded_gram(omega)[0]
     factor = factor_ridge(gram, ridge=float(model.ridge[outputs[0]]), jitter=True, weight=weight)
-    return System(outputs, rows, own, omega, factor.lower)
+    return System(outputs, rows, own, omega, mean, factor.lower)
 
 
 def _check_memory(n: int, needed: int) -> None:
