@@ -79,11 +79,16 @@ class System:
         A prediction is linear in the targets, c'y with c = A^(-1) k + (1 - 1' A^(-1) k) m, whose sum is one. Under the
         covariance A of y, and any mean, the variance of its error is k(x, x) - 2 c'k + c'A c.
         """
-        found, spread = np.empty(len(x)), float(self.mean @ self.targets(self.mean[:, None])[:, 0])
-        ones = self.solve(pad_rows(np.ones((len(self.rows), 1)), len(self.lower)))[:, 0]
+        found, (ones, spread) = np.empty(len(x)), self._centring
         for there, cross in self.crosses(x):
             found[there] = (1 - ones @ cross) ** 2 * spread - (_solve_half(self.lower, cross) ** 2).sum(axis=0)
         return found
+
+    @functools.cached_property
+    def _centring(self) -> tuple[np.ndarray, float]:
+        """A^(-1) 1, shape (padded,), and m'A m."""
+        ones = pad_rows(np.ones((len(self.rows), 1)), len(self.lower))
+        return self.solve(ones)[:, 0], float(self.mean @ self.targets(self.mean[:, None])[:, 0])
 
     def solve(self, y: np.ndarray) -> np.ndarray:
         """A^(-1) y, shape (padded, m) as y."""
