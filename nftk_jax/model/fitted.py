@@ -249,9 +249,9 @@ class NFTKModel:
         adds: the mean of the targets, of shares m = w / sum(w), is not exactly that of the process. The noise of a new
         target, `noise_std`, is not included. The prior covariance is k_c, the learned kernel ("ntk", whose posterior
         mean is exactly the prediction), or the NNGP kernel with the same weights ("nngp": the spread of the same
-        networks at random initialisation, of which only the readouts' posterior is taken). At a nominal 95 % the first
-        covered the function in 86 to 95 % of new rows in docs/reliability.md, the second in 36 to 77 %. Differences cancel
-        at small ridges, so that they are computed in float64 whatever the model's own precision. Factors of the
+        networks at random initialisation, of which only the readouts' posterior is taken). In docs/reliability.md the
+        first covers the function in 86 to 95 % of new rows, at a nominal 95, and the second in 36 to 77 %. Differences
+        cancel at small ridges, so that they are computed in float64 whatever the model's own precision. Factors of the
         training kernels stay in memory for further calls, up to 1 GiB; neither files nor pickles hold them.
 
         Args:

@@ -7,6 +7,7 @@ import pickle
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 from nftk_jax import KernelFamily, KernelStack, NFTKClassifier, NFTKRegressor, load_model
 from nftk_jax.kernels.combined import combined_kernel
@@ -124,6 +125,9 @@ def test_precomputed_kernels_are_given_as_numbers_or_as_a_stack(data):
     model = NFTKRegressor(kernel="precomputed").fit(whole[np.ix_(rows, rows)], y)
     numbers = NFTKRegressor(kernel=KernelFamily.precomputed(whole)).fit(rows[:, None], y)
     stack = whole[np.ix_(new, rows)]
+    np.testing.assert_allclose(
+        model.influence([scipy.sparse.csr_array(k) for k in stack.matrices]), model.influence(stack), atol=1e-12
+    )
     for call in (
         lambda m, q: m.influence(q),
         lambda m, q: m.influence(q, rows=[1, 2]),
