@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from nftk_jax.kernels.groups import group_kernel, read_groups
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import NFTKModel
+from nftk_jax.model.left_out import jackknife_intervals, label_sets
 from nftk_jax.parameters import PARAMETERS, Parameters
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight
@@ -107,6 +108,46 @@ class _NFTKEstimator(Parameters):
             sample_weight = read_weight(sample_weight, inputs)
         return self.model_.contributions(inputs, np.asarray(y), sample_weight)
 
+    @property
+    def loo_predictions_(self) -> np.ndarray:
+        """What the model without a training row says of it, shape (n, n_outputs), see `NFTKModel.loo_predictions`.
+
+        Scores of ``model_.decision_function``, for the training rows of positive weight, in their order. They are
+        computed when they are asked for.
+        """
+        check_is_fitted(self)
+        return self.model_.loo_predictions()
+
+    @overload
+    def influence(self, x: Any, *, top: None = None, rows: Any = None) -> np.ndarray: ...
+
+    @overload
+    def influence(self, x: Any, *, top: int, rows: None = None) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def influence(
+        self, x: Any, *, top: int | None = None, rows: Any = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """How much the scores of ``model_.decision_function`` would change without training rows, exactly.
+
+        At fixed Omega, ridge, scaling and centring, without a refit: see `NFTKModel.influence`.
+
+        Args:
+          x: inputs, shape (m, n_features).
+          top: keep the so many training rows of the largest changes, per row of `x` and output. None keeps all.
+          rows: positions of training rows, or a mask of them, that are removed together. Positions count the rows of
+            positive weight.
+
+        Returns:
+          Changes, shape (m, n, n_outputs); with `top` positions of training rows and their changes, both of shape
+          (m, top, n_outputs); with `rows` the changes without all of these, shape (m, n_outputs).
+
+        Raises:
+          ValueError: `top` or `rows` are out of range, or `solver="nystroem"` kept landmarks alone.
+          MemoryError: the result or the kernel of all training rows does not fit memory.
+        """
+        inputs = self._inputs(x)
+        return self.model_.influence(inputs, top=top, rows=rows)
+
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
     __doc__ = f"""Infinite-width NFT-K for classes: one-hot kernel ridge regression, one learned kernel per class.
@@ -169,6 +210,28 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
     def predict_log_proba(self, x: Any) -> np.ndarray:
         """Logarithms of `predict_proba`, shape (n_samples, n_classes)."""
         return np.log(np.maximum(self.predict_proba(x), np.finfo(np.float64).tiny))
+
+    def predict_set(self, x: Any, level: float = 0.95) -> np.ndarray:
+        """Sets of labels that hold a new row's label with probability `level` (jackknife+, Romano et al. 2020).
+
+        For exchangeable rows, and Omega, ridge, centring and calibration that were not learned from them, the
+        probability is 2 `level` - 1 at least, and about `level` in practice; docs/reliability.md has what was measured
+        with all of these learned. It is an average over rows of all classes. A set may be empty: the row then resembles
+        no class as much as the training rows resemble their own.
+
+        Args:
+          x: inputs, shape (m, n_features).
+          level: between 0 and 1; n training rows allow n / (n + 1) at most.
+
+        Returns:
+          Whether each label of `classes_` is in the set, shape (m, n_classes), bool.
+
+        Raises:
+          ValueError: `level` is out of range, or `solver="nystroem"` kept landmarks alone.
+          MemoryError: the kernel of all training rows does not fit memory.
+        """
+        inputs = self._inputs(x)
+        return label_sets(self.model_, inputs, level)
 
 
 class NFTKRegressor(RegressorMixin, _NFTKEstimator):
@@ -261,7 +324,7 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Returns:
           Targets, shape (n_samples,) or (n_samples, n_outputs), as `y` was given; with `return_std` a pair of these and
           the standard deviations, of the same shape. The deviation is that of the function; the noise of a new target
-          has variance ``ridge_ * model_.target_scale**2`` on top.
+          of weight one, with deviation ``model_.noise_std``, comes on top.
         """
         if split and return_std:
             raise ValueError("the parts of `split=True` have no standard deviation; leave out `return_std`")
@@ -271,3 +334,27 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
             return mean
         std = self.model_.posterior_std(self._inputs(x), covariance=covariance)
         return mean, std[:, 0] if self._single_output else std
+
+    def predict_interval(self, x: Any, level: float = 0.95) -> np.ndarray:
+        """Intervals that hold a new target with probability `level`, by the jackknife+ (Barber et al. 2021).
+
+        They are made of exact leave-one-out predictions and residuals, see `NFTKModel.influence`, and need no Gaussian
+        noise. For exchangeable rows, and Omega, ridge and centring that were not learned from them, the probability is
+        2 `level` - 1 at least, and about `level` in practice; docs/reliability.md has what was measured with all of
+        these learned. Rows count by their sample weights. The width changes little with x: for how much is known of
+        the function at x, see ``predict(x, return_std=True)``.
+
+        Args:
+          x: inputs, shape (m, n_features).
+          level: between 0 and 1; n training rows allow n / (n + 1) at most.
+
+        Returns:
+          Lower and upper ends, shape (m, 2) or (m, n_outputs, 2), as `y` was given.
+
+        Raises:
+          ValueError: `level` is out of range, or `solver="nystroem"` kept landmarks alone.
+          MemoryError: the kernel of all training rows does not fit memory.
+        """
+        inputs = self._inputs(x)
+        intervals = jackknife_intervals(self.model_, inputs, level)
+        return intervals[:, 0] if self._single_output else intervals

@@ -29,6 +29,7 @@ from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
+from nftk_jax.model.systems import likely_scale
 from nftk_jax.parts import Found, Part, PartJournal, TrainingRows, draw_search, merge_found, merge_solutions
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.targets import Targets, encode_targets, group_by_presence
@@ -202,20 +203,11 @@ def _learn(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned:
         settings.solve.inputs,
         solution.landmarks is not None,
         ~np.isnan(targets.y) if data.has_missing else None,
+        None if solution.landmarks is not None else likely_scale(targets.y, solution.dual_coef, data.weight),
     )
+    searched = done.parts, done.search_rows, found
     return Learned(
-        model,
-        data,
-        settings,
-        rows,
-        done.among,
-        targets,
-        done.parts,
-        done.search_rows,
-        found,
-        solution,
-        done.solver,
-        job.clock.seconds,
+        model, data, settings, rows, done.among, targets, *searched, solution, done.solver, job.clock.seconds
     )
 
 

@@ -56,7 +56,7 @@ PARAMETERS = """
         column's group, see `read_groups`. "prefixes" are the blocks of a ColumnTransformer. None is one of all columns.
       family: the former name of `kernel`.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
-        "evidence", "train" or "alignment".
+        "evidence", "gcv", "train" or "alignment".
       constraint: "simplex" or "orthant".
       penalty, penalty_norm: on Omega.
       weights: "per-class", "shared" or "uniform".

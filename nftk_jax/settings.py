@@ -19,7 +19,7 @@ KindName = Literal["ntk", "nngp"]
 InputsName = Literal["auto", "general", "sphere"]
 ScalingName = Literal["auto", "none", "images", "standardise"]
 #: The objectives, each a class of `nftk_jax.mkl.objectives` registered under its name.
-ObjectiveName = Literal["validation", "kfold", "loo", "evidence", "train", "alignment"]
+ObjectiveName = Literal["validation", "kfold", "loo", "evidence", "gcv", "train", "alignment"]
 ConstraintName = Literal["simplex", "orthant"]
 PenaltyNorm = Literal["l1", "l2"]
 WeightsName = Literal["per-class", "shared", "uniform"]
@@ -151,7 +151,8 @@ class SearchSettings:
 
     objective: ObjectiveName = "validation"
     """What Omega minimises: the error on held-out rows, of k-fold cross-validation or leave-one-out; the negative log
-    marginal likelihood; the regularised training loss of the paper's eq. 9; or 1 - centred kernel-target alignment."""
+    marginal likelihood; generalised cross-validation; the regularised training loss of the paper's eq. 9; or 1 -
+    centred kernel-target alignment."""
     constraint: ConstraintName = "simplex"
     """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
     penalty: float = 0.0

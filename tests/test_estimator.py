@@ -394,13 +394,15 @@ def test_precomputed_grams_are_cross_validated_by_row_numbers(blobs, grams):
 
 def test_a_family_has_posterior_deviations_under_its_own_kernel_alone(grams, rng):
     rows = np.arange(60)[:, None]
-    model = NFTKRegressor(kernel=grams, ridge=1e-3).fit(rows[:40], rng.normal(size=40))
+    y = rng.normal(size=40)
+    model = NFTKRegressor(kernel=grams, ridge=1e-3).fit(rows[:40], y)
     k = sum(weight * function.args[0] for weight, function in zip(model.kernel_omega_[0], grams.functions, strict=True))
-    explained = k[40:, :40] @ np.linalg.solve(k[:40, :40] + 1e-3 * np.eye(40), k[:40, 40:])
+    a, y = k[:40, :40] + 1e-3 * np.eye(40), y - y.mean()
+    smooth = np.linalg.solve(a, k[:40, 40:])
+    c = smooth + (1 - smooth.sum(axis=0)) / 40
+    variance = np.diag(k[40:, 40:] - 2 * c.T @ k[:40, 40:] + c.T @ a @ c) * (y @ np.linalg.solve(a, y) / 40)
     deviation = model.predict(rows[40:], return_std=True)[1]
-    np.testing.assert_allclose(
-        deviation, np.sqrt(np.diag(k[40:, 40:] - explained)) * model.model_.target_scale, rtol=1e-6
-    )
+    np.testing.assert_allclose(deviation, np.sqrt(variance), rtol=1e-6)
     with pytest.raises(ValueError, match="has no NNGP kernel"):
         model.predict(rows[40:], return_std=True, covariance="nngp")
 

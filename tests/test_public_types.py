@@ -42,6 +42,10 @@ def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
     assert_type(classifier.omega_, np.ndarray)
     assert_type(classifier.kernel_omega_, np.ndarray)
     assert_type(classifier.model_, NFTKModel)
+    assert_type(classifier.predict_set(X, level=0.8), np.ndarray)
+    assert_type(classifier.loo_predictions_, np.ndarray)
+    assert_type(classifier.influence(X), np.ndarray)
+    assert_type(classifier.influence(X, top=2), tuple[np.ndarray, np.ndarray])
 
     classifier.model_.save(tmp_path)
     model = assert_type(load_model(tmp_path), NFTKModel)
@@ -53,3 +57,5 @@ def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
     assert_type(regressor, NFTKRegressor)
     assert_type(regressor.predict(X), np.ndarray)
     assert_type(regressor.predict(X, return_std=True, covariance="ntk"), tuple[np.ndarray, np.ndarray])
+    assert_type(regressor.predict_interval(X, level=0.8), np.ndarray)
+    assert_type(regressor.model_.influence(X, rows=[0, 1]), np.ndarray)

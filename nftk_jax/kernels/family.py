@@ -210,6 +210,36 @@ def stack_products(
     Raises:
       ValueError: the kernel is not precomputed, or the stack's kernels or columns are not those of the fit.
     """
+    n_rows = _check_stack(kernel, stack)
+    alpha = np.zeros((n_rows, len(omega)))
+    alpha[rows[:, 0].astype(np.int64)] = dual_coef
+    return np.stack([k @ (alpha * weight) for k, weight in zip(stack.matrices, omega.T, strict=True)])
+
+
+def stack_kernel(kernel: Kernel, stack: KernelStack, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """sum_l weights_l K_l between the new rows of a stack and some rows of the fit.
+
+    Args:
+      kernel, stack: as of `stack_products`.
+      weights: of the unscaled kernels, shape (L,).
+      rows: numbers of the rows, shape (k, 1).
+
+    Returns:
+      Shape (m, k), float64.
+
+    Raises:
+      ValueError: as `stack_products`.
+    """
+    _check_stack(kernel, stack)
+    columns, found = rows[:, 0].astype(np.int64), np.zeros((len(stack), len(rows)))
+    for k, weight in zip(stack.matrices, weights, strict=True):
+        chosen = k[:, columns]
+        found += weight * (chosen.toarray() if isinstance(chosen, scipy.sparse.csr_array) else chosen)
+    return found
+
+
+def _check_stack(kernel: Kernel, stack: KernelStack) -> int:
+    """How many rows the kernels of the fit have; ValueError unless a stack has these kernels with all of them."""
     if not isinstance(kernel, KernelFamily) or kernel.n_rows is None:
         raise ValueError(f"a KernelStack goes with precomputed kernels; the model has {kernel!r}: give it inputs")
     names = tuple(label.name for label in kernel.labels)
@@ -222,9 +252,7 @@ def stack_products(
         raise ValueError(
             f"the kernels must have {kernel.n_rows} columns, one for every row of the fit; got shape {stack.shape}"
         )
-    alpha = np.zeros((kernel.n_rows, len(omega)))
-    alpha[rows[:, 0].astype(np.int64)] = dual_coef
-    return np.stack([k @ (alpha * weight) for k, weight in zip(stack.matrices, omega.T, strict=True)])
+    return kernel.n_rows
 
 
 def _checked(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:

@@ -50,6 +50,8 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
         tensors["weight"] = np.asarray(weight, np.float64)
     if fields["present"] is not None:
         tensors["present"] = np.ascontiguousarray(fields["present"], bool)
+    if fields["variance_scale"] is not None:
+        tensors["variance_scale"] = np.asarray(fields["variance_scale"], np.float64)
     header = {
         "schema": SCHEMA,
         "kernel": fields["kernel"].to_dict(),
@@ -133,8 +135,9 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
         "target_mean": (n_classes,),
         "target_scale": (n_classes,),
     }
-    weight, present = tensors.get("weight"), tensors.get("present")
-    expected |= ({} if weight is None else {"weight": (n,)}) | ({} if present is None else {"present": (n, n_classes)})
+    optional = {"weight": (n,), "present": (n, n_classes), "variance_scale": (n_classes,)}
+    expected |= {name: shape for name, shape in optional.items() if name in tensors}
+    present = tensors.get("present")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
@@ -149,7 +152,8 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
         "input_scaling": scaling,
         "classes": restore_labels(header["classes"], n_classes),
         "calibration": _restore_calibration(header.get("calibration"), n_classes),
-        "weight": weight,
+        "weight": tensors.get("weight"),
+        "variance_scale": tensors.get("variance_scale"),
         "inputs": inputs,
         "landmarks": header.get("landmarks", False) is True,
         "present": None if present is None else present.astype(bool),

@@ -75,7 +75,7 @@ def test_a_planted_omega_is_recovered(objective, rng, x64):
     assert (found.kkt_residual <= 1e-4).all()  # where no step changes J beyond rounding the search ends earlier
 
 
-@pytest.mark.parametrize("objective", ["validation", "kfold", "loo", "evidence"])
+@pytest.mark.parametrize("objective", ["validation", "kfold", "loo", "evidence", "gcv"])
 @pytest.mark.parametrize("weights", ["per-class", "shared"])
 def test_a_learned_ridge_is_a_minimum_in_the_ridge(objective, weights, rng, x64):
     problem = draw_problem(rng, folds=5 if objective == "kfold" else 1)

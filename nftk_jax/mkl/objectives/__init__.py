@@ -10,7 +10,11 @@ To add an objective, write a subclass of `Objective` with its traits and `@objec
 from nftk_jax.mkl.objectives.alignment import AlignmentObjective
 from nftk_jax.mkl.objectives.base import OBJECTIVES, Evaluation, Minimand, Objective, make_objective, objective
 from nftk_jax.mkl.objectives.held_out import HeldOutObjective, HeldOutSplit
-from nftk_jax.mkl.objectives.leave_one_out import EvidenceObjective, LeaveOneOutObjective
+from nftk_jax.mkl.objectives.leave_one_out import (
+    EvidenceObjective,
+    GeneralisedCrossValidationObjective,
+    LeaveOneOutObjective,
+)
 from nftk_jax.mkl.objectives.train import TrainObjective
 from nftk_jax.mkl.objectives.wrappers import LearnedRidgeObjective, PenalisedObjective, SharedObjective
 
@@ -19,6 +23,7 @@ __all__ = [
     "AlignmentObjective",
     "Evaluation",
     "EvidenceObjective",
+    "GeneralisedCrossValidationObjective",
     "HeldOutObjective",
     "HeldOutSplit",
     "LearnedRidgeObjective",

@@ -16,6 +16,7 @@ from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import (
     AlignmentObjective,
     EvidenceObjective,
+    GeneralisedCrossValidationObjective,
     HeldOutObjective,
     HeldOutSplit,
     LearnedRidgeObjective,
@@ -46,6 +47,8 @@ def make_objective(name, kernels):
         "kfold": HeldOutObjective.of(weighted, ridge),
         "loo": LeaveOneOutObjective(k, y, ridge),
         "loo, weighted": LeaveOneOutObjective(k, y, ridge, weight),
+        "gcv": GeneralisedCrossValidationObjective(k, y, ridge),
+        "gcv, weighted": GeneralisedCrossValidationObjective(k, y, ridge, weight),
         "evidence": EvidenceObjective(k, y, ridge),
         "evidence, weighted": EvidenceObjective(k, y, ridge, weight),
         "evidence, free scale": EvidenceObjective(k, y, ridge, weight, free_scale=True),
@@ -64,6 +67,8 @@ GRADIENTS = [
     "kfold",
     "loo",
     "loo, weighted",
+    "gcv",
+    "gcv, weighted",
     "evidence",
     "evidence, weighted",
     "evidence, free scale",
@@ -89,7 +94,9 @@ def test_gradients_equal_central_differences(name, kernels, rng):
         np.testing.assert_allclose(gradient[:, depth], (up - down) / (2 * h), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["validation", "kfold", "loo, weighted", "evidence, free scale", "train"])
+@pytest.mark.parametrize(
+    "name", ["validation", "kfold", "loo, weighted", "gcv, weighted", "evidence, free scale", "train"]
+)
 def test_the_gradient_in_the_log_of_the_ridge_is_minus_omega_times_the_gradient(name, kernels, rng):
     """Only omega / ridge matters (Euler's theorem): this is how the ridge is learned with Omega."""
 
@@ -131,6 +138,27 @@ def test_leave_one_out_equals_n_refits(weighted, kernels, rng):
             a = np.linalg.solve(k_c[np.ix_(rest, rest)] + ridge[c] * np.eye(len(rest)), y[rest, c])
             total += weight[i] * (y[i, c] - k_c[i, rest] @ a) ** 2
         np.testing.assert_allclose(value[c], total / weight.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gcv_is_the_leave_one_out_error_with_equal_leverages(weighted, kernels, rng):
+    """Golub, Heath & Wahba 1979, from the hat matrix of the rows times the roots of their weights."""
+    k, y = kernels
+    weight = rng.uniform(0.5, 3, 36) if weighted else np.ones(36)
+    ridge, omega, root = np.array([0.01, 0.05, 0.2]), rng.dirichlet(np.ones(4), 3), np.sqrt(weight)
+    objective = GeneralisedCrossValidationObjective(k, y, ridge, weight if weighted else None)
+    value = objective.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value
+    for c in range(3):
+        k_c, y_c = np.outer(root, root) * np.einsum("l,lij->ij", omega[c], k), root * np.asarray(y[:, c])
+        hat = k_c @ np.linalg.inv(k_c + ridge[c] * np.eye(36))
+        error = ((y_c - hat @ y_c) / (1 - np.trace(hat) / 36)) ** 2
+        np.testing.assert_allclose(value[c], error.sum() / weight.sum(), rtol=1e-9)
+        if not weighted:
+            inverse = np.linalg.inv(k_c + ridge[c] * np.eye(36))
+            kare = (y_c @ inverse @ inverse @ y_c / 36) / (np.trace(inverse) / 36) ** 2  # Jacot et al. 2020, eq. 3
+            np.testing.assert_allclose(value[c], kare, rtol=1e-9)
+    factor = dataclasses.replace(objective, ridge=1e90 * ridge, weight=1e90 * weight)
+    np.testing.assert_allclose(factor.evaluate(jnp.asarray(omega), jnp.ones(3, bool)).value, value, rtol=1e-9)
 
 
 class Precomputed(Kernel):
@@ -228,7 +256,7 @@ def test_train_is_convex_and_falls_along_every_ray(kernels, rng):
     assert (value(2 * a) < value(a)).all()
 
 
-@pytest.mark.parametrize("name", ["validation", "loo", "evidence", "train", "alignment"])
+@pytest.mark.parametrize("name", ["validation", "loo", "gcv", "evidence", "train", "alignment"])
 def test_classes_that_are_not_active_are_skipped(name, kernels):
     objective = make_objective(name, kernels)
     omega = jnp.full((3, 4), 0.25)
