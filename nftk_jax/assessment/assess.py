@@ -140,6 +140,7 @@ def _identifiability(
         best_single=_single_name(kernel, table["best_single_depth"]["depth"]),
         kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
+        omega=learned.model.omega,
         table=inference,
         zeros=zeros,
     )
