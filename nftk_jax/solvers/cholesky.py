@@ -191,7 +191,7 @@ class CholeskySolver(RidgeSolver):
         weight = pad_rows(weight, size, weight.max())
         dual_coef = np.empty(y.shape, dtype)
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
-        jitter, conditions, done = 0.0, [], 0
+        jitter, conditions, worst, done = 0.0, [], 0.0, 0
         for number, row in enumerate(distinct):
             members = np.flatnonzero(group.ravel() == number)
             k = self._rows.padded_gram(row[None, :-1])[0]
@@ -199,7 +199,9 @@ class CholeskySolver(RidgeSolver):
             few = np.resize(members, 1 << (len(members) - 1).bit_length())  # few numbers of columns are compiled
             dual_coef[:, few] = factor.solve(y[:, few])
             jitter = max(jitter, factor.jitter)
-            if condition:
+            # the largest eigenvalue over the least is about this; an estimate costs as much as a factorisation
+            if condition and (ratio := float(k.sum() / (n * row[-1]))) > worst:
+                worst = ratio
                 conditions.append(estimate_condition(k, factor.lower, spread_ridge(row[-1], weight, k.dtype), n))
             done += len(members)
             report("solve", done, len(omega))
