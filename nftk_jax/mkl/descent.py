@@ -104,7 +104,7 @@ def _start(evaluate: _InUnits, space: _Space, omega: np.ndarray) -> _State:
     """The state before the first step: H such that it goes about one unit of weight far."""
     value, gradient, exact = evaluate.start
     measure = space.projected_gradient(omega, gradient)
-    hessian = _isotropic(measure, omega.shape[1]) if exact is None else space.convexify(exact)
+    hessian = _isotropic(measure, omega.shape[1]) if exact is None else space.convexify(exact, omega, gradient)
     everyone = np.ones(len(omega))
     return _State(
         omega,
@@ -157,13 +157,19 @@ class _Space:
         rows = optax.apply_updates(jnp.asarray(omega, self.dtype), jnp.asarray(update, self.dtype))
         return np.asarray(self.within.project(jnp.asarray(rows)), np.float64)
 
-    def convexify(self, hessian: np.ndarray) -> np.ndarray:
+    def convexify(self, hessian: np.ndarray, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """The curvature along the set, with the sign of what curves downwards turned; shape (C, D, D).
 
-        A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part.
+        A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part. Where it
+        curves downwards, the weights that stay at zero are taken by themselves: turned together with the others, their
+        curvature would hold these back.
         """
-        along = self.within.tangent(hessian.shape[1])
-        values, vectors = np.linalg.eigh(along @ np.nan_to_num(hessian) @ along)
+        hessian = np.nan_to_num(hessian)
+        values, vectors = _spectrum(hessian, self.within.tangent(np.ones(omega.shape, bool)))
+        held = self.within.held(omega, gradient)
+        apart = (values < -_CURVATURE_RANGE[0]).any(axis=1) & held.any(axis=1)
+        if apart.any():
+            values[apart], vectors[apart] = _spectrum(hessian[apart], self.within.tangent(~held[apart]), held[apart])
         values = np.clip(np.abs(values), *_CURVATURE_RANGE)
         return (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
 
@@ -177,6 +183,16 @@ class _Space:
         if self.within.constraint == "orthant":
             scale = np.maximum(1.0, omega.sum(axis=1, keepdims=True))
         return np.abs(self.move(omega, -scale * gradient) - omega).max(axis=1)
+
+
+def _spectrum(
+    hessian: np.ndarray, along: np.ndarray, alone: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a projected Hessian; of the numbers `alone` its diagonal stays."""
+    projected = along @ hessian @ along
+    if alone is not None:
+        projected += alone[:, :, None] * np.eye(alone.shape[1]) * hessian
+    return np.linalg.eigh(projected)
 
 
 class _InUnits:
@@ -360,7 +376,9 @@ def _accept(
     state.value = np.where(good, value, state.value)
     state.exact = hessian is not None
     if hessian is not None:
-        state.hessian = np.where(good[:, None, None], space.convexify(hessian), state.hessian)
+        state.hessian = np.where(
+            good[:, None, None], space.convexify(hessian, state.omega, state.gradient), state.hessian
+        )
 
 
 def _learn_curvature(
