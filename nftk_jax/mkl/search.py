@@ -149,8 +149,12 @@ def _approach_together(
     objective = make_objective(problem, unit, settings)
     seconds, values = [], []
     rounds = approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free, dtype=problem.k.dtype)
-    for found in rounds:
-        omega, value = found
+    while True:
+        try:
+            _, value = next(rounds)
+        except StopIteration as end:
+            omega = end.value
+            break
         report(0, problem.n_classes)
         seconds.append(time.perf_counter() - begun)
         values.append(value)

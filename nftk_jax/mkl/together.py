@@ -17,7 +17,7 @@ Where the ridge is given, omega = softmax(v), and both are those of that map.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +46,7 @@ class _State:
 
 def approach(
     objective: Objective, omega: np.ndarray, *, fixed_sum: bool, dtype: np.dtype | type
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, np.ndarray]:
     """Come near the minima of many targets.
 
     Args:
@@ -57,6 +57,9 @@ def approach(
 
     Yields:
       After every round the weights and values of every target, shapes (C, L) and (C,).
+
+    Returns:
+      Where every target's quadratic is least in its box, shape (C, L), which nothing has been evaluated at.
     """
     from sklearn.cluster import KMeans  # a second of imports, which few searches need
 
@@ -74,8 +77,7 @@ def approach(
         if clusters == most and before - state.value.sum() < _LEAST_GAIN * before:
             break
         clusters = min(2 * clusters, most)
-    _try(state, evaluate, _wanted(state))
-    yield weights_of(state.v), state.value
+    return weights_of(_wanted(state))
 
 
 @dataclasses.dataclass(frozen=True)
