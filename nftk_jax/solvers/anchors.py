@@ -16,22 +16,28 @@ from nftk_jax.solvers.cholesky import solve_factor
 
 #: Steps after which a system is too far from its anchor.
 MAX_STEPS = 25
-#: Weights below this share of a system's largest do not tell it from another.
-_FLOOR = 1e-3
 
 
-def find_anchors(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters of the weights' logarithms: the anchors, shape (m, L), and the number of each row's, shape (N,).
+def find_anchors(weights: np.ndarray, strength: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters of systems: the anchors' weights, shape (m, L), and the number of each system's, shape (N,).
+
+    Clusters are of log(1 + strength_l w_l): a kernel matters by the order of its weight once it is above the ridge.
 
     Args:
       weights: of the kernels in every system in units of its ridge, shape (N, L), not negative.
-      size: rows of a cluster, on average.
+      strength: see `strengths`.
+      count: of clusters.
     """
     from sklearn.cluster import KMeans  # a second of imports, which few searches need
 
-    logs = np.log(np.maximum(weights, np.maximum(_FLOOR * weights.max(axis=1, keepdims=True), 1e-30)))
-    found = KMeans(max(1, len(logs) // size), random_state=0).fit(logs)
-    return np.exp(found.cluster_centers_), found.labels_
+    found = KMeans(count, random_state=0).fit(np.log1p(strength * weights))
+    return np.expm1(found.cluster_centers_.astype(np.float64)) / strength, found.labels_
+
+
+def strengths(k: np.ndarray) -> np.ndarray:
+    """The mean eigenvalue of kernels of shape (L, n, n), each weighted by itself: sum_i s_i^2 / sum_i s_i, shape (L,)."""
+    squares = [np.vdot(one, one) for one in k]
+    return np.asarray(squares, np.float64) / np.trace(k, axis1=1, axis2=2)
 
 
 def solve_near(

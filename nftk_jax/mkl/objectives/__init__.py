@@ -11,6 +11,7 @@ from nftk_jax.mkl.objectives.alignment import AlignmentObjective
 from nftk_jax.mkl.objectives.base import OBJECTIVES, Evaluation, Minimand, Objective, make_objective, objective
 from nftk_jax.mkl.objectives.held_out import HeldOutObjective, HeldOutSplit
 from nftk_jax.mkl.objectives.leave_one_out import EvidenceObjective, LeaveOneOutObjective
+from nftk_jax.mkl.objectives.reduced import ModelledObjective, ReducedObjective
 from nftk_jax.mkl.objectives.train import TrainObjective
 from nftk_jax.mkl.objectives.wrappers import LearnedRidgeObjective, PenalisedObjective, SharedObjective
 
@@ -24,8 +25,10 @@ __all__ = [
     "LearnedRidgeObjective",
     "LeaveOneOutObjective",
     "Minimand",
+    "ModelledObjective",
     "Objective",
     "PenalisedObjective",
+    "ReducedObjective",
     "SharedObjective",
     "TrainObjective",
     "make_objective",

@@ -29,7 +29,7 @@ import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation
 from nftk_jax.mkl.problem import combine
-from nftk_jax.solvers.anchors import find_anchors, solve_near
+from nftk_jax.solvers.anchors import find_anchors, solve_near, strengths
 from nftk_jax.solvers.cholesky import factor_in_place, multiply, near_lapack, solve_factor
 
 #: Bytes that the kernels of one chunk of classes may take, and the vectors of another size.
@@ -65,15 +65,39 @@ def fit_factored(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> 
     return a, r
 
 
-def evaluate_factored(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> Evaluation:
-    """Value, gradient and Hessian of the active classes, NaN for the others."""
+def evaluate_factored(
+    omega: np.ndarray, arrays: SplitArrays, active: np.ndarray, *, curvature: bool = True
+) -> Evaluation:
+    """Value, gradient and, with `curvature`, Hessian of the active classes, NaN for the others."""
     (n_classes, n_kernels), dtype = omega.shape, omega.dtype
     shapes = (n_classes,), (n_classes, n_kernels), (n_classes, n_kernels, n_kernels)
-    found = tuple(np.full(shape, np.nan, dtype) for shape in shapes)
+    found = tuple(np.full(shape, np.nan, dtype) for shape in shapes[: 2 + curvature])
     for chunk in _chunks(omega, arrays, active):
-        for whole, part in zip(found, chunk.evaluate(), strict=True):
+        for whole, part in zip(found, chunk.evaluate(curvature=curvature), strict=True):
             whole[chunk.classes] = np.asarray(part)
     return Evaluation(*found)
+
+
+def reduce_factored(omega: np.ndarray, arrays: SplitArrays) -> tuple[np.ndarray, ...]:
+    """The arrays of a `ReducedObjective` of all classes, on one split."""
+    order, parts = [], []
+    for chunk in _chunks(omega, arrays, np.ones(len(omega), bool)):
+        order.append(chunk.classes)
+        parts.append([np.asarray(part) for part in chunk.reduce()])
+    sorting = np.argsort(np.concatenate(order))
+    return tuple(np.concatenate(part)[sorting] for part in zip(*parts, strict=True))
+
+
+class _Solved(NamedTuple):
+    """a with y_T - A a, both (T, C), r (V, C) and b (T, C); Theta_VT a, Theta_TT a and Theta_TV (s r), kernel by kernel."""
+
+    a: Any
+    rest: Any
+    r: Any
+    b: Any
+    forward: Any
+    image: Any
+    back: Any
 
 
 class _Systems(Protocol):
@@ -143,6 +167,7 @@ class _Chunk:
     ) -> None:
         self.classes = classes
         self._omega, self._arrays, self._columns, self._solve = omega, arrays, columns, systems.solve
+        self._ridge = near_lapack(arrays.ridge)[classes]
 
     def fit(self) -> tuple[Any, Any]:
         """a, shape (T, C), and r, shape (V, C)."""
@@ -150,25 +175,53 @@ class _Chunk:
             a, _ = self._solve(self._arrays.y_train[:, self.classes][..., None], 2)
             return a[..., 0], self._residuals(_apply(self._arrays.k_held, a[..., 0]))
 
-    def evaluate(self) -> tuple[Any, Any, Any]:
-        arrays, omega = self._arrays, self._omega
+    def evaluate(self, *, curvature: bool) -> tuple[Any, ...]:
+        """J, its gradient and, with `curvature`, its Hessian."""
         with jax.default_matmul_precision("highest"):
-            a, rest = (part[..., 0] for part in self._solve(arrays.y_train[:, self.classes][..., None], 0))
-            xp = a.__array_namespace__()
-            forward = _apply(arrays.k_held, a)
-            r = self._residuals(forward)
-            weighted = arrays.share[:, None] * r
-            image = _apply(arrays.k_train, a)
-            back = xp.stack([multiply(k.T, weighted) for k in arrays.k_held])
-            pulled = xp.einsum("cl,ltc->tc", omega, back)
-            b = self._solve(pulled[..., None], 0)[0][..., 0]
-            h, _ = self._solve(image.transpose(1, 2, 0), 1)
-            gradient = 2 * (xp.einsum("vc,lvc->cl", weighted, forward) - xp.einsum("tc,ltc->cl", b, image))
-            slopes = forward.transpose(2, 1, 0) - self._held_by_kernel(h)
-            second = (back - _apply(arrays.k_train, b)).transpose(2, 0, 1).copy() @ h.transpose(1, 0, 2)
-            curved = (slopes.swapaxes(1, 2) * arrays.share) @ slopes
-            value = arrays.share @ r**2 + 2 * xp.einsum("tc,tc->c", b, rest)
-            return value, gradient, 2 * (curved - second - second.swapaxes(1, 2))
+            found = self._solve_twice()
+            return self._slopes(found) + ((self._curvature(found),) if curvature else ())
+
+    def reduce(self) -> tuple[Any, ...]:
+        """The arrays of a `ReducedObjective`, on one split."""
+        arrays = self._arrays
+        with jax.default_matmul_precision("highest"):
+            found = self._solve_twice()
+            xp = found.a.__array_namespace__()
+            h, _ = self._solve(found.image.transpose(1, 2, 0), 1)
+            space = xp.concatenate([found.a[..., None], found.b[..., None], h], axis=2)
+            basis = xp.linalg.qr(space.transpose(1, 0, 2))[0].swapaxes(1, 2).copy()
+            n_classes, width, size = basis.shape
+            rows, columns = basis.reshape(-1, size), basis.swapaxes(1, 2)
+            noise = (basis * self._ridge[:, None]) @ columns
+            kernels = [multiply(rows, one).reshape(basis.shape) @ columns for one in arrays.k_train]
+            targets = (basis @ arrays.y_train.T[self.classes][..., None])[..., 0]
+            forward = [multiply(rows, one.T).reshape(n_classes, width, -1) for one in arrays.k_held]
+            outputs = xp.concatenate([*forward, arrays.y_held.T[self.classes][:, None]], axis=1)
+            errors = (outputs * arrays.share) @ outputs.swapaxes(1, 2)
+            return noise, xp.stack(kernels, axis=1), targets, errors
+
+    def _solve_twice(self) -> _Solved:
+        arrays = self._arrays
+        a, rest = (part[..., 0] for part in self._solve(arrays.y_train[:, self.classes][..., None], 0))
+        xp = a.__array_namespace__()
+        forward = _apply(arrays.k_held, a)
+        r = self._residuals(forward)
+        back = xp.stack([multiply(k.T, arrays.share[:, None] * r) for k in arrays.k_held])
+        b, _ = self._solve(xp.einsum("cl,ltc->tc", self._omega, back)[..., None], 0)
+        return _Solved(a, rest, r, b[..., 0], forward, _apply(arrays.k_train, a), back)
+
+    def _slopes(self, found: _Solved) -> tuple[Any, Any]:
+        xp, share = found.a.__array_namespace__(), self._arrays.share
+        value = share @ found.r**2 + 2 * xp.einsum("tc,tc->c", found.b, found.rest)
+        gradient = xp.einsum("vc,lvc->cl", share[:, None] * found.r, found.forward)
+        return value, 2 * (gradient - xp.einsum("tc,ltc->cl", found.b, found.image))
+
+    def _curvature(self, found: _Solved) -> Any:
+        h, _ = self._solve(found.image.transpose(1, 2, 0), 1)
+        slopes = found.forward.transpose(2, 1, 0) - self._held_by_kernel(h)
+        second = (found.back - _apply(self._arrays.k_train, found.b)).transpose(2, 0, 1).copy() @ h.transpose(1, 0, 2)
+        curved = (slopes.swapaxes(1, 2) * self._arrays.share) @ slopes
+        return 2 * (curved - second - second.swapaxes(1, 2))
 
     def _held_by_kernel(self, h: Any) -> Any:
         """K_VT h_l of every class, shape (C, V, L), for h of shape (T, C, L)."""
@@ -206,7 +259,7 @@ def _chunks(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> Itera
     ridge = local.ridge.min(axis=1)
     owner = np.unique(np.column_stack([omega, np.asarray(ridge)])[classes], axis=0, return_inverse=True)[1].ravel()
     n_kernels, size, _ = local.k_train.shape
-    few = owner.max() < _FEWEST or size < _LEAST_ROWS * (n_kernels + 1)
+    few = owner.max() < max(_FEWEST, len(classes) // 2) or size < _LEAST_ROWS * (n_kernels + 1)
     if isinstance(local.k_train, np.ndarray) and not few:
         far = []
         for near, chunk in _near_chunks(omega, local, classes, omega[classes] / ridge[classes, None]):
@@ -233,7 +286,8 @@ def _near_chunks(
     omega: np.ndarray, arrays: SplitArrays, classes: np.ndarray, weights: np.ndarray
 ) -> Iterator[tuple[_Near, _Chunk]]:
     """The classes in chunks by their anchors, which are found among their weights in units of the ridge."""
-    anchors, owner = find_anchors(weights.astype(np.float64), _ANCHORED)
+    count = max(1, len(weights) // _ANCHORED)
+    anchors, owner = find_anchors(weights.astype(np.float64), strengths(arrays.k_train), count)
     order = np.argsort(owner, kind="stable")
     classes, owner = classes[order], owner[order]
     n_kernels, size, _ = arrays.k_train.shape

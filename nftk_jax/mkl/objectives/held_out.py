@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
-from nftk_jax.mkl.objectives.factored import SplitArrays, evaluate_factored, fit_factored
+from nftk_jax.mkl.objectives.factored import SplitArrays, evaluate_factored, fit_factored, reduce_factored
+from nftk_jax.mkl.objectives.reduced import ReducedObjective
 from nftk_jax.mkl.problem import SearchProblem, row_ridge, share, take
 from nftk_jax.mkl.similarity import are_alike
 from nftk_jax.settings import SearchSettings
+from nftk_jax.solvers.anchors import strengths
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
 
@@ -80,6 +82,14 @@ class HeldOutSplit:
             np.where(missing, factored.value, value), np.where(missing[:, None], factored.gradient, gradient)
         )
 
+    def reduce(self, omega: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The arrays of a `ReducedObjective` at weights of shape (C, L)."""
+        return reduce_factored(omega, self._arrays(omega))
+
+    def slopes(self, omega: np.ndarray, active: np.ndarray) -> Evaluation:
+        """As `evaluate` with factored solves, without the Hessian: half the work."""
+        return evaluate_factored(omega, self._arrays(omega), active, curvature=False)
+
     def fit(
         self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
     ) -> tuple[jax.Array | np.ndarray, ...]:
@@ -132,6 +142,21 @@ class HeldOutObjective(Objective):
 
     holds_out_rows = True
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its kernels, and of what it computes."""
+        return np.dtype(self.parts[0].k_train.dtype)
+
+    @property
+    def ridge(self) -> np.ndarray:
+        """Of every class, shape (C,)."""
+        return np.asarray(self.parts[0].ridge)
+
+    @property
+    def strength(self) -> np.ndarray:
+        """Of every kernel, see `anchors.strengths`."""
+        return strengths(np.asarray(self.parts[0].k_train))
+
     @classmethod
     def of(cls, problem: SearchProblem, ridge: np.ndarray) -> HeldOutObjective:
         """The mean over all splits of a problem; `ridge` has shape (C,)."""
@@ -153,6 +178,18 @@ class HeldOutObjective(Objective):
         known = all(part.hessian is not None for part in found)
         value, gradient, hessian = zip(*found, strict=True)
         return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None)
+
+    def reduce(self, omega: np.ndarray) -> ReducedObjective:
+        """Models of the errors about weights of shape (C, L)."""
+        omega, masses = np.asarray(omega, self.dtype), np.array([part.mass for part in self.parts])
+        return ReducedObjective.joined([part.reduce(omega) for part in self.parts], masses / masses.sum())
+
+    def slopes(self, omega: np.ndarray, active: np.ndarray) -> Evaluation:
+        """As `evaluate` with factored solves, without the Hessian: half the work."""
+        masses = [part.mass for part in self.parts]
+        found = [part.slopes(np.asarray(omega, self.dtype), active) for part in self.parts]
+        value, gradient, _ = zip(*found, strict=True)
+        return Evaluation(*(np.average(arrays, axis=0, weights=masses) for arrays in (value, gradient)))
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,), NaN for the others; cheaper than `evaluate`."""
