@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,6 +53,26 @@ class DescentResult:
         if open_classes:
             return f"{open_classes} of {len(self.converged)} classes not converged after {steps}"
         return f"converged in {steps}"
+
+    @classmethod
+    def joined(cls, parts: Sequence[DescentResult]) -> DescentResult:
+        """One after the other, of other classes each: in the histories the others stay where they are."""
+        lengths = [len(part.seconds) for part in parts]
+        before = np.cumsum([0, *lengths])
+        begun = np.cumsum([0.0, *(part.seconds[-1] for part in parts)])
+
+        def joint(name: str) -> np.ndarray | None:
+            arrays = [getattr(part, name) for part in parts]
+            if arrays[0] is None:
+                return None
+            if name == "seconds":
+                return np.concatenate([start + one for start, one in zip(begun, arrays, strict=False)])
+            if not name.endswith("history"):
+                return np.concatenate(arrays)
+            pads = [((first, before[-1] - first - length), (0, 0)) for first, length in zip(before, lengths, strict=False)]
+            return np.hstack([np.pad(one, pad, mode="edge") for one, pad in zip(arrays, pads, strict=True)])
+
+        return cls(**{field.name: joint(field.name) for field in dataclasses.fields(cls)})
 
     def preceded_by(self, seconds: np.ndarray, values: np.ndarray) -> DescentResult:
         """With the rounds of another descent, which led to the start of this, in the histories; (R,) and (R, C)."""

@@ -23,7 +23,7 @@ from nftk_jax.mkl.objectives import (
 from nftk_jax.mkl.objectives.held_out import solves_alike
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.result import DescentResult
-from nftk_jax.mkl.together import MANY, approach
+from nftk_jax.mkl.together import MANY, approach, batches
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
 
 #: A factorisation of so many rows for every further solve takes longer than these.
@@ -140,14 +140,32 @@ def _has_many_targets(problem: SearchProblem, settings: SearchSettings) -> bool:
 def _learn_many(
     problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int, int], None]
 ) -> Weights:
-    """Bring the targets near together (`together.approach`), and from there each to its minimum by itself."""
+    """Learn the weights of many targets, one batch after the other."""
+    parts = []
+    for batch in batches(problem.n_classes, problem.depth, len(problem.splits)):
+        some = dataclasses.replace(problem, y=problem.y[:, batch])
+        first = int(batch[0])
+        parts.append(
+            _learn_batch(some, ridge[batch], settings, lambda done, first=first: report(first + done, problem.n_classes))
+        )
+    omega, ridge = (np.concatenate(column) for column in zip(*((part.omega, part.ridge) for part in parts), strict=True))
+    return Weights(omega, ridge, DescentResult.joined([part.descent for part in parts if part.descent is not None]))
+
+
+def _learn_batch(
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int], None]
+) -> Weights:
+    """Bring the targets near together (`together.approach`), and from there each to its minimum by itself.
+
+    `report` is called with targets that are through, where coming near counts as half.
+    """
     begun, omega = time.perf_counter(), uniform_omega(problem.n_classes, problem.depth)
     free = settings.learns_ridge or settings.constraint == "orthant"
     unit = np.full_like(ridge, np.exp(np.log(ridge).mean())) if free else ridge
     objective = HeldOutObjective.of(problem, unit)
     seconds, values, model = [], [], None
     for stage in approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free):
-        report(0, problem.n_classes)
+        report(stage.near // 2)
         seconds.append(time.perf_counter() - begun)
         values.append(stage.value)
         omega, model = stage.omega, stage.model
@@ -159,7 +177,9 @@ def _learn_many(
     elif free:
         omega = omega * (ridge / unit)[:, None]
     modelled = ModelledObjective(HeldOutObjective.of(problem, ridge), model, unit / ridge)
-    descent = _descend(problem, ridge, settings, modelled, omega, report)
+    descent = _descend(
+        problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2)
+    )
     return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values)))
 
 

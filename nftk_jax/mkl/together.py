@@ -34,8 +34,8 @@ _REACH, _WIDEST = 2.0, 4.0  # of a model from where it was made, at first and at
 _STEPS, _FIRST_RADIUS = 12, 1.0  # of Newton's method on a model
 _FLOOR = 1e-3  # of a target's largest weight, below which its others do not go
 _LEAST_CURVATURE = 1e-6
-#: Bytes that the models of one batch of targets may take.
-_BATCH = 2**28
+#: Targets of one batch, and bytes that their models may take.
+_MOST, _BATCH = 2000, 2**28
 
 
 @dataclasses.dataclass
@@ -51,16 +51,25 @@ class _State:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Where the targets have come: weights, shape (C, L); J expected there, shape (C,); the models that expect it."""
+    """Where the targets have come.
+
+    Attributes:
+      omega: weights, shape (C, L).
+      value: J that is expected there, shape (C,).
+      model: what expects it.
+      near: number of targets that hardly gained in the last round.
+    """
 
     omega: np.ndarray
     value: np.ndarray
     model: ReducedObjective
+    near: int
 
 
-def batch_size(n_kernels: int, n_splits: int) -> int:
-    """Targets whose models fit the memory that they may take."""
-    return max(MANY, _BATCH // (n_splits * 4 * (n_kernels * (n_kernels + 2) + 1) ** 2))
+def batches(n_classes: int, n_kernels: int, n_splits: int) -> list[np.ndarray]:
+    """The targets in parts, of which one is searched for after the other: so the memory of their models is bounded."""
+    size = min(_MOST, _BATCH // (n_splits * 4 * (n_kernels * (n_kernels + 2) + 1) ** 2))
+    return np.array_split(np.arange(n_classes), -(-n_classes // max(MANY, size)))
 
 
 def approach(objective: HeldOutObjective, omega: np.ndarray, *, fixed_sum: bool) -> Iterator[Stage]:
@@ -79,13 +88,13 @@ def approach(objective: HeldOutObjective, omega: np.ndarray, *, fixed_sum: bool)
     v, reach = np.log(omega), np.full(len(omega), _REACH)
     model = objective.reduce(omega)
     evaluate = _Evaluation(model, weights_of, fixed_sum)
-    value = evaluate(v)[0]
-    expected = value.sum()
+    value = expected = evaluate(v)[0]
     for _ in range(_ROUNDS):
         wanted = _least(evaluate, v, reach)
-        yield Stage(weights_of(wanted.v), wanted.value, model)
-        before, expected = expected, wanted.value.sum()
-        if before - expected < _LEAST_GAIN * before:
+        before, expected = expected, wanted.value
+        near = int((np.abs(before - expected) < _LEAST_GAIN * before).sum())
+        yield Stage(weights_of(wanted.v), expected, model, near)
+        if (before - expected).sum() < _LEAST_GAIN * before.sum():
             break
         centres, labels = find_anchors(weights_of(wanted.v) / ridge, strength, max(_FEWEST, len(v) // _SIZE))
         trial = np.log(weights_of(np.log(np.maximum(centres, 1e-30)[labels] * ridge)))
