@@ -133,6 +133,7 @@ def _result(
         converged=converged,
         iterations=state.iterations,
         evaluations=evaluate.count,
+        factorisations=evaluate.factorisations,
         gradient=state.gradient * unit[:, None],
         seconds=seconds,
         value_history=values * unit,
@@ -201,6 +202,7 @@ class _InUnits:
     def __init__(self, objective: Minimand, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
         self.unit, self.count = np.ones(len(omega)), np.zeros(len(omega), int)
+        self.factorisations: int | None = 0  # None: some were not counted
         value, gradient, hessian = self(omega, np.ones(len(omega), bool))
         if not np.isfinite(value).all():
             raise ArithmeticError(
@@ -217,9 +219,10 @@ class _InUnits:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         self.count = self.count + active
         tolerance = None if accuracy is None else accuracy.astype(self._dtype)
-        value, gradient, hessian = self._objective.evaluate(
+        value, gradient, hessian, made = self._objective.evaluate(
             jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance
         )
+        self.factorisations = None if made is None or self.factorisations is None else self.factorisations + made
         value = np.asarray(value, np.float64) / self.unit
         gradient = np.asarray(gradient, np.float64) / self.unit[:, None]
         if hessian is not None:

@@ -163,12 +163,12 @@ def _learn_batch(
     free = settings.learns_ridge or settings.constraint == "orthant"
     unit = np.full_like(ridge, np.exp(np.log(ridge).mean())) if free else ridge
     objective = HeldOutObjective.of(problem, unit)
-    seconds, values, model = [], [], None
+    seconds, values, model, made = [], [], None, 0
     for stage in approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free):
         report(stage.near // 2)
         seconds.append(time.perf_counter() - begun)
         values.append(stage.value)
-        omega, model = stage.omega, stage.model
+        omega, model, made = stage.omega, stage.model, stage.model.factorisations
     assert model is not None
     if settings.learns_ridge:
         total = omega.sum(axis=1)
@@ -180,7 +180,7 @@ def _learn_batch(
     descent = _descend(
         problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2)
     )
-    return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values)))
+    return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values), made))
 
 
 def learn_omega(

@@ -135,7 +135,7 @@ class _Evaluation:
 
     def __call__(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         omega = self.weights_of(v)
-        value, gradient, hessian = self.model.evaluate(omega)
+        value, gradient, hessian, _ = self.model.evaluate(omega)
         slope = omega * gradient
         if not self.fixed_sum:
             hessian = hessian * omega[:, :, None] * omega[:, None] + _diagonal(slope)

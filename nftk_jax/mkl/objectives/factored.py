@@ -71,21 +71,23 @@ def evaluate_factored(
     """Value, gradient and, with `curvature`, Hessian of the active classes, NaN for the others."""
     (n_classes, n_kernels), dtype = omega.shape, omega.dtype
     shapes = (n_classes,), (n_classes, n_kernels), (n_classes, n_kernels, n_kernels)
-    found = tuple(np.full(shape, np.nan, dtype) for shape in shapes[: 2 + curvature])
+    found, count = [np.full(shape, np.nan, dtype) for shape in shapes[: 2 + curvature]], 0
     for chunk in _chunks(omega, arrays, active):
+        count += chunk.factorisations
         for whole, part in zip(found, chunk.evaluate(curvature=curvature), strict=True):
             whole[chunk.classes] = np.asarray(part)
-    return Evaluation(*found)
+    return Evaluation(*found, factorisations=count)
 
 
-def reduce_factored(omega: np.ndarray, arrays: SplitArrays) -> tuple[np.ndarray, ...]:
-    """The arrays of a `ReducedObjective` of all classes, on one split."""
-    order, parts = [], []
+def reduce_factored(omega: np.ndarray, arrays: SplitArrays) -> tuple[tuple[np.ndarray, ...], int]:
+    """The arrays of a `ReducedObjective` of all classes, on one split, and how many factorisations they took."""
+    order, parts, count = [], [], 0
     for chunk in _chunks(omega, arrays, np.ones(len(omega), bool)):
         order.append(chunk.classes)
         parts.append([np.asarray(part) for part in chunk.reduce()])
+        count += chunk.factorisations
     sorting = np.argsort(np.concatenate(order))
-    return tuple(np.concatenate(part)[sorting] for part in zip(*parts, strict=True))
+    return tuple(np.concatenate(part)[sorting] for part in zip(*parts, strict=True)), count
 
 
 class _Solved(NamedTuple):
@@ -101,7 +103,9 @@ class _Solved(NamedTuple):
 
 
 class _Systems(Protocol):
-    """How the A_c of some classes are solved with."""
+    """How the A_c of some classes are solved with: by so many factors."""
+
+    factors: list[Any]
 
     def solve(self, right: Any, accuracy: int) -> tuple[Any, Any]:
         """A_c^(-1) times the columns of every class, shape (T, C, m), and the residuals; `accuracy` of `_TOLERANCES`."""
@@ -113,15 +117,15 @@ class _Factored:
 
     def __init__(self, omega: Any, ridge: Any, k_train: Any, columns: list[slice]) -> None:
         self._columns = columns
-        first = [one.start for one in columns]
-        self._factors = _factor(omega[first], ridge[first], k_train)
+        first = np.array([one.start for one in columns])
+        self.factors = _factor(omega[first], ridge[first], k_train)
 
     def solve(self, right: Any, accuracy: int) -> tuple[Any, Any]:
         del accuracy  # that of the dtype
         xp = right.__array_namespace__()
         parts = [
             solve_factor(lower, right[:, columns].reshape(len(right), -1)).reshape(right[:, columns].shape)
-            for lower, columns in zip(self._factors, self._columns, strict=True)
+            for lower, columns in zip(self.factors, self._columns, strict=True)
         ]
         return xp.concatenate(parts, axis=1), xp.zeros_like(right)
 
@@ -135,14 +139,14 @@ class _Near:
     def __init__(self, omega: np.ndarray, ridge: np.ndarray, k_train: np.ndarray, owner: np.ndarray, anchors) -> None:
         self._omega, self._ridge, self._k, self._owner = omega, ridge, k_train, owner
         noise = ridge[0] / ridge[0].min()
-        self._factors = _factor(anchors.astype(omega.dtype), np.tile(noise, (len(anchors), 1)), k_train)
+        self.factors = _factor(anchors.astype(omega.dtype), np.tile(noise, (len(anchors), 1)), k_train)
         self.solved = np.ones(len(omega), bool)
 
     def solve(self, right: np.ndarray, accuracy: int) -> tuple[np.ndarray, np.ndarray]:
         size, classes, columns = right.shape
         rows = right.transpose(1, 2, 0).reshape(-1, size)
         found = solve_near(
-            self._factors,
+            self.factors,
             np.repeat(self._owner, columns),
             lambda v, systems: self._apply(v, systems // columns),
             rows,
@@ -168,6 +172,7 @@ class _Chunk:
         self.classes = classes
         self._omega, self._arrays, self._columns, self._solve = omega, arrays, columns, systems.solve
         self._ridge = near_lapack(arrays.ridge)[classes]
+        self.factorisations = len(systems.factors)
 
     def fit(self) -> tuple[Any, Any]:
         """a, shape (T, C), and r, shape (V, C)."""

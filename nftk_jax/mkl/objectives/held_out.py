@@ -73,17 +73,19 @@ class HeldOutSplit:
             return evaluate_factored(np.asarray(omega), self._arrays(omega), wanted)
         arrays = self._arrays(omega)
         found, good = _solve_iteratively(omega, active, arrays, self.inverse, tolerance)
-        value, gradient, _ = _gradient(*found, arrays)
+        value, gradient, *_ = _gradient(*found, arrays)
         missing = wanted & ~np.asarray(good)
         if not missing.any():
-            return Evaluation(value, gradient)
+            return Evaluation(value, gradient, factorisations=0)
         factored = evaluate_factored(np.asarray(omega), arrays, missing)
-        return Evaluation(
-            np.where(missing, factored.value, value), np.where(missing[:, None], factored.gradient, gradient)
+        return factored._replace(
+            value=np.where(missing, factored.value, value),
+            gradient=np.where(missing[:, None], factored.gradient, gradient),
+            hessian=None,
         )
 
-    def reduce(self, omega: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The arrays of a `ReducedObjective` at weights of shape (C, L)."""
+    def reduce(self, omega: np.ndarray) -> tuple[tuple[np.ndarray, ...], int]:
+        """The arrays of a `ReducedObjective` at weights of shape (C, L), and the factorisations that they took."""
         return reduce_factored(omega, self._arrays(omega))
 
     def slopes(self, omega: np.ndarray, active: np.ndarray) -> Evaluation:
@@ -176,8 +178,8 @@ class HeldOutObjective(Objective):
             return sum(weight * array for weight, array in zip(shares, arrays, strict=True))
 
         known = all(part.hessian is not None for part in found)
-        value, gradient, hessian = zip(*found, strict=True)
-        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None)
+        value, gradient, hessian, counts = zip(*found, strict=True)
+        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None, sum(counts))
 
     def reduce(self, omega: np.ndarray) -> ReducedObjective:
         """Models of the errors about weights of shape (C, L)."""
@@ -188,8 +190,9 @@ class HeldOutObjective(Objective):
         """As `evaluate` with factored solves, without the Hessian: half the work."""
         masses = [part.mass for part in self.parts]
         found = [part.slopes(np.asarray(omega, self.dtype), active) for part in self.parts]
-        value, gradient, _ = zip(*found, strict=True)
-        return Evaluation(*(np.average(arrays, axis=0, weights=masses) for arrays in (value, gradient)))
+        value, gradient, _, counts = zip(*found, strict=True)
+        means = (np.average(arrays, axis=0, weights=masses) for arrays in (value, gradient))
+        return Evaluation(*means, factorisations=sum(counts))
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,), NaN for the others; cheaper than `evaluate`."""

@@ -42,6 +42,7 @@ class ReducedObjective:
       errors: inner products of the columns Theta^(l)_VT Q, kernel by kernel, and y_V, by the shares of the held-out
         rows, shape (S, C, L d + 1, L d + 1).
       shares: of the splits, shape (S,), which add up to one.
+      factorisations: that they took.
     """
 
     noise: np.ndarray
@@ -49,18 +50,19 @@ class ReducedObjective:
     targets: np.ndarray
     errors: np.ndarray
     shares: np.ndarray
+    factorisations: int
 
     @classmethod
-    def joined(cls, parts: Sequence[Sequence[np.ndarray]], shares: np.ndarray) -> ReducedObjective:
-        """From the four arrays of every split."""
-        return cls(*(np.stack(arrays) for arrays in zip(*parts, strict=True)), shares)
+    def joined(cls, parts: Sequence[tuple[Sequence[np.ndarray], int]], shares: np.ndarray) -> ReducedObjective:
+        """From the four arrays of every split and the factorisations that they took."""
+        arrays, counts = zip(*parts, strict=True)
+        return cls(*(np.stack(one) for one in zip(*arrays, strict=True)), shares, sum(counts))
 
     def replaced(self, other: ReducedObjective, chosen: np.ndarray) -> ReducedObjective:
         """With the other's models for the targets `chosen`, shape (C,) bool."""
         pairs = zip(self._arrays, other._arrays, strict=True)
-        return ReducedObjective(
-            *(np.where(chosen.reshape(-1, *(1,) * (mine.ndim - 2)), theirs, mine) for mine, theirs in pairs), self.shares
-        )
+        arrays = (np.where(chosen.reshape(-1, *(1,) * (mine.ndim - 2)), theirs, mine) for mine, theirs in pairs)
+        return ReducedObjective(*arrays, self.shares, self.factorisations + other.factorisations)
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -125,7 +127,7 @@ class ModelledObjective:
         chosen, scale = np.asarray(active), self.scale[:, None]
         if chosen.mean() < _FEW:
             return self.objective.evaluate(omega, active, tolerance)
-        value, gradient, _ = self.objective.slopes(np.asarray(omega), chosen)
+        value, gradient, _, count = self.objective.slopes(np.asarray(omega), chosen)
         hessian = np.full((*omega.shape, omega.shape[1]), np.nan)
         hessian[chosen] = self.model.evaluate((np.asarray(omega) * scale)[chosen], chosen).hessian
-        return Evaluation(value, gradient, hessian * scale[:, :, None] ** 2)
+        return Evaluation(value, gradient, hessian * scale[:, :, None] ** 2, count)
