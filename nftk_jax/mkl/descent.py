@@ -186,9 +186,7 @@ class _Space:
         return np.abs(self.move(omega, -scale * gradient) - omega).max(axis=1)
 
 
-def _spectrum(
-    hessian: np.ndarray, along: np.ndarray, alone: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _spectrum(hessian: np.ndarray, along: np.ndarray, alone: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a projected Hessian; of the numbers `alone` its diagonal stays."""
     projected = along @ hessian @ along
     if alone is not None:

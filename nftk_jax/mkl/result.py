@@ -74,7 +74,9 @@ class DescentResult:
                 return np.concatenate([start + one for start, one in zip(begun, arrays, strict=False)])
             if not name.endswith("history"):
                 return np.concatenate(arrays)
-            pads = [((first, before[-1] - first - length), (0, 0)) for first, length in zip(before, lengths, strict=False)]
+            pads = [
+                ((first, before[-1] - first - length), (0, 0)) for first, length in zip(before, lengths, strict=False)
+            ]
             return np.hstack([np.pad(one, pad, mode="edge") for one, pad in zip(arrays, pads, strict=True)])
 
         return cls(**{field.name: joint(field.name) for field in dataclasses.fields(cls)})

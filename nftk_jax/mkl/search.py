@@ -146,9 +146,13 @@ def _learn_many(
         some = dataclasses.replace(problem, y=problem.y[:, batch])
         first = int(batch[0])
         parts.append(
-            _learn_batch(some, ridge[batch], settings, lambda done, first=first: report(first + done, problem.n_classes))
+            _learn_batch(
+                some, ridge[batch], settings, lambda done, first=first: report(first + done, problem.n_classes)
+            )
         )
-    omega, ridge = (np.concatenate(column) for column in zip(*((part.omega, part.ridge) for part in parts), strict=True))
+    omega, ridge = (
+        np.concatenate(column) for column in zip(*((part.omega, part.ridge) for part in parts), strict=True)
+    )
     return Weights(omega, ridge, DescentResult.joined([part.descent for part in parts if part.descent is not None]))
 
 
@@ -177,9 +181,7 @@ def _learn_batch(
     elif free:
         omega = omega * (ridge / unit)[:, None]
     modelled = ModelledObjective(HeldOutObjective.of(problem, ridge), model, unit / ridge)
-    descent = _descend(
-        problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2)
-    )
+    descent = _descend(problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2))
     return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values), made))
 
 

@@ -20,8 +20,11 @@ def kernels(rng):
 def solve(kernels, weights, anchors, owner, right, tolerance):
     factors = [factor_in_place(np.tensordot(row, kernels, 1), 1.0) for row in anchors]
     order = np.argsort(owner, kind="stable")
-    apply = lambda rows, systems: rows + np.einsum(  # noqa: E731
-        "nl,lij,nj->ni", weights[order][systems], kernels, rows
+    apply = lambda rows, systems: (
+        rows
+        + np.einsum(  # noqa: E731
+            "nl,lij,nj->ni", weights[order][systems], kernels, rows
+        )
     )
     found = solve_near(factors, owner[order], apply, right[order], tolerance)
     back = np.argsort(order)

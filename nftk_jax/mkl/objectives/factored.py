@@ -251,7 +251,8 @@ def _apply(k: Any, v: Any) -> Any:
 def _factor(weights: Any, ridges: Any, k: Any) -> list[Any]:
     """The factors of some sums of the kernels."""
     return [
-        factor_in_place(combine(row[None], k)[0], ridge) for row, ridge in zip(weights, near_lapack(ridges), strict=True)
+        factor_in_place(combine(row[None], k)[0], ridge)
+        for row, ridge in zip(weights, near_lapack(ridges), strict=True)
     ]
 
 

@@ -73,7 +73,9 @@ class ReducedObjective:
         omega = np.asarray(omega, np.float64)
         total: list[np.ndarray] = [np.zeros(omega.shape[:1] + omega.shape[1:] * order) for order in range(3)]
         for share, *arrays in zip(self.shares, *self._arrays, strict=True):
-            for whole, part in zip(total, _evaluate(omega, *(array[chosen].astype(np.float64) for array in arrays)), strict=True):
+            for whole, part in zip(
+                total, _evaluate(omega, *(array[chosen].astype(np.float64) for array in arrays)), strict=True
+            ):
                 whole += share * part
         total[0] = np.where(np.isfinite(total[0]), total[0], np.inf)
         return Evaluation(*total)
