@@ -73,13 +73,28 @@ class FeasibleSet:
         return np.column_stack([held, (number <= low) & (slope > 0) | (number >= high) & (slope < 0)])
 
     def tangent(self, free: np.ndarray) -> np.ndarray:
-        """The projection on the directions in which the set lets the free numbers of every row move, shape (C, D, D)."""
+        """The projection on the directions in which the free numbers of every row may move, shape (C, D, D)."""
         along = free[:, :, None] * np.eye(free.shape[1])
         if self.constraint == "simplex":
             summed = free.copy()
             summed[:, -1] &= self.bounds is None
             along -= summed[:, :, None] * summed[:, None] / np.maximum(summed.sum(axis=1), 1)[:, None, None]
         return along
+
+    def spectrum(self, hessian: np.ndarray, rows: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors of Hessians along the set, shapes (C, D) and (C, D, D).
+
+        Where one curves downwards, the numbers held at their bounds are taken by themselves, of their own curvature:
+        turned upwards together with the free ones, it would hold these back.
+        """
+        along = self.tangent(np.ones(rows.shape, bool))
+        values, vectors = np.linalg.eigh(along @ hessian @ along)
+        held = self.held(rows, gradient)
+        apart = (values[:, 0] < 0) & held.any(axis=1)
+        if apart.any():
+            along, alone = self.tangent(~held[apart]), held[apart, :, None] * np.eye(rows.shape[1])
+            values[apart], vectors[apart] = np.linalg.eigh(along @ hessian[apart] @ along + alone * hessian[apart])
+        return values, vectors
 
     def minimise_quadratic(
         self, rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, radius: np.ndarray | None = None

@@ -161,16 +161,9 @@ class _Space:
     def convexify(self, hessian: np.ndarray, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """The curvature along the set, with the sign of what curves downwards turned; shape (C, D, D).
 
-        A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part. Where it
-        curves downwards, the weights that stay at zero are taken by themselves: turned together with the others, their
-        curvature would hold these back.
+        A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part.
         """
-        hessian = np.nan_to_num(hessian)
-        values, vectors = _spectrum(hessian, self.within.tangent(np.ones(omega.shape, bool)))
-        held = self.within.held(omega, gradient)
-        apart = (values < -_CURVATURE_RANGE[0]).any(axis=1) & held.any(axis=1)
-        if apart.any():
-            values[apart], vectors[apart] = _spectrum(hessian[apart], self.within.tangent(~held[apart]), held[apart])
+        values, vectors = self.within.spectrum(np.nan_to_num(hessian), omega, gradient)
         values = np.clip(np.abs(values), *_CURVATURE_RANGE)
         return (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
 
@@ -184,14 +177,6 @@ class _Space:
         if self.within.constraint == "orthant":
             scale = np.maximum(1.0, omega.sum(axis=1, keepdims=True))
         return np.abs(self.move(omega, -scale * gradient) - omega).max(axis=1)
-
-
-def _spectrum(hessian: np.ndarray, along: np.ndarray, alone: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of a projected Hessian; of the numbers `alone` its diagonal stays."""
-    projected = along @ hessian @ along
-    if alone is not None:
-        projected += alone[:, :, None] * np.eye(alone.shape[1]) * hessian
-    return np.linalg.eigh(projected)
 
 
 class _InUnits:

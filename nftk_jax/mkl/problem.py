@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
-from nftk_jax.solvers.cholesky import factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
+from nftk_jax.solvers.cholesky import combine, factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +162,3 @@ def _residuals(weights, k_train, k_held, y, train, held, ridge):
             multiply(k_held, solve_factor(factor_in_place(k_train.copy(), noise), y_train)) - y_held for noise in ridge
         ]
     return residuals[0].__array_namespace__().stack(residuals)
-
-
-def combine(omega: Any, k: Any) -> Any:
-    """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L): (C, n, m)."""
-    omega, flat = near_lapack(omega), k.reshape(len(k), -1)
-    shape = len(omega), *k.shape[1:]
-    if not isinstance(flat, np.ndarray):
-        return multiply(omega, flat).reshape(shape)
-    # OpenBLAS takes several times longer for the product of the two matrices
-    (gemv,) = scipy.linalg.get_blas_funcs(("gemv",), (flat,))
-    total = np.zeros((len(omega), flat.shape[1]), flat.dtype)
-    for row, sums in zip(omega, total, strict=True):
-        gemv(1.0, flat.T, row, y=sums, overwrite_y=True)
-    return total.reshape(shape)

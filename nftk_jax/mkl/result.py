@@ -74,9 +74,8 @@ class DescentResult:
                 return np.concatenate([start + one for start, one in zip(begun, arrays, strict=False)])
             if not name.endswith("history"):
                 return np.concatenate(arrays)
-            pads = [
-                ((first, before[-1] - first - length), (0, 0)) for first, length in zip(before, lengths, strict=False)
-            ]
+            rows = zip(before[:-1], lengths, strict=True)
+            pads = [((first, before[-1] - first - length), (0, 0)) for first, length in rows]
             return np.hstack([np.pad(one, pad, mode="edge") for one, pad in zip(arrays, pads, strict=True)])
 
         return cls(**{field.name: joint(field.name) for field in dataclasses.fields(cls)})

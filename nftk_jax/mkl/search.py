@@ -141,18 +141,13 @@ def _learn_many(
     problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int, int], None]
 ) -> Weights:
     """Learn the weights of many targets, one batch after the other."""
-    parts = []
-    for batch in batches(problem.n_classes, problem.depth, len(problem.splits)):
-        some = dataclasses.replace(problem, y=problem.y[:, batch])
-        first = int(batch[0])
-        parts.append(
-            _learn_batch(
-                some, ridge[batch], settings, lambda done, first=first: report(first + done, problem.n_classes)
-            )
-        )
-    omega, ridge = (
-        np.concatenate(column) for column in zip(*((part.omega, part.ridge) for part in parts), strict=True)
-    )
+    parts, total = [], problem.n_classes
+    for batch in batches(total, problem.depth, len(problem.splits)):
+        some, first = dataclasses.replace(problem, y=problem.y[:, batch]), int(batch[0])
+        later = lambda done, first=first: report(first + done, total)  # noqa: E731
+        parts.append(_learn_batch(some, ridge[batch], settings, later))
+    omega = np.concatenate([part.omega for part in parts])
+    ridge = np.concatenate([part.ridge for part in parts])
     return Weights(omega, ridge, DescentResult.joined([part.descent for part in parts if part.descent is not None]))
 
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from nftk_jax.mkl.constraints import minimise_in_box
 from nftk_jax.mkl.objectives import HeldOutObjective, ReducedObjective
-from nftk_jax.solvers.anchors import find_anchors
+from nftk_jax.solvers.anchors import SIZE, find_anchors
 
 #: So many targets are worth it.
 MANY = 32
-_SIZE, _FEWEST = 16, 8  # targets of a cluster, on average; clusters
+_FEWEST = 8  # clusters
 _ROUNDS, _LEAST_GAIN = 6, 1e-3  # of the whole objective, for another round at shared weights
 _REACH, _WIDEST = 2.0, 4.0  # of a model from where it was made, at first and at most
 _STEPS, _FIRST_RADIUS = 12, 1.0  # of Newton's method on a model
@@ -96,7 +96,7 @@ def approach(objective: HeldOutObjective, omega: np.ndarray, *, fixed_sum: bool)
         yield Stage(weights_of(wanted.v), expected, model, near)
         if (before - expected).sum() < _LEAST_GAIN * before.sum():
             break
-        centres, labels = find_anchors(weights_of(wanted.v) / ridge, strength, max(_FEWEST, len(v) // _SIZE))
+        centres, labels = find_anchors(weights_of(wanted.v) / ridge, strength, max(_FEWEST, len(v) // SIZE))
         trial = np.log(weights_of(np.log(np.maximum(centres, 1e-30)[labels] * ridge)))
         promised = value - evaluate(trial)[0]
         renewed = objective.reduce(weights_of(trial))

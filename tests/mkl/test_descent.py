@@ -154,7 +154,7 @@ class WrongForClassOne(Quadratic):
     """The gradient of class 1 points the wrong way, so that no step along it decreases the value."""
 
     def evaluate(self, omega, active, tolerance=None):
-        value, gradient, _ = super().evaluate(omega, active, tolerance)
+        value, gradient, *_ = super().evaluate(omega, active, tolerance)
         return Evaluation(value, gradient.at[1].multiply(-1))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.solvers.anchors import MAX_STEPS, find_anchors, solve_near, strengths
-from nftk_jax.solvers.cholesky import factor_in_place
+import nftk_jax.solvers.anchors as anchors
+from nftk_jax.kernels.family import KernelFamily
+from nftk_jax.solvers.anchors import MAX_STEPS, AnchoredSolver, find_anchors, solve_near, strengths
+from nftk_jax.solvers.cholesky import CholeskySolver, factor_in_place
 
 N, KERNELS, SYSTEMS = 80, 3, 40
 
@@ -17,15 +19,13 @@ def kernels(rng):
     return np.stack([np.exp(-((x[:, None] - x) ** 2).sum(axis=2) / (2 * x.shape[1])) for x in blocks])
 
 
-def solve(kernels, weights, anchors, owner, right, tolerance):
-    factors = [factor_in_place(np.tensordot(row, kernels, 1), 1.0) for row in anchors]
+def solve(kernels, weights, centres, owner, right, tolerance):
+    factors = [factor_in_place(np.tensordot(row, kernels, 1), 1.0) for row in centres]
     order = np.argsort(owner, kind="stable")
-    apply = lambda rows, systems: (
-        rows
-        + np.einsum(  # noqa: E731
-            "nl,lij,nj->ni", weights[order][systems], kernels, rows
-        )
-    )
+
+    def apply(rows, systems):
+        return rows + np.einsum("nl,lij,nj->ni", weights[order][systems], kernels, rows)
+
     found = solve_near(factors, owner[order], apply, right[order], tolerance)
     back = np.argsort(order)
     return tuple(part[back] for part in found)
@@ -35,8 +35,8 @@ def solve(kernels, weights, anchors, owner, right, tolerance):
 def test_solutions_are_those_of_each_systems_own_factor(kernels, rng, tolerance, accuracy):
     weights, right = rng.uniform(0.3, 3, (SYSTEMS, KERNELS)), rng.normal(size=(SYSTEMS, N))
     right[3] = 0
-    anchors, owner = find_anchors(weights, strengths(kernels), 6)
-    found, rest, solved = solve(kernels, weights, anchors, owner, right, tolerance)
+    centres, owner = find_anchors(weights, strengths(kernels), 6)
+    found, rest, solved = solve(kernels, weights, centres, owner, right, tolerance)
     assert solved.all()
     for row, y, x, left in zip(weights, right, found, rest, strict=True):
         system = np.tensordot(row, kernels, 1) + np.eye(N)
@@ -69,3 +69,21 @@ def test_systems_that_are_too_far_are_said_not_to_be_solved(kernels, rng):
 def test_strengths_are_the_mean_eigenvalues_weighted_by_themselves(kernels):
     values = np.linalg.eigvalsh(kernels)
     np.testing.assert_allclose(strengths(kernels), (values**2).sum(axis=1) / values.sum(axis=1))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_many_kernels_in_memory_are_solved_as_each_by_its_factor(weighted, rng, x64, monkeypatch):
+    monkeypatch.setattr(anchors, "_LEAST_ROWS", 1)
+    x = rng.normal(size=(60, 2))
+    k = [np.exp(-((x[:, None] - x) ** 2).sum(axis=2) / (2 * width)) for width in (0.5, 2.0)]
+    rows = KernelFamily.precomputed(np.stack(k)).bind(np.arange(60.0)[:, None])
+    weight = rng.uniform(0.5, 2, 60) if weighted else None
+    omega, ridge, y = rng.uniform(0.1, 1, (70, 2)), rng.uniform(0.3, 1, 70), rng.normal(size=(60, 70))
+    omega[5] *= 1e5  # too far from the others
+    expected = CholeskySolver(rows, weight=weight).solve(omega, ridge, y)
+    counts = []
+    monkeypatch.setattr(anchors, "factor_in_place", lambda *a: counts.append(1) or factor_in_place(*a))
+    found = AnchoredSolver(rows.keeping(), weight=weight).solve(omega, ridge, y, condition=True)
+    assert len(counts) == 70 // anchors.SIZE
+    assert found.condition_estimate is not None
+    np.testing.assert_allclose(found.dual_coef, expected.dual_coef, rtol=1e-7, atol=1e-8)

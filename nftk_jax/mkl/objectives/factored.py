@@ -28,16 +28,12 @@ import jax
 import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation
-from nftk_jax.mkl.problem import combine
-from nftk_jax.solvers.anchors import find_anchors, solve_near, strengths
-from nftk_jax.solvers.cholesky import factor_in_place, multiply, near_lapack, solve_factor
+from nftk_jax.solvers.anchors import NearSystems, factor_sums, find_anchors, is_worthwhile, strengths
+from nftk_jax.solvers.cholesky import combine, multiply, near_lapack, solve_factor
 
 #: Bytes that the kernels of one chunk of classes may take, and the vectors of another size.
 _CHUNK = 2**28
-#: Kernels of one anchor, on average; fewer than the second are factored each, and so are those of fewer rows a kernel
-#: of the sum than the third: conjugate gradients would take as long.
-_ANCHORED, _FEWEST, _LEAST_ROWS = 16, 32, 60
-#: Relative residuals of conjugate gradients where their square matters, in Hessians, and where they matter themselves.
+#: Relative residuals of iterated solves where their square matters, in Hessians, and where they matter themselves.
 _TOLERANCES = {"float32": (1e-3, 1e-1, 2e-6), "float64": (1e-6, 1e-1, 1e-12)}
 
 
@@ -91,7 +87,7 @@ def reduce_factored(omega: np.ndarray, arrays: SplitArrays) -> tuple[tuple[np.nd
 
 
 class _Solved(NamedTuple):
-    """a with y_T - A a, both (T, C), r (V, C) and b (T, C); Theta_VT a, Theta_TT a and Theta_TV (s r), kernel by kernel."""
+    """a, y_T - A a and b, shape (T, C), and r, (V, C); Theta_VT a, Theta_TT a and Theta_TV (s r) of every kernel."""
 
     a: Any
     rest: Any
@@ -107,8 +103,8 @@ class _Systems(Protocol):
 
     factors: list[Any]
 
-    def solve(self, right: Any, accuracy: int) -> tuple[Any, Any]:
-        """A_c^(-1) times the columns of every class, shape (T, C, m), and the residuals; `accuracy` of `_TOLERANCES`."""
+    def solve(self, right: Any, tolerance: float) -> tuple[Any, Any]:
+        """A_c^(-1) times the columns of every class, shape (T, C, m), and the residuals; see `NearSystems.solve`."""
         ...
 
 
@@ -118,49 +114,16 @@ class _Factored:
     def __init__(self, omega: Any, ridge: Any, k_train: Any, columns: list[slice]) -> None:
         self._columns = columns
         first = np.array([one.start for one in columns])
-        self.factors = _factor(omega[first], ridge[first], k_train)
+        self.factors = factor_sums(omega[first], ridge[first], k_train)
 
-    def solve(self, right: Any, accuracy: int) -> tuple[Any, Any]:
-        del accuracy  # that of the dtype
+    def solve(self, right: Any, tolerance: float) -> tuple[Any, Any]:
+        del tolerance  # that of the dtype
         xp = right.__array_namespace__()
         parts = [
             solve_factor(lower, right[:, columns].reshape(len(right), -1)).reshape(right[:, columns].shape)
             for lower, columns in zip(self.factors, self._columns, strict=True)
         ]
         return xp.concatenate(parts, axis=1), xp.zeros_like(right)
-
-
-class _Near:
-    """By the factors of a few kernels, `owner` of them near that of every class; arrays are NumPy's.
-
-    `solved` are the classes that were near enough.
-    """
-
-    def __init__(self, omega: np.ndarray, ridge: np.ndarray, k_train: np.ndarray, owner: np.ndarray, anchors) -> None:
-        self._omega, self._ridge, self._k, self._owner = omega, ridge, k_train, owner
-        noise = ridge[0] / ridge[0].min()
-        self.factors = _factor(anchors.astype(omega.dtype), np.tile(noise, (len(anchors), 1)), k_train)
-        self.solved = np.ones(len(omega), bool)
-
-    def solve(self, right: np.ndarray, accuracy: int) -> tuple[np.ndarray, np.ndarray]:
-        size, classes, columns = right.shape
-        rows = right.transpose(1, 2, 0).reshape(-1, size)
-        found = solve_near(
-            self.factors,
-            np.repeat(self._owner, columns),
-            lambda v, systems: self._apply(v, systems // columns),
-            rows,
-            _TOLERANCES[right.dtype.name][accuracy],
-        )
-        solution, rest, solved = (part.reshape(classes, columns, *part.shape[1:]) for part in found)
-        self.solved &= solved.all(axis=1)
-        return solution.transpose(2, 0, 1), rest.transpose(2, 0, 1)
-
-    def _apply(self, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        image = self._ridge[classes] * rows
-        for weight, k in zip(self._omega[classes].T, self._k, strict=True):
-            image += weight[:, None] * multiply(rows, k)
-        return image
 
 
 class _Chunk:
@@ -170,7 +133,7 @@ class _Chunk:
         self, omega: np.ndarray, arrays: SplitArrays, classes: np.ndarray, columns: list[slice], systems: _Systems
     ) -> None:
         self.classes = classes
-        self._omega, self._arrays, self._columns, self._solve = omega, arrays, columns, systems.solve
+        self._omega, self._arrays, self._columns, self._systems = omega, arrays, columns, systems
         self._ridge = near_lapack(arrays.ridge)[classes]
         self.factorisations = len(systems.factors)
 
@@ -204,6 +167,10 @@ class _Chunk:
             outputs = xp.concatenate([*forward, arrays.y_held.T[self.classes][:, None]], axis=1)
             errors = (outputs * arrays.share) @ outputs.swapaxes(1, 2)
             return noise, xp.stack(kernels, axis=1), targets, errors
+
+    def _solve(self, right: Any, accuracy: int) -> tuple[Any, Any]:
+        """A_c^(-1) times the columns of every class, and the residuals; `accuracy` is one of `_TOLERANCES`."""
+        return self._systems.solve(right, _TOLERANCES[np.dtype(right.dtype).name][accuracy])
 
     def _solve_twice(self) -> _Solved:
         arrays = self._arrays
@@ -248,14 +215,6 @@ def _apply(k: Any, v: Any) -> Any:
     return multiply(k.reshape(-1, k.shape[2]), v).reshape(*k.shape[:2], -1)
 
 
-def _factor(weights: Any, ridges: Any, k: Any) -> list[Any]:
-    """The factors of some sums of the kernels."""
-    return [
-        factor_in_place(combine(row[None], k)[0], ridge)
-        for row, ridge in zip(weights, near_lapack(ridges), strict=True)
-    ]
-
-
 def _chunks(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> Iterator[_Chunk]:
     """The active classes in chunks of bounded memory, those that were too far from their anchor once more."""
     classes = np.flatnonzero(active)
@@ -265,8 +224,8 @@ def _chunks(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> Itera
     ridge = local.ridge.min(axis=1)
     owner = np.unique(np.column_stack([omega, np.asarray(ridge)])[classes], axis=0, return_inverse=True)[1].ravel()
     n_kernels, size, _ = local.k_train.shape
-    few = owner.max() < max(_FEWEST, len(classes) // 2) or size < _LEAST_ROWS * (n_kernels + 1)
-    if isinstance(local.k_train, np.ndarray) and not few:
+    shared = owner.max() < len(classes) // 2
+    if not shared and is_worthwhile(local.k_train, int(owner.max()) + 1):
         far = []
         for near, chunk in _near_chunks(omega, local, classes, omega[classes] / ridge[classes, None]):
             yield chunk
@@ -290,10 +249,9 @@ def _chunks(omega: np.ndarray, arrays: SplitArrays, active: np.ndarray) -> Itera
 
 def _near_chunks(
     omega: np.ndarray, arrays: SplitArrays, classes: np.ndarray, weights: np.ndarray
-) -> Iterator[tuple[_Near, _Chunk]]:
+) -> Iterator[tuple[NearSystems, _Chunk]]:
     """The classes in chunks by their anchors, which are found among their weights in units of the ridge."""
-    count = max(1, len(weights) // _ANCHORED)
-    anchors, owner = find_anchors(weights.astype(np.float64), strengths(arrays.k_train), count)
+    anchors, owner = find_anchors(weights.astype(np.float64), strengths(arrays.k_train))
     order = np.argsort(owner, kind="stable")
     classes, owner = classes[order], owner[order]
     n_kernels, size, _ = arrays.k_train.shape
@@ -305,7 +263,9 @@ def _near_chunks(
         stop = len(classes) if start + most >= len(classes) else stop if stop > start else start + most
         chosen = classes[start:stop]
         here = slice(owner[start], owner[stop - 1] + 1)
-        near = _Near(omega[chosen], arrays.ridge[chosen], arrays.k_train, owner[start:stop] - here.start, anchors[here])
+        near = NearSystems(
+            omega[chosen], arrays.ridge[chosen], arrays.k_train, owner[start:stop] - here.start, anchors[here]
+        )
         columns = [slice(c, c + 1) for c in range(len(chosen))]
         yield near, _Chunk(omega[chosen], arrays, chosen, columns, near)
         start = stop

@@ -69,13 +69,12 @@ class ReducedObjective:
         return self.noise, self.kernels, self.targets, self.errors
 
     def evaluate(self, omega: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Evaluation:
-        """J with its derivatives of the targets `chosen`, at their weights; float64, infinite where there is no value."""
+        """J with its derivatives of the targets `chosen` at their weights; infinite where there is no value."""
         omega = np.asarray(omega, np.float64)
         total: list[np.ndarray] = [np.zeros(omega.shape[:1] + omega.shape[1:] * order) for order in range(3)]
         for share, *arrays in zip(self.shares, *self._arrays, strict=True):
-            for whole, part in zip(
-                total, _evaluate(omega, *(array[chosen].astype(np.float64) for array in arrays)), strict=True
-            ):
+            found = _evaluate(omega, *(array[chosen].astype(np.float64) for array in arrays))
+            for whole, part in zip(total, found, strict=True):
                 whole += share * part
         total[0] = np.where(np.isfinite(total[0]), total[0], np.inf)
         return Evaluation(*total)
