@@ -31,7 +31,7 @@ LANDMARKS = 4096
 DIRECT_SECONDS = 10.0
 #: From so many distinct kernels of sums in memory on, one is factored for so many; what is not takes conjugate
 #: gradients, so many steps of a solve and for all that an evaluation of the search solves with (`solvers.anchors`).
-MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 22
+MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
 #: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
 EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
 #: Compiling the iterative solver.
@@ -237,13 +237,12 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
 
 def _search_operations(n_classes: int, depth: int, n: int) -> float:
     """Of the search and the grid of ridges, on the n rows of one fold."""
-    # a factorisation runs at half the speed of a product, as the solves and sums of kernels beside it do
-    factor = 2 * n**3 / 3 + 4 * depth * n**2
+    factor = n**3 / 3 + 4 * depth * n**2
     if n_classes < MANY:
         return (EVALUATIONS * n_classes + 17) * factor
-    products = 2 * (depth + 2) * n**2
-    shared = n_classes / PER_FACTOR * factor + n_classes * (3 * depth + 4) * products
-    own = n_classes / PER_FACTOR * factor + n_classes * min(2 * SEARCH_STEPS * products, factor)
+    few = n_classes / PER_FACTOR * factor
+    shared = few + n_classes * 2 * (depth + 1) * (depth + 3) * n**2
+    own = few + n_classes * min(2 * SEARCH_STEPS * (depth + 1) * n**2, factor)
     return 17 * factor + SHARED_EVALUATIONS * shared + OWN_EVALUATIONS * own
 
 
