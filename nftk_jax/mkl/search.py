@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,11 @@ def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
 
 def restore_weights(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Inverse of `flatten_weights`; other arrays are left alone."""
-    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
+    parts: dict[str, Any] = {
+        name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")
+    }
+    if "factorisations" in parts:
+        parts["factorisations"] = int(parts["factorisations"])
     return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)
 
 

@@ -139,12 +139,12 @@ class _Evaluation:
         slope = omega * gradient
         if not self.fixed_sum:
             hessian = hessian * omega[:, :, None] * omega[:, None] + _diagonal(slope)
-            return np.nan_to_num(value, nan=np.inf), slope, _convex(hessian)
+            return np.nan_to_num(value, nan=np.inf), slope, _convex(np.asarray(hessian))
         slope = slope - omega * slope.sum(axis=1, keepdims=True)
         turn = _diagonal(omega) - omega[:, :, None] * omega[:, None]
         mixed = omega[:, :, None] * slope[:, None]
         hessian = turn @ hessian @ turn + _diagonal(slope) - mixed - mixed.swapaxes(1, 2)
-        return np.nan_to_num(value, nan=np.inf), slope, _convex(hessian)
+        return np.nan_to_num(value, nan=np.inf), slope, _convex(np.asarray(hessian))
 
 
 def _try(state: _State, evaluate: _Evaluation, trial: np.ndarray) -> None:

@@ -54,7 +54,7 @@ def find_anchors(weights: np.ndarray, strength: np.ndarray, count: int | None = 
 
     count = max(1, len(weights) // SIZE) if count is None else count
     found = KMeans(count, random_state=0).fit(np.log1p(strength * weights))
-    return np.expm1(found.cluster_centers_.astype(np.float64)) / strength, found.labels_
+    return np.expm1(found.cluster_centers_.astype(np.float64)) / strength, np.asarray(found.labels_)
 
 
 def strengths(k: np.ndarray) -> np.ndarray:
@@ -102,7 +102,8 @@ def solve_near(
         solution[system[leaving]], rest[system[leaving]], solved[system[done]] = x[leaving], residual[leaving], True
         if last or not going.any():
             break
-        system, x, residual, direction, energy = (part[going] for part in (system, x, residual, direction, energy))
+        kept: list[Any] = [part[going] for part in (system, x, residual, direction, energy)]
+        system, x, residual, direction, energy = kept
         z = _precondition(factors, owner[system], residual)
         renewed = _dots(residual, z)
         direction, energy = z + (renewed / energy)[:, None] * direction, renewed
@@ -199,7 +200,7 @@ class AnchoredSolver(CholeskySolver):
             dual_coef[:, here] = found[..., 0]
             left.append(here[~systems.solved])
         # those that are too far from any anchor, and one whose condition number is that of the worst
-        rest = np.union1d(np.concatenate(left), np.argmax(omega.sum(axis=1) / ridge)[None])
+        rest = np.union1d(np.concatenate(left), [np.argmax(omega.sum(axis=1) / ridge)])
         solution = super().solve(omega[rest], ridge[rest], y[:, rest], condition=condition)
         dual_coef[:, rest] = solution.dual_coef
         report("solve", len(omega), len(omega))

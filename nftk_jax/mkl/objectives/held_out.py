@@ -127,11 +127,11 @@ class HeldOutSplit:
         """J_c of every active class, shape (C,)."""
         return jnp.asarray(self.residuals(omega, active, tolerance=tolerance)) ** 2 @ self._share(omega)
 
-    def _arrays(self, omega: jax.Array) -> SplitArrays:
+    def _arrays(self, omega: jax.Array | np.ndarray) -> SplitArrays:
         ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
         return SplitArrays(self.k_train, self.k_held, self.y_train, self.y_held, ridge, self._share(omega))
 
-    def _share(self, omega: jax.Array) -> jax.Array:
+    def _share(self, omega: jax.Array | np.ndarray) -> jax.Array:
         return jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
 
 

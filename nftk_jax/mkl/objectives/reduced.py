@@ -56,13 +56,16 @@ class ReducedObjective:
     def joined(cls, parts: Sequence[tuple[Sequence[np.ndarray], int]], shares: np.ndarray) -> ReducedObjective:
         """From the four arrays of every split and the factorisations that they took."""
         arrays, counts = zip(*parts, strict=True)
-        return cls(*(np.stack(one) for one in zip(*arrays, strict=True)), shares, sum(counts))
+        noise, kernels, targets, errors = (np.stack(one) for one in zip(*arrays, strict=True))
+        return cls(noise, kernels, targets, errors, shares, sum(counts))
 
     def replaced(self, other: ReducedObjective, chosen: np.ndarray) -> ReducedObjective:
         """With the other's models for the targets `chosen`, shape (C,) bool."""
         pairs = zip(self._arrays, other._arrays, strict=True)
         arrays = (np.where(chosen.reshape(-1, *(1,) * (mine.ndim - 2)), theirs, mine) for mine, theirs in pairs)
-        return ReducedObjective(*arrays, self.shares, self.factorisations + other.factorisations)
+        noise, kernels, targets, errors = arrays
+        made = self.factorisations + other.factorisations
+        return ReducedObjective(noise, kernels, targets, errors, self.shares, made)
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -77,7 +80,7 @@ class ReducedObjective:
             for whole, part in zip(total, found, strict=True):
                 whole += share * part
         total[0] = np.where(np.isfinite(total[0]), total[0], np.inf)
-        return Evaluation(*total)
+        return Evaluation(total[0], total[1], total[2])
 
 
 def _evaluate(
