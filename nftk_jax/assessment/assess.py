@@ -205,6 +205,7 @@ def _search_block(descent: DescentResult, kept: np.ndarray | None, search: Searc
         "iterations": descent.iterations.tolist(),
         "projected_gradient": descent.projected_gradient.tolist(),
         "evaluations": descent.evaluations.tolist(),
+        "factorisations": None if descent.factorisations is None else int(descent.factorisations),
         "kkt_residual": None if descent.kkt_residual is None else descent.kkt_residual.tolist(),
         "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
         "kept_uniform": None if kept is None else kept.tolist(),

@@ -97,6 +97,20 @@ def multiply(a: Any, b: Any) -> Any:
     return gemm(1.0, right, left, trans_a=right is b, trans_b=left is a).T
 
 
+def combine(omega: Any, k: Any) -> Any:
+    """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L): (C, n, m)."""
+    omega, flat = near_lapack(omega), k.reshape(len(k), -1)
+    shape = len(omega), *k.shape[1:]
+    if not isinstance(flat, np.ndarray):
+        return multiply(omega, flat).reshape(shape)
+    # OpenBLAS takes several times longer for the product of the two matrices
+    (gemv,) = scipy.linalg.get_blas_funcs(("gemv",), (flat,))
+    total = np.zeros((len(omega), flat.shape[1]), flat.dtype)
+    for row, sums in zip(omega, total, strict=True):
+        gemv(1.0, flat.T, row, y=sums, overwrite_y=True)
+    return total.reshape(shape)
+
+
 def _factor(k: Any, ridge: Any) -> Any:
     """The factor of a kernel that stays as it is."""
     local = near_lapack(k)
