@@ -34,6 +34,8 @@ _SMALL_TILE_ROWS, _TILE_ROWS, _ACCELERATOR_TILE_ROWS = (16,), (256, 16), (512,)
 _TILE_BYTES = 2**28
 #: Numbers by query, kernel and class that `Rows.predict` holds at a time where it goes kernel by kernel.
 _CELLS = 10**7
+#: From so many classes on it may do so for few training rows too; below, one program for all such models is quicker.
+_MANY_CLASSES = 32
 #: Bytes of the queries and scores of one call of a compiled program, for few training rows and for many.
 _SMALL_QUERY_BYTES, _QUERY_BYTES = 2**20, 2**23
 
@@ -185,7 +187,7 @@ class Rows:
           report: called with the rows done and their total.
         """
         few = len(self._padded) <= PADDED_ROWS
-        if not few and self._quicker_by_kernel(omega):
+        if (not few or len(omega) > _MANY_CLASSES) and self._quicker_by_kernel(omega):
             return self._predict_by_kernel(omega, dual_coef, x2, scaled, report)
         tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
         if jax.default_backend() != "cpu":
