@@ -65,7 +65,11 @@ CLASSES: dict[str, Callable] = {
 TARGETS: dict[str, Callable] = {
     "diabetes": lambda seed: datasets.load_diabetes(return_X_y=True),
     "friedman1": lambda seed: datasets.make_friedman1(400, noise=1.0, random_state=seed),
+    "friedman2": lambda seed: datasets.make_friedman2(400, noise=100.0, random_state=seed),
     "friedman3": lambda seed: datasets.make_friedman3(400, noise=0.1, random_state=seed),
+    "sparse": lambda seed: datasets.make_sparse_uncorrelated(200, 10, random_state=seed),
+    "swiss_roll": lambda seed: datasets.make_swiss_roll(300, noise=0.5, random_state=seed),
+    "linnerud": lambda seed: datasets.load_linnerud(return_X_y=True),
     "linear": lambda seed: datasets.make_regression(200, 30, n_informative=10, noise=20.0, random_state=seed),
 }
 #: Sets of classes on which no default was chosen; only the defaults and uniform weights are measured there.
@@ -113,6 +117,9 @@ CHANGES: dict[str, dict] = {
     "depth 3": {"depth": 3},
     "leave one out": {"objective": "loo"},
     "evidence": {"objective": "evidence"},
+    "evidence, ridge learned": {"objective": "evidence", "ridge": "learned"},
+    "gcv": {"objective": "gcv"},
+    "as learned": {"uniform_level": 1},
     "one split": {"cv": ShuffleSplit(1, test_size=1 / 3, random_state=0)},
     "largest score": {"decision": "scores"},
 }

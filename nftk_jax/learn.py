@@ -333,9 +333,9 @@ def _search(problem: SearchProblem, padded: SearchProblem, labels: np.ndarray | 
         journal["search"] = {"start_ridge": start, **flatten_weights(found)}
     else:
         start, found = arrays["start_ridge"], restore_weights(arrays)
-    found, kept = prefer_uniform(problem, found, start, search, settings.seed)
+    found, p_uniform = prefer_uniform(problem, found, start, search, settings.seed)
     omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
-    return Found(omega, ridge, start, found.descent, kept)
+    return Found(omega, ridge, start, found.descent, p_uniform)
 
 
 def make_plan(

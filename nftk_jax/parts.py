@@ -189,14 +189,19 @@ class Found:
       ridge: of every class, shape (C,).
       start_ridge: the ridges that the search was given, shape (C,); the same unless it learned them.
       descent: how it went, None for uniform weights.
-      kept_uniform: classes whose equal weights no test rejected, shape (C,); None where that rule does not apply.
+      p_uniform: p-values of equal weights, shape (C,), by which the rule decided; None where it does not apply.
     """
 
     omega: np.ndarray
     ridge: np.ndarray
     start_ridge: np.ndarray
     descent: DescentResult | None
-    kept_uniform: np.ndarray | None
+    p_uniform: np.ndarray | None
+
+    @property
+    def kept_uniform(self) -> np.ndarray | None:
+        """Classes with equal weights, which the rule leaves where no test rejects them, (C,); None without the rule."""
+        return None if self.p_uniform is None else (self.omega == 1 / self.omega.shape[1]).all(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,13 +232,13 @@ def merge_found(parts: Sequence[CompleteRows], found: Sequence[Found]) -> Found:
     if len(found) == 1:
         return found[0]
     descents = [one.descent for one in found if one.descent is not None]
-    kept = [one.kept_uniform for one in found if one.kept_uniform is not None]
+    p_uniform = [one.p_uniform for one in found if one.p_uniform is not None]
     return Found(
         merge(parts, [one.omega for one in found]),
         merge(parts, [one.ridge for one in found]),
         merge(parts, [one.start_ridge for one in found]),
         _merge_descents(parts, descents) if descents else None,
-        merge(parts, kept) if kept else None,
+        merge(parts, p_uniform) if p_uniform else None,
     )
 
 

@@ -17,6 +17,7 @@ from nftk_jax.assessment.contributions import find_contributions
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.inference import infer_learned, zeros_under_uniform
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
+from nftk_jax.assessment.resampling import find_method_interval, spread_of_omega
 from nftk_jax.assessment.verdict import Evidence, verdict
 from nftk_jax.datasets import Dataset
 from nftk_jax.inference.table import InferenceTable
@@ -25,13 +26,10 @@ from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
 from nftk_jax.mkl.calibration import held_out_scores
 from nftk_jax.mkl.definiteness import indefinite_kernels
-from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.result import DescentResult
-from nftk_jax.mkl.search import learn_weights
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import NFTKModel
 from nftk_jax.parts import merge
-from nftk_jax.preprocessing.sampling import draw_run_split, draw_splits
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.solver import Report
 
@@ -65,7 +63,8 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         comparison = Comparison(dataset, learned, scores, baseline_rows)
         table = comparison.run(rng, report)
     with _timed(seconds, "resamples"):
-        omega_std = _resample(learned, resamples, rng, report) if resamples and descent is not None else None
+        omega_std = spread_of_omega(learned, resamples, rng, report) if resamples and descent is not None else None
+        method_interval = find_method_interval(dataset, learned, scores, resamples, report) if resamples > 1 else None
     with _timed(seconds, "inference"):
         inference, null_zeros = None, None
         if descent is not None and model.kernel.n_kernels > 1:
@@ -80,6 +79,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "dataset": {**dataset.describe(), "n_search": max(len(part.search_rows) for part in learned.parts)},
         "held_out": describe_held_out(learned),
         **_test_metrics(dataset, model, scores, rng),
+        "method_interval": method_interval,
         "kernel_name": model.kernel.word,
         "kernels": [
             {"label": str(label), "group": label.group, "kind": label.kind, "depth": label.depth}
@@ -140,6 +140,7 @@ def _identifiability(
         best_single=_single_name(kernel, table["best_single_depth"]["depth"]),
         kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
+        omega=learned.model.omega,
         table=inference,
         zeros=zeros,
     )
@@ -194,28 +195,6 @@ def held_out_errors(learned: Learned) -> np.ndarray:
     return merge(learned.parts, found)
 
 
-def _resample(learned: Learned, resamples: int, rng: np.random.Generator, report: Report) -> np.ndarray:
-    """Standard deviation of Omega over new random splits of the search rows, shape (C, L); of whole runs."""
-    search, found = learned.settings.search, []
-    for part in learned.parts:
-        problem, omegas = part.pose(), []
-        labels = None if learned.model.classes is None else np.asarray(problem.y.argmax(axis=1))
-        for number in range(resamples):
-            report("resamples", number, resamples)
-            if part.runs is None:
-                splits = draw_splits(labels, len(problem.y), rng, folds=search.folds(len(problem.y)))
-            else:
-                splits = (draw_run_split(part.runs, rng),)
-            if OBJECTIVES[search.objective].holds_out_rows:
-                again = dataclasses.replace(problem, splits=splits)
-            else:  # it holds nothing out: the split becomes a subset of its rows
-                again = problem.rows(splits[0][0])
-            omegas.append(learn_weights(again, learned.found.start_ridge[part.outputs], search).omega)
-        report("resamples", resamples, resamples)
-        found.append(np.std(omegas, axis=0, ddof=1))
-    return merge(learned.parts, found)
-
-
 def _search_block(descent: DescentResult, kept: np.ndarray | None, search: SearchSettings) -> dict[str, Any]:
     return {
         "objective": search.objective,
@@ -226,6 +205,7 @@ def _search_block(descent: DescentResult, kept: np.ndarray | None, search: Searc
         "iterations": descent.iterations.tolist(),
         "projected_gradient": descent.projected_gradient.tolist(),
         "evaluations": descent.evaluations.tolist(),
+        "factorisations": None if descent.factorisations is None else int(descent.factorisations),
         "kkt_residual": None if descent.kkt_residual is None else descent.kkt_residual.tolist(),
         "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
         "kept_uniform": None if kept is None else kept.tolist(),

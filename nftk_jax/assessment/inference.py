@@ -121,6 +121,7 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
     model, tables, clusters = learned.model, [], None
     names = range(len(model.omega)) if model.classes is None else model.classes
     rng = np.random.default_rng(learned.settings.seed + 3)
+    known = learned.found.p_uniform
     parts = sorted(learned.parts, key=lambda part: -len(part.search_rows))
     for part in parts:
         problem = part.pose()
@@ -135,6 +136,7 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
             targets,
             level=level,
             intervals=len(names) <= _INTERVAL_TARGETS,
+            p_uniform=None if known is None else known[part.outputs],
             report=lambda *state: report("inference", *state),
         )
         tables.append(found)

@@ -37,6 +37,7 @@ class Evidence:
       kept_uniform: classes whose weights stayed uniform because no test rejected them, shape (C,); None where that
         rule did not apply.
       omega_std: standard deviation of Omega over resamples, shape (C, L), or None if not measured.
+      omega: the learned weights, shape (C, L); goes with `table`.
       table: tests and intervals of Omega, or None if there were none.
       zeros: share of the weights that are exactly zero, and that share where equal weights are true, or None.
     """
@@ -51,6 +52,7 @@ class Evidence:
     best_single: int | str | None = None
     kept_uniform: np.ndarray | None = None
     omega_std: np.ndarray | None = None
+    omega: np.ndarray | None = None
     table: InferenceTable | None = None
     zeros: tuple[float, float | None] | None = None
 
@@ -109,6 +111,14 @@ def _describe_tests(evidence: Evidence) -> list[str]:
         found.append(f"Needed: {'; '.join(named)}. All others could be absent. (Wrong in a row: at most {level}.)")
     else:
         found.append(f"No {evidence.kernel} is shown to be needed: each could be absent (level {level} in a row).")
+    if evidence.omega is not None:
+        weights = np.stack([evidence.omega[:, members].sum(axis=1) for members in table.clusters], axis=1)
+        missed = (needed & (weights == 0)).any(axis=1)
+        if missed.any():
+            found.append(
+                f"The search left out kernels that the tests call needed for {_name(missed, table.targets)}: held-out "
+                "error and likelihood disagree there, so do not rest a conclusion on these weights."
+            )
     return found
 
 

@@ -34,15 +34,15 @@ def prefer_uniform(
       seed: of the draws.
 
     Returns:
-      The weights to go on with, and which classes have stayed uniform, shape (C,); None where the rule does not apply.
+      The weights to go on with, and the p-values of equal weights, shape (C,); None where the rule does not apply.
     """
     of_class = (settings.constraint, settings.weights) == ("simplex", "per-class")
     if settings.uniform_level == 1 or not (of_class and OBJECTIVES[settings.objective].holds_out_rows):
         return found, None
     p = uniform_p_values(problem, seed)
-    kept = (p > settings.uniform_level) | (found.omega == uniform_omega(1, problem.depth)).all(axis=1)
+    kept = p > settings.uniform_level
     omega = np.where(kept[:, None], uniform_omega(1, problem.depth), found.omega)
-    return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), kept
+    return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), p
 
 
 def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.kernels.kernel import KernelLabel
 
 #: Rows that tests and intervals are made on, at most: each factorisation takes n^3 operations, for every target.
-INFERENCE_ROWS = 500
+INFERENCE_ROWS = 400
 #: A label of fewer rows is not tested: the laws of the statistics are those of many rows.
 LEAST_ROWS = 10
 
@@ -202,12 +202,21 @@ class Inference:
         level: float = 0.05,
         adjustment: AdjustmentName = "holm",
         intervals: bool = True,
+        p_uniform: np.ndarray | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> InferenceTable:
-        """Test every target; the arguments are those of `InferenceTable`, `report` is called with targets done."""
+        """Test every target.
+
+        Args:
+          targets: their names.
+          level, adjustment: see `InferenceTable`.
+          intervals: whether to find intervals, which take most of the time.
+          p_uniform: as from `UniformFit.p_values`, where it is known already; None draws for it.
+          report: called with the number of targets done and of all.
+        """
         rows = []
         with threadpool_limits(1):  # many factorisations of small matrices, which threads would wait for one another in
-            p_uniform = self._uniform.p_values(self._rng)
+            p_uniform = self._uniform.p_values(self._rng) if p_uniform is None else p_uniform
             for number in range(len(targets)):
                 report(number, len(targets))
                 rows.append(self._test(number, level, intervals))

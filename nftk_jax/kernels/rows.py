@@ -123,6 +123,11 @@ class Rows:
         return rows
 
     @property
+    def kept(self) -> jax.Array | None:
+        """Every kernel on the rows, shape (L, n, n), where `keeping` has put them in memory."""
+        return self._kept
+
+    @property
     def kernels(self) -> jax.Array:
         """Every kernel on the rows, shape (L, n, n); those in memory if `keeping` made them."""
         return self.gram(np.eye(self.kernel.n_kernels)) if self._kept is None else self._kept

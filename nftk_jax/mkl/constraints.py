@@ -59,12 +59,42 @@ class FeasibleSet:
             size[:, -1] /= BOUNDED_RADIUS
         return size.max(axis=1)
 
-    def tangent(self, n_variables: int) -> np.ndarray:
-        """The projection on the directions that the set allows inside, shape (D, D)."""
-        along, n_kernels = np.eye(n_variables), n_variables - (self.bounds is not None)
+    def held(self, rows: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Which numbers stand at their bound and would rather go beyond it, of feasible rows; shape (C, D)."""
+        weights = rows if self.bounds is None else rows[:, :-1]
+        slope = gradient[:, : weights.shape[1]]
         if self.constraint == "simplex":
-            along[:n_kernels, :n_kernels] -= 1 / n_kernels
+            slope = slope - (weights * slope).sum(axis=1, keepdims=True)
+        held = (weights <= 0) & (slope > 0)
+        if self.bounds is None:
+            return held
+        low, high = self.bounds
+        number, slope = rows[:, -1], gradient[:, -1]
+        return np.column_stack([held, (number <= low) & (slope > 0) | (number >= high) & (slope < 0)])
+
+    def tangent(self, free: np.ndarray) -> np.ndarray:
+        """The projection on the directions in which the free numbers of every row may move, shape (C, D, D)."""
+        along = free[:, :, None] * np.eye(free.shape[1])
+        if self.constraint == "simplex":
+            summed = free.copy()
+            summed[:, -1] &= self.bounds is None
+            along -= summed[:, :, None] * summed[:, None] / np.maximum(summed.sum(axis=1), 1)[:, None, None]
         return along
+
+    def spectrum(self, hessian: np.ndarray, rows: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors of Hessians along the set, shapes (C, D) and (C, D, D).
+
+        Where one curves downwards, the numbers held at their bounds are taken by themselves, of their own curvature:
+        turned upwards together with the free ones, it would hold these back.
+        """
+        along = self.tangent(np.ones(rows.shape, bool))
+        values, vectors = np.linalg.eigh(along @ hessian @ along)
+        held = self.held(rows, gradient)
+        apart = (values[:, 0] < 0) & held.any(axis=1)
+        if apart.any():
+            along, alone = self.tangent(~held[apart]), held[apart, :, None] * np.eye(rows.shape[1])
+            values[apart], vectors[apart] = np.linalg.eigh(along @ hessian[apart] @ along + alone * hessian[apart])
+        return values, vectors
 
     def minimise_quadratic(
         self, rows: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, radius: np.ndarray | None = None

@@ -104,7 +104,7 @@ def _start(evaluate: _InUnits, space: _Space, omega: np.ndarray) -> _State:
     """The state before the first step: H such that it goes about one unit of weight far."""
     value, gradient, exact = evaluate.start
     measure = space.projected_gradient(omega, gradient)
-    hessian = _isotropic(measure, omega.shape[1]) if exact is None else space.convexify(exact)
+    hessian = _isotropic(measure, omega.shape[1]) if exact is None else space.convexify(exact, omega, gradient)
     everyone = np.ones(len(omega))
     return _State(
         omega,
@@ -133,6 +133,7 @@ def _result(
         converged=converged,
         iterations=state.iterations,
         evaluations=evaluate.count,
+        factorisations=evaluate.factorisations,
         gradient=state.gradient * unit[:, None],
         seconds=seconds,
         value_history=values * unit,
@@ -157,13 +158,12 @@ class _Space:
         rows = optax.apply_updates(jnp.asarray(omega, self.dtype), jnp.asarray(update, self.dtype))
         return np.asarray(self.within.project(jnp.asarray(rows)), np.float64)
 
-    def convexify(self, hessian: np.ndarray) -> np.ndarray:
+    def convexify(self, hessian: np.ndarray, omega: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """The curvature along the set, with the sign of what curves downwards turned; shape (C, D, D).
 
         A saddle then repels (Dauphin et al. 2014). What a Hessian says across the simplex plays no part.
         """
-        along = self.within.tangent(hessian.shape[1])
-        values, vectors = np.linalg.eigh(along @ np.nan_to_num(hessian) @ along)
+        values, vectors = self.within.spectrum(np.nan_to_num(hessian), omega, gradient)
         values = np.clip(np.abs(values), *_CURVATURE_RANGE)
         return (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
 
@@ -185,6 +185,7 @@ class _InUnits:
     def __init__(self, objective: Minimand, omega: np.ndarray, dtype) -> None:
         self._objective, self._dtype = objective, dtype
         self.unit, self.count = np.ones(len(omega)), np.zeros(len(omega), int)
+        self.factorisations: int | None = 0  # None: some were not counted
         value, gradient, hessian = self(omega, np.ones(len(omega), bool))
         if not np.isfinite(value).all():
             raise ArithmeticError(
@@ -201,9 +202,10 @@ class _InUnits:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         self.count = self.count + active
         tolerance = None if accuracy is None else accuracy.astype(self._dtype)
-        value, gradient, hessian = self._objective.evaluate(
+        value, gradient, hessian, made = self._objective.evaluate(
             jnp.asarray(omega, self._dtype), jnp.asarray(active), tolerance
         )
+        self.factorisations = None if made is None or self.factorisations is None else self.factorisations + made
         value = np.asarray(value, np.float64) / self.unit
         gradient = np.asarray(gradient, np.float64) / self.unit[:, None]
         if hessian is not None:
@@ -360,7 +362,9 @@ def _accept(
     state.value = np.where(good, value, state.value)
     state.exact = hessian is not None
     if hessian is not None:
-        state.hessian = np.where(good[:, None, None], space.convexify(hessian), state.hessian)
+        state.hessian = np.where(
+            good[:, None, None], space.convexify(hessian, state.omega, state.gradient), state.hessian
+        )
 
 
 def _learn_curvature(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
-from nftk_jax.solvers.cholesky import factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
+from nftk_jax.solvers.cholesky import combine, factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +162,3 @@ def _residuals(weights, k_train, k_held, y, train, held, ridge):
             multiply(k_held, solve_factor(factor_in_place(k_train.copy(), noise), y_train)) - y_held for noise in ridge
         ]
     return residuals[0].__array_namespace__().stack(residuals)
-
-
-def combine(omega: Any, k: Any) -> Any:
-    """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L), by one product of matrices: (C, n, m)."""
-    omega = near_lapack(omega)
-    return multiply(omega, k.reshape(len(k), -1)).reshape(len(omega), *k.shape[1:])

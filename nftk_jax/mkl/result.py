@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ class DescentResult:
         beyond rounding, shape (C,). A class whose line search found no decrease for another reason has not converged.
       iterations: accepted steps, shape (C,).
       evaluations: of the objective, shape (C,); a class that has converged is not evaluated any more.
+      factorisations: of all evaluations together; None where some were not counted.
       gradient: of J at omega, shape (C, L).
       kkt_residual: of the Karush-Kuhn-Tucker conditions, see `constraints.kkt_residual`, in units of J_c, shape (C,);
         None where the caller's set has no formula for it.
@@ -43,6 +46,7 @@ class DescentResult:
     kkt_residual: np.ndarray | None = None
     duality_gap: np.ndarray | None = None
     log_ridge: np.ndarray | None = None
+    factorisations: int | None = None
 
     @property
     def message(self) -> str:
@@ -53,12 +57,36 @@ class DescentResult:
             return f"{open_classes} of {len(self.converged)} classes not converged after {steps}"
         return f"converged in {steps}"
 
-    def preceded_by(self, seconds: np.ndarray, values: np.ndarray) -> DescentResult:
+    @classmethod
+    def joined(cls, parts: Sequence[DescentResult]) -> DescentResult:
+        """One after the other, of other classes each: in the histories the others stay where they are."""
+        lengths = [len(part.seconds) for part in parts]
+        before = np.cumsum([0, *lengths])
+        begun = np.cumsum([0.0, *(part.seconds[-1] for part in parts)])
+
+        def joint(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            if any(one is None for one in arrays):
+                return None
+            if name == "factorisations":
+                return sum(arrays)
+            if name == "seconds":
+                return np.concatenate([start + one for start, one in zip(begun, arrays, strict=False)])
+            if not name.endswith("history"):
+                return np.concatenate(arrays)
+            rows = zip(before[:-1], lengths, strict=True)
+            pads = [((first, before[-1] - first - length), (0, 0)) for first, length in rows]
+            return np.hstack([np.pad(one, pad, mode="edge") for one, pad in zip(arrays, pads, strict=True)])
+
+        return cls(**{field.name: joint(field.name) for field in dataclasses.fields(cls)})
+
+    def preceded_by(self, seconds: np.ndarray, values: np.ndarray, factorisations: int) -> DescentResult:
         """With the rounds of another descent, which led to the start of this, in the histories; (R,) and (R, C)."""
         unknown = np.full_like(values, np.nan)
         return dataclasses.replace(
             self,
-            evaluations=self.evaluations + 1 + len(values),
+            evaluations=self.evaluations + len(values),
+            factorisations=None if self.factorisations is None else self.factorisations + factorisations,
             seconds=np.concatenate([seconds, seconds[-1] + self.seconds]),
             value_history=np.concatenate([values, self.value_history]),
             projected_gradient_history=np.concatenate([unknown, self.projected_gradient_history]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from nftk_jax.mkl.constraints import FeasibleSet, duality_gap, kkt_residual
 from nftk_jax.mkl.descent import minimise
 from nftk_jax.mkl.objectives import (
     OBJECTIVES,
+    HeldOutObjective,
     LearnedRidgeObjective,
     Minimand,
+    ModelledObjective,
     PenalisedObjective,
     SharedObjective,
     make_objective,
@@ -21,7 +24,7 @@ from nftk_jax.mkl.objectives import (
 from nftk_jax.mkl.objectives.held_out import solves_alike
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.result import DescentResult
-from nftk_jax.mkl.together import MANY, approach
+from nftk_jax.mkl.together import MANY, approach, batches
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
 
 #: A factorisation of so many rows for every further solve takes longer than these.
@@ -102,7 +105,11 @@ def flatten_weights(found: Weights) -> dict[str, np.ndarray]:
 
 def restore_weights(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Inverse of `flatten_weights`; other arrays are left alone."""
-    parts = {name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")}
+    parts: dict[str, Any] = {
+        name.removeprefix("descent."): part for name, part in arrays.items() if name.startswith("descent.")
+    }
+    if "factorisations" in parts:
+        parts["factorisations"] = int(parts["factorisations"])
     return Weights(arrays["omega"], arrays["ridge"], DescentResult(**parts) if parts else None)
 
 
@@ -114,14 +121,14 @@ def learn_weights(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Weights:
     """Learn Omega as `learn_omega` does, and every class's ridge, from `ridge` on, where the settings say "learned"."""
-    start, rounds = None, None
     if _has_many_targets(problem, settings):
-        start, ridge, rounds = _approach_together(problem, ridge, settings, report)
-    descent = learn_omega(problem, ridge, settings, start=start, report=report)
+        return _learn_many(problem, ridge, settings, report)
+    return _weights_of(problem, ridge, learn_omega(problem, ridge, settings, report=report))
+
+
+def _weights_of(problem: SearchProblem, ridge: np.ndarray, descent: DescentResult | None) -> Weights:
     if descent is None:
         return Weights(uniform_omega(problem.n_classes, problem.depth), ridge, None)
-    if rounds is not None:
-        descent = descent.preceded_by(*rounds)
     omega = np.broadcast_to(descent.omega, (problem.n_classes, problem.depth)).copy()
     return Weights(omega, ridge if descent.log_ridge is None else ridge * np.exp(descent.log_ridge), descent)
 
@@ -135,32 +142,47 @@ def _has_many_targets(problem: SearchProblem, settings: SearchSettings) -> bool:
     return own and smallest > _SOLVES_PER_FACTOR * (problem.depth + 2) and not solves_alike(problem)
 
 
-def _approach_together(
+def _learn_many(
     problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int, int], None]
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Where the descents of many targets begin, from `together.approach`.
+) -> Weights:
+    """Learn the weights of many targets, one batch after the other."""
+    parts, total = [], problem.n_classes
+    for batch in batches(total, problem.depth, len(problem.splits)):
+        some, first = dataclasses.replace(problem, y=problem.y[:, batch]), int(batch[0])
+        later = lambda done, first=first: report(first + done, total)  # noqa: E731
+        parts.append(_learn_batch(some, ridge[batch], settings, later))
+    omega = np.concatenate([part.omega for part in parts])
+    ridge = np.concatenate([part.ridge for part in parts])
+    return Weights(omega, ridge, DescentResult.joined([part.descent for part in parts if part.descent is not None]))
 
-    Returns:
-      Omega, shape (C, L), ridges, shape (C,), and the seconds and values of its rounds, shapes (R,) and (R, C).
+
+def _learn_batch(
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, report: Callable[[int], None]
+) -> Weights:
+    """Bring the targets near together (`together.approach`), and from there each to its minimum by itself.
+
+    `report` is called with targets that are through, where coming near counts as half.
     """
     begun, omega = time.perf_counter(), uniform_omega(problem.n_classes, problem.depth)
     free = settings.learns_ridge or settings.constraint == "orthant"
     unit = np.full_like(ridge, np.exp(np.log(ridge).mean())) if free else ridge
-    objective = make_objective(problem, unit, settings)
-    seconds, values = [], []
-    rounds = approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free, dtype=problem.k.dtype)
-    for found in rounds:
-        omega, value = found
-        report(0, problem.n_classes)
+    objective = HeldOutObjective.of(problem, unit)
+    seconds, values, model, made = [], [], None, 0
+    for stage in approach(objective, omega * (unit / ridge)[:, None], fixed_sum=not free):
+        report(stage.near // 2)
         seconds.append(time.perf_counter() - begun)
-        values.append(value)
+        values.append(stage.value)
+        omega, model, made = stage.omega, stage.model, stage.model.factorisations
+    assert model is not None
     if settings.learns_ridge:
         total = omega.sum(axis=1)
         omega, ridge = omega / total[:, None], unit / total
         ridge = np.clip(ridge, RIDGE_GRID[0] * problem.unit, RIDGE_GRID[-1] * problem.unit)
     elif free:
         omega = omega * (ridge / unit)[:, None]
-    return omega, ridge, (np.array(seconds), np.array(values))
+    modelled = ModelledObjective(HeldOutObjective.of(problem, ridge), model, unit / ridge)
+    descent = _descend(problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2))
+    return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values), made))
 
 
 def learn_omega(
@@ -168,7 +190,6 @@ def learn_omega(
     ridge: np.ndarray,
     settings: SearchSettings,
     *,
-    start: np.ndarray | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DescentResult | None:
     """Learn Omega by descent through the solve, from uniform weights (the paper's eq. 16 is one way to descend).
@@ -177,7 +198,6 @@ def learn_omega(
       problem: kernels, targets and held-out rows.
       ridge: absolute ridge of every class, shape (C,); the same in the search and in the full solve.
       settings: objective, constraint, penalty, whose weights are learned, and how the descent goes.
-      start: where every class begins, shape (C, L); None is where the objective says, at uniform weights mostly.
       report: called with the number of classes that have converged and their total.
 
     Returns:
@@ -190,7 +210,21 @@ def learn_omega(
     check_search(settings)
     if settings.weights == "uniform":
         return None
-    objective, start, within = _pose(problem, ridge, settings, start)
+    named = make_objective(problem, ridge, settings)
+    start = named.start(1 if settings.weights == "shared" else problem.n_classes, problem.depth)
+    return _descend(problem, ridge, settings, named, start, report)
+
+
+def _descend(
+    problem: SearchProblem,
+    ridge: np.ndarray,
+    settings: SearchSettings,
+    named: Minimand,
+    start: np.ndarray,
+    report: Callable[[int, int], None],
+) -> DescentResult:
+    """The descent of the objective that the settings name, from `start`, and how far from a minimum it ends."""
+    objective, start, within = _pose(problem, ridge, settings, named, start)
     result = minimise(objective, start, within=within, settings=settings, dtype=problem.k.dtype, report=report)
     log_ridge, slack = None, np.zeros(len(start))
     if settings.learns_ridge:
@@ -207,12 +241,10 @@ def learn_omega(
 
 
 def _pose(
-    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, start: np.ndarray | None
+    problem: SearchProblem, ridge: np.ndarray, settings: SearchSettings, objective: Minimand, start: np.ndarray
 ) -> tuple[Minimand, np.ndarray, FeasibleSet]:
     """What is minimised, from where, and within which set; a learned ridge's logarithm is one more column."""
-    rows = 1 if settings.weights == "shared" else problem.n_classes
-    named = make_objective(problem, ridge, settings)
-    objective, start = named, named.start(rows, problem.depth) if start is None else start
+    rows = len(start)
     if settings.weights == "shared":
         objective = SharedObjective(objective, problem.n_classes)
     if settings.penalty > 0:

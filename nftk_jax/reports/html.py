@@ -133,7 +133,17 @@ def _head(metrics: Metrics) -> str:
     )
     certificate, baselines = metrics["certificate"], {row.key: row for row in comparisons(metrics)}
     label = "" if score.is_accuracy else f", mean squared error {significant(metrics.get('test_mse'))}"
-    tiles = [(score.value(ours.score), f"test {score.name}{label}", f"95 %: {score.interval(ours.interval)}")]
+    tiles = [
+        (
+            score.value(ours.score),
+            f"test {score.name}{label}",
+            f"95 %, this fitted model: {score.interval(ours.interval)}",
+        )
+    ]
+    method = metrics.get("method_interval")
+    if method is not None:
+        low, high = method
+        tiles.append((score.interval((low, high)), f"test {score.name} of the method", "95 %, other training rows"))
     if "uniform" in baselines and search:
         row, points = baselines["uniform"], "points " if score.unit else ""
         interval = f"95 %: {score.difference_interval(row.difference_interval)}"
@@ -245,7 +255,8 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
         rows.append(page.row(cells, "ours" if row.key == "ours" else ""))
     headers = ["model", f">test {score.name}", f">this model minus it{unit}", "in words"]
     text = (
-        "Every model is scored on the same test rows, with the same solver. Small print: 95 % intervals. Those of the "
+        "Every model is scored on the same test rows, with the same solver. Small print: 95 % intervals of these "
+        "fitted models. They do not say what other training rows would have given. Those of the "
         "differences are paired: they compare two models row by row, and are narrower than the intervals of the scores "
         "suggest. Where such an interval holds 0, this run does not tell the two models apart."
     )

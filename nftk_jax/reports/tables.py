@@ -71,7 +71,7 @@ def _headline(metrics: Metrics) -> Padding:
     kernel, search = kernel_noun(metrics), metrics.get("search")
     text = Text()
     text.append(f"Test {score.name} {score.value(ours.score)}", style="bold")
-    text.append(f"  (95 % interval {score.interval(ours.interval)})")
+    text.append(f"  (95 % interval {score.interval(ours.interval)}, for this fitted model)")
     if not score.is_accuracy:
         text.append(f"  mean squared error {significant(metrics.get('test_mse'))}")
     text.append(f"\n{clean(data['name'])}: {count(data['n_train'])} training and {count(data['n_test'])} test rows, ")

@@ -97,6 +97,20 @@ def multiply(a: Any, b: Any) -> Any:
     return gemm(1.0, right, left, trans_a=right is b, trans_b=left is a).T
 
 
+def combine(omega: Any, k: Any) -> Any:
+    """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L): (C, n, m)."""
+    omega, flat = near_lapack(omega), k.reshape(len(k), -1)
+    shape = len(omega), *k.shape[1:]
+    if not isinstance(flat, np.ndarray):
+        return multiply(omega, flat).reshape(shape)
+    # OpenBLAS takes several times longer for the product of the two matrices
+    (gemv,) = scipy.linalg.get_blas_funcs(("gemv",), (flat,))
+    total = np.zeros((len(omega), flat.shape[1]), flat.dtype)
+    for row, sums in zip(omega, total, strict=True):
+        gemv(1.0, flat.T, row, y=sums, overwrite_y=True)
+    return total.reshape(shape)
+
+
 def _factor(k: Any, ridge: Any) -> Any:
     """The factor of a kernel that stays as it is."""
     local = near_lapack(k)
@@ -191,7 +205,7 @@ class CholeskySolver(RidgeSolver):
         weight = pad_rows(weight, size, weight.max())
         dual_coef = np.empty(y.shape, dtype)
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
-        jitter, conditions, done = 0.0, [], 0
+        jitter, conditions, worst, done = 0.0, [], 0.0, 0
         for number, row in enumerate(distinct):
             members = np.flatnonzero(group.ravel() == number)
             k = self._rows.padded_gram(row[None, :-1])[0]
@@ -199,7 +213,9 @@ class CholeskySolver(RidgeSolver):
             few = np.resize(members, 1 << (len(members) - 1).bit_length())  # few numbers of columns are compiled
             dual_coef[:, few] = factor.solve(y[:, few])
             jitter = max(jitter, factor.jitter)
-            if condition:
+            # the largest eigenvalue over the least is about this; an estimate costs as much as a factorisation
+            if condition and (ratio := float(k.sum() / (n * row[-1]))) > worst:
+                worst = ratio
                 conditions.append(estimate_condition(k, factor.lower, spread_ridge(row[-1], weight, k.dtype), n))
             done += len(members)
             report("solve", done, len(omega))

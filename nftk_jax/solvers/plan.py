@@ -29,6 +29,11 @@ BLOCK = 256
 LANDMARKS = 4096
 #: Use Cholesky if one factorisation per class takes at most this many seconds.
 DIRECT_SECONDS = 10.0
+#: From so many distinct kernels of sums in memory on, one is factored for so many; what is not takes conjugate
+#: gradients, so many steps of a solve and for all that an evaluation of the search solves with (`solvers.anchors`).
+MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
+#: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
+EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: How many times longer the thin products that build a low rank take than square ones.
@@ -109,6 +114,11 @@ class Sizes:
     def kernels(self) -> int:
         """Distinct kernels that are solved with."""
         return self.n_classes if self.n_kernels is None else self.n_kernels
+
+    @property
+    def near(self) -> bool:
+        """Whether few of many distinct kernels are factored: on a CPU, where kernels are in memory."""
+        return self.kernels >= MANY and self.n_search == self.n_train
 
     @property
     def columns(self) -> int:
@@ -208,19 +218,37 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
     data = s.itemsize * s.n_features * (s.n_train + s.n_test)
     train = math.ceil(s.n_search * (2 / 3 if s.folds == 1 else 1 - 1 / s.folds))
-    # about fifteen steps of a factorisation a class, and the grid of ridges
-    searches = s.folds * (15 * s.n_classes + 17)
     search_bytes = s.itemsize * s.depth * (s.n_search**2 + s.folds * train * s.n_search)
+    search_seconds = s.folds * _search_operations(s.n_classes, s.depth, train) / flops
     alternatives = plan_solves(sizes, machine)
     solve = choose_solve(alternatives, machine, solver)
+    direct = alternatives[0]
+    if solver == "auto" and s.near and direct.peak_bytes <= machine.memory:
+        solve = dataclasses.replace(direct, reason="its kernels are in memory, and few factors serve all of them")
     rows = s.basis if solve.solver == "nystroem" else s.n_train
     stages = (
         Stage("kernels", data + 2 * s.itemsize * s.depth * s.n_search**2, s.depth * s.n_search**2 / entries),
-        Stage("search", data + search_bytes + 3 * s.itemsize * train**2, searches * train**3 / 3 / flops),
+        Stage("search", data + search_bytes + 3 * s.itemsize * train**2 + _search_vectors(s), search_seconds),
         *solve.stages,
         Stage("predict", data + 2**29, s.n_test * rows * (2 * s.columns / flops + s.geometries * s.kernels / entries)),
     )
     return Plan(stages, solve, alternatives, sizes, machine)
+
+
+def _search_operations(n_classes: int, depth: int, n: int) -> float:
+    """Of the search and the grid of ridges, on the n rows of one fold."""
+    factor = n**3 / 3 + 4 * depth * n**2
+    if n_classes < MANY:
+        return (EVALUATIONS * n_classes + 17) * factor
+    few = n_classes / PER_FACTOR * factor
+    shared = few + n_classes * 2 * (depth + 1) * (depth + 3) * n**2
+    own = few + n_classes * min(2 * SEARCH_STEPS * (depth + 1) * n**2, factor)
+    return 17 * factor + SHARED_EVALUATIONS * shared + OWN_EVALUATIONS * own
+
+
+def _search_vectors(s: Sizes) -> int:
+    """Bytes of the vectors of a chunk of targets, and of the models of a batch, of a search of many."""
+    return 3 * 2**28 if s.n_classes >= MANY else 0
 
 
 def plan_solves(sizes: Sizes, machine: Machine) -> tuple[SolvePlan, ...]:
@@ -271,7 +299,11 @@ def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
     n, flops = s.n_train, machine.flops * machine.shared_memory * 4 / s.itemsize
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
     seconds = s.kernels * ((n**3 / 3 + (s.columns + 1500) * n**2) / flops + s.geometries * n**2 / entries)
-    return SolvePlan("cholesky", (Stage("solve", _data_bytes(s, 1) + 4 * s.itemsize * n**2, seconds),))
+    held = _data_bytes(s, 1) + 4 * s.itemsize * n**2
+    if s.near:
+        seconds = s.kernels * (2 * n**3 / 3 / PER_FACTOR + 4 * STEPS * (s.depth + 2) * n**2) / flops
+        held += s.itemsize * s.depth * n**2 + 2**28
+    return SolvePlan("cholesky", (Stage("solve", held, seconds),))
 
 
 def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: PreconditionerName, rank: int) -> SolvePlan:

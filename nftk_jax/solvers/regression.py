@@ -8,7 +8,7 @@ import numpy as np
 
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.targets import group_by_presence
-from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.anchors import AnchoredSolver
 from nftk_jax.solvers.conjugate_gradient import ConjugateGradientSolver
 from nftk_jax.solvers.nystroem import NystroemSolver
 from nftk_jax.solvers.plan import SolvePlan
@@ -81,7 +81,7 @@ def prepare(
       NotPositiveDefiniteError: the preconditioner's kernel cannot be factored even with jitter.
     """
     if plan.solver == "cholesky":
-        return CholeskySolver(rows, weight=weight)
+        return AnchoredSolver(rows, weight=weight)
     if plan.solver == "nystroem":
         return NystroemSolver(rows, plan, weight=weight)
     return ConjugateGradientSolver(rows, plan, omega, ridge, weight=weight, report=report)

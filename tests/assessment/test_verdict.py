@@ -69,6 +69,12 @@ def against(**intervals):
             "no two depths can be told apart",
             "Needed",
         ),
+        ({"omega": np.array([[0.5, 0.5, 0], [0, 0, 1]])}, "Needed: depth 1 for row cat", "left out"),
+        (
+            {"omega": np.array([[0, 0.5, 0.5], [0, 0, 1]])},
+            "The search left out kernels that the tests call needed for row cat",
+            "row dog",
+        ),
         ({"table": None}, "The weights were not tested.", "Needed"),
         ({"kept_uniform": np.array([True, False])}, "1 of 2 rows of Omega kept equal weights", "--"),
         ({}, "50 % of the weights are exactly zero; the same search leaves 60 % at zero where", "not measured."),

@@ -154,7 +154,7 @@ class WrongForClassOne(Quadratic):
     """The gradient of class 1 points the wrong way, so that no step along it decreases the value."""
 
     def evaluate(self, omega, active, tolerance=None):
-        value, gradient, _ = super().evaluate(omega, active, tolerance)
+        value, gradient, *_ = super().evaluate(omega, active, tolerance)
         return Evaluation(value, gradient.at[1].multiply(-1))
 
 
@@ -181,7 +181,7 @@ class BrokenFarFromTheStart(Quadratic):
     """A finite value whose gradient is not, as where a solve overflows."""
 
     def evaluate(self, omega, active, tolerance=None):
-        value, gradient, _ = super().evaluate(omega, active, tolerance)
+        value, gradient, *_ = super().evaluate(omega, active, tolerance)
         far = jnp.abs(omega - 0.2).max(axis=1) > 0.05
         return Evaluation(value, jnp.where(far[:, None], jnp.nan, gradient))
 

@@ -114,7 +114,7 @@ def test_the_first_fixed_step_is_equation_16(rng, x64):
     settings = SearchSettings(constraint="orthant", method="projected-gradient", step_size=0.3, max_iterations=1)
     result = learn_omega(problem, ridge, settings)
     start = uniform_omega(3, 4)
-    value, gradient, _ = make_objective(problem, ridge, settings).evaluate(jnp.asarray(start), jnp.ones(3, bool))
+    value, gradient, *_ = make_objective(problem, ridge, settings).evaluate(jnp.asarray(start), jnp.ones(3, bool))
     np.testing.assert_allclose(result.omega, np.maximum(start - 0.3 * gradient / value[:, None], 0), rtol=1e-10)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nftk_jax.mkl.search as search_module
+import nftk_jax.mkl.together as together_module
 from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.search import learn_weights
@@ -48,12 +49,30 @@ def test_many_targets_end_where_each_would_alone(problem, ridge, constraint, x64
     assert gap.mean() < 1e-3
 
 
-def test_no_round_makes_a_target_worse_and_the_values_are_those_of_the_weights(problem, x64):
+def test_every_round_expects_less_and_in_the_end_what_is_there(problem, x64):
     objective = HeldOutObjective.of(problem, np.full(TARGETS, 0.3))
-    before = np.full(TARGETS, np.inf)
-    for omega, value in approach(objective, np.full((TARGETS, KERNELS), 0.25), fixed_sum=True, dtype=np.float64):
-        assert (value <= before).all()
-        np.testing.assert_allclose(omega.sum(axis=1), 1)
-        found = objective.values(jnp.asarray(omega), jnp.ones(TARGETS, bool))
-        np.testing.assert_allclose(found, value, rtol=1e-8)
-        before = value
+    before, stage = np.inf, None
+    for stage in approach(objective, np.full((TARGETS, KERNELS), 0.25), fixed_sum=True):
+        assert stage.value.mean() < before
+        before = stage.value.mean()
+        np.testing.assert_allclose(stage.omega.sum(axis=1), 1)
+    found = objective.values(jnp.asarray(stage.omega), jnp.ones(TARGETS, bool))
+    np.testing.assert_allclose(found, stage.value, rtol=0.02)
+
+
+def test_batches_of_targets_find_what_all_find_at_once(problem, x64, monkeypatch):
+    settings = SearchSettings("kfold", "simplex", ridge="learned", tolerance=1e-4)
+    monkeypatch.setattr(search_module, "_SOLVES_PER_FACTOR", 10)
+    monkeypatch.setattr(search_module, "MANY", 8)
+    monkeypatch.setattr(together_module, "MANY", 8)
+    whole, reports = learn_weights(problem, np.full(TARGETS, 0.3), settings), []
+    monkeypatch.setattr(together_module, "_MOST", 20)
+    parts = learn_weights(problem, np.full(TARGETS, 0.3), settings, report=lambda *state: reports.append(state))
+    gap = parts.descent.value / whole.descent.value - 1
+    assert (np.abs(gap) < 1e-4).mean() > 0.9
+    assert parts.descent.value_history.shape == (len(parts.descent.seconds), TARGETS)
+    assert (np.diff(parts.descent.seconds) >= 0).all()
+    np.testing.assert_array_equal(parts.descent.value_history[-1], parts.descent.value)
+    done = [count for count, _ in reports]
+    assert done == sorted(done)
+    assert reports[-1] == (TARGETS, TARGETS)

@@ -15,6 +15,7 @@ from nftk_jax.mkl.objectives.leave_one_out import (
     GeneralisedCrossValidationObjective,
     LeaveOneOutObjective,
 )
+from nftk_jax.mkl.objectives.reduced import ModelledObjective, ReducedObjective
 from nftk_jax.mkl.objectives.train import TrainObjective
 from nftk_jax.mkl.objectives.wrappers import LearnedRidgeObjective, PenalisedObjective, SharedObjective
 
@@ -29,8 +30,10 @@ __all__ = [
     "LearnedRidgeObjective",
     "LeaveOneOutObjective",
     "Minimand",
+    "ModelledObjective",
     "Objective",
     "PenalisedObjective",
+    "ReducedObjective",
     "SharedObjective",
     "TrainObjective",
     "make_objective",

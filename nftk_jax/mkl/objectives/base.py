@@ -20,11 +20,13 @@ class Evaluation(NamedTuple):
       value: shape (C,).
       gradient: with respect to Omega, shape (C, L).
       hessian: shape (C, L, L), where it costs little beside the gradient; None elsewhere.
+      factorisations: of matrices of the size of the rows that it took; None where they were not counted.
     """
 
     value: jax.Array | np.ndarray
     gradient: jax.Array | np.ndarray
     hessian: jax.Array | np.ndarray | None = None
+    factorisations: int | None = None
 
 
 class Minimand(Protocol):

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.mkl.objectives.base import Evaluation, Objective, objective
-from nftk_jax.mkl.objectives.factored import SplitArrays, evaluate_factored, fit_factored
+from nftk_jax.mkl.objectives.factored import SplitArrays, evaluate_factored, fit_factored, reduce_factored
+from nftk_jax.mkl.objectives.reduced import ReducedObjective
 from nftk_jax.mkl.problem import SearchProblem, row_ridge, share, take
 from nftk_jax.mkl.similarity import are_alike
 from nftk_jax.settings import SearchSettings
+from nftk_jax.solvers.anchors import strengths
 from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
 
@@ -71,14 +73,24 @@ class HeldOutSplit:
             return evaluate_factored(np.asarray(omega), self._arrays(omega), wanted)
         arrays = self._arrays(omega)
         found, good = _solve_iteratively(omega, active, arrays, self.inverse, tolerance)
-        value, gradient, _ = _gradient(*found, arrays)
+        value, gradient, *_ = _gradient(*found, arrays)
         missing = wanted & ~np.asarray(good)
         if not missing.any():
-            return Evaluation(value, gradient)
+            return Evaluation(value, gradient, factorisations=0)
         factored = evaluate_factored(np.asarray(omega), arrays, missing)
-        return Evaluation(
-            np.where(missing, factored.value, value), np.where(missing[:, None], factored.gradient, gradient)
+        return factored._replace(
+            value=np.where(missing, factored.value, value),
+            gradient=np.where(missing[:, None], factored.gradient, gradient),
+            hessian=None,
         )
+
+    def reduce(self, omega: np.ndarray) -> tuple[tuple[np.ndarray, ...], int]:
+        """The arrays of a `ReducedObjective` at weights of shape (C, L), and the factorisations that they took."""
+        return reduce_factored(omega, self._arrays(omega))
+
+    def slopes(self, omega: np.ndarray, active: np.ndarray) -> Evaluation:
+        """As `evaluate` with factored solves, without the Hessian: half the work."""
+        return evaluate_factored(omega, self._arrays(omega), active, curvature=False)
 
     def fit(
         self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None
@@ -115,11 +127,11 @@ class HeldOutSplit:
         """J_c of every active class, shape (C,)."""
         return jnp.asarray(self.residuals(omega, active, tolerance=tolerance)) ** 2 @ self._share(omega)
 
-    def _arrays(self, omega: jax.Array) -> SplitArrays:
+    def _arrays(self, omega: jax.Array | np.ndarray) -> SplitArrays:
         ridge = row_ridge(self.ridge, self.weight_train, len(self.y_train), omega.dtype)
         return SplitArrays(self.k_train, self.k_held, self.y_train, self.y_held, ridge, self._share(omega))
 
-    def _share(self, omega: jax.Array) -> jax.Array:
+    def _share(self, omega: jax.Array | np.ndarray) -> jax.Array:
         return jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
 
 
@@ -131,6 +143,21 @@ class HeldOutObjective(Objective):
     parts: tuple[HeldOutSplit, ...]
 
     holds_out_rows = True
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its kernels, and of what it computes."""
+        return np.dtype(self.parts[0].k_train.dtype)
+
+    @property
+    def ridge(self) -> np.ndarray:
+        """Of every class, shape (C,)."""
+        return np.asarray(self.parts[0].ridge)
+
+    @property
+    def strength(self) -> np.ndarray:
+        """Of every kernel, see `anchors.strengths`."""
+        return strengths(np.asarray(self.parts[0].k_train))
 
     @classmethod
     def of(cls, problem: SearchProblem, ridge: np.ndarray) -> HeldOutObjective:
@@ -151,8 +178,21 @@ class HeldOutObjective(Objective):
             return sum(weight * array for weight, array in zip(shares, arrays, strict=True))
 
         known = all(part.hessian is not None for part in found)
-        value, gradient, hessian = zip(*found, strict=True)
-        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None)
+        value, gradient, hessian, counts = zip(*found, strict=True)
+        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None, sum(counts))
+
+    def reduce(self, omega: np.ndarray) -> ReducedObjective:
+        """Models of the errors about weights of shape (C, L)."""
+        omega, masses = np.asarray(omega, self.dtype), np.array([part.mass for part in self.parts])
+        return ReducedObjective.joined([part.reduce(omega) for part in self.parts], masses / masses.sum())
+
+    def slopes(self, omega: np.ndarray, active: np.ndarray) -> Evaluation:
+        """As `evaluate` with factored solves, without the Hessian: half the work."""
+        masses = [part.mass for part in self.parts]
+        found = [part.slopes(np.asarray(omega, self.dtype), active) for part in self.parts]
+        value, gradient, _, counts = zip(*found, strict=True)
+        means = (np.average(arrays, axis=0, weights=masses) for arrays in (value, gradient))
+        return Evaluation(*means, factorisations=sum(counts))
 
     def values(self, omega: jax.Array, active: jax.Array, *, tolerance: float | None = None) -> jax.Array:
         """J_c of every active class, shape (C,), NaN for the others; cheaper than `evaluate`."""

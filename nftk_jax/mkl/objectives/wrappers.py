@@ -28,12 +28,13 @@ class PenalisedObjective:
         return self.objective.relative
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
-        value, gradient, hessian = self.objective.evaluate(omega, active, tolerance)
+        value, gradient, hessian, count = self.objective.evaluate(omega, active, tolerance)
         if self.norm == "l1":
-            return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty, hessian)
+            return Evaluation(value + self.penalty * omega.sum(axis=1), gradient + self.penalty, hessian, count)
         if hessian is not None:
             hessian = hessian + self.penalty * np.eye(omega.shape[1], dtype=omega.dtype)
-        return Evaluation(value + self.penalty / 2 * (omega**2).sum(axis=1), gradient + self.penalty * omega, hessian)
+        value = value + self.penalty / 2 * (omega**2).sum(axis=1)
+        return Evaluation(value, gradient + self.penalty * omega, hessian, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,12 @@ class SharedObjective:
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         everyone = jnp.broadcast_to(omega, (self.n_classes, omega.shape[1]))
-        value, gradient, hessian = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool), tolerance)
+        value, gradient, hessian, count = self.objective.evaluate(everyone, jnp.ones(self.n_classes, bool), tolerance)
         return Evaluation(
             value.mean(keepdims=True),
             gradient.mean(axis=0, keepdims=True),
             None if hessian is None else hessian.mean(axis=0, keepdims=True),
+            count,
         )
 
 
@@ -74,7 +76,7 @@ class LearnedRidgeObjective:
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
         weights, scale = omega[:, :-1], jnp.exp(-omega[:, -1:])
-        value, gradient, hessian = self.objective.evaluate(weights * scale, active, tolerance)
+        value, gradient, hessian, count = self.objective.evaluate(weights * scale, active, tolerance)
         gradient = gradient * scale
         slope = (weights * gradient).sum(1, keepdims=True)
         if hessian is not None:
@@ -89,4 +91,4 @@ class LearnedRidgeObjective:
                 ],
                 axis=1,
             )
-        return Evaluation(value, jnp.concatenate([gradient, -slope], axis=1), hessian)
+        return Evaluation(value, jnp.concatenate([gradient, -slope], axis=1), hessian, count)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import nftk_jax.mkl.objectives.factored as factored
-import nftk_jax.mkl.problem as problem_module
+import nftk_jax.solvers.anchors as anchors
+import nftk_jax.solvers.cholesky as cholesky
 from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
@@ -165,8 +166,44 @@ def test_products_of_any_order_are_those_of_numpy(orders, rng):
 def test_factors_on_a_device_are_those_of_lapack(rng, x64, monkeypatch):
     plain, _ = make_objective(rng)
     omega, active = jnp.asarray(rng.dirichlet(np.ones(DEPTH), CLASSES)), jnp.ones(CLASSES, bool)
-    here = plain.evaluate(omega, active)
+    here, there = plain.evaluate(omega, active), HeldOutObjective((plain,)).reduce(omega).evaluate(1.5 * omega)
     monkeypatch.setattr(factored, "near_lapack", jnp.asarray)
-    monkeypatch.setattr(problem_module, "near_lapack", jnp.asarray)
+    monkeypatch.setattr(cholesky, "near_lapack", jnp.asarray)
+    monkeypatch.setattr(anchors, "near_lapack", jnp.asarray)
     for one, other in zip(plain.evaluate(omega, active), here, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+    model = HeldOutObjective((plain,)).reduce(omega)
+    np.testing.assert_allclose(model.evaluate(1.5 * omega).value, there.value, rtol=1e-8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_many_kernels_are_solved_from_few_factors(weighted, rng, x64, monkeypatch):
+    plain, _ = make_objective(rng, weighted=weighted, ridge=0.1)
+    classes, active = 60, np.arange(60) != 7
+    y = [jnp.asarray(rng.normal(size=(len(part), classes))) for part in (plain.y_train, plain.y_held)]
+    many = dataclasses.replace(plain, y_train=y[0], y_held=y[1], ridge=rng.uniform(0.1, 0.2, classes))
+    omega = rng.dirichlet(np.full(DEPTH, 2.0), classes)
+    exact, (a, r) = many.evaluate(omega, active), many.fit(omega, active)
+    monkeypatch.setattr(anchors, "_LEAST_ROWS", 1)
+    near, (near_a, near_r) = many.evaluate(omega, active), many.fit(omega, active)
+    assert exact.factorisations == classes - 1
+    assert near.factorisations <= classes // 8
+    np.testing.assert_allclose(near.value, exact.value, rtol=1e-9)  # the square of the residuals' 1e-6
+    np.testing.assert_allclose(near.gradient, exact.gradient, atol=1e-4 * np.nanmax(np.abs(exact.gradient)))
+    np.testing.assert_allclose(near.hessian, exact.hessian, atol=0.2 * np.nanmax(np.abs(exact.hessian)))
+    np.testing.assert_allclose(near_a, a, atol=1e-8 * np.nanmax(np.abs(a)))
+    np.testing.assert_allclose(near_r, r, atol=1e-8 * np.nanmax(np.abs(r)))
+
+
+def test_kernels_too_far_from_any_factor_are_factored(rng, x64, monkeypatch):
+    plain, _ = make_objective(rng, ridge=1e-3)
+    omega, active = rng.dirichlet(np.full(DEPTH, 2.0), 40), np.ones(40, bool)
+    y = [jnp.asarray(rng.normal(size=(len(part), 40))) for part in (plain.y_train, plain.y_held)]
+    many = dataclasses.replace(plain, y_train=y[0], y_held=y[1], ridge=np.full(40, 1e-3))
+    exact = many.evaluate(omega, active)
+    monkeypatch.setattr(anchors, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(factored, "find_anchors", lambda weights, *_: (1e-6 * weights[:1], np.zeros(40, int)))
+    found = many.evaluate(omega, active)
+    assert found.factorisations == 41
+    np.testing.assert_allclose(found.value, exact.value)
+    np.testing.assert_allclose(found.hessian, exact.hessian)
