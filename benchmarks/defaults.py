@@ -69,7 +69,6 @@ TARGETS: dict[str, Callable] = {
     "friedman3": lambda seed: datasets.make_friedman3(400, noise=0.1, random_state=seed),
     "sparse": lambda seed: datasets.make_sparse_uncorrelated(200, 10, random_state=seed),
     "swiss_roll": lambda seed: datasets.make_swiss_roll(300, noise=0.5, random_state=seed),
-    "linnerud": lambda seed: datasets.load_linnerud(return_X_y=True),
     "linear": lambda seed: datasets.make_regression(200, 30, n_informative=10, noise=20.0, random_state=seed),
 }
 #: Sets of classes on which no default was chosen; only the defaults and uniform weights are measured there.

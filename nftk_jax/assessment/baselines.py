@@ -12,10 +12,12 @@ from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, median_d
 from nftk_jax.mkl.problem import SearchProblem
 from nftk_jax.mkl.ridge import choose_ridge
 from nftk_jax.mkl.search import Weights, learn_weights
+from nftk_jax.preprocessing.sampling import spread_rows
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
 
 _WIDTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _DISTANCE_RIDGES = RIDGE_GRID[::2]
+_SHUFFLED_ROWS = 1000
 
 
 def single_errors(problem: SearchProblem, ridge: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -44,8 +46,11 @@ def shuffled_labels(
 ) -> np.ndarray:
     """Omega learned after the targets' rows were permuted, shape (C, L): what the search finds where there is nothing.
 
-    The ridge stays as given: to learn it on targets without signal would only say that they have none.
+    At most `_SHUFFLED_ROWS` rows are used, which more rows without signal would not change. The ridge stays as given:
+    to learn it on targets without signal would only say that they have none.
     """
+    few = problem.rows(spread_rows(len(problem.y), _SHUFFLED_ROWS))
+    problem = few if few.splits else problem
     order = rng.permutation(len(problem.y))
     settings = dataclasses.replace(settings, ridge="auto")  # not learned
     return learn_weights(dataclasses.replace(problem, y=problem.y[order]), ridge, settings).omega

@@ -154,6 +154,11 @@ class Target:
         whole[:-1, :-1], whole[-1, -1] = mixing, 1
         point, damping = np.maximum(np.append(start, noise), low), 0.0
         value, gradient, hessian = self._evaluate(point, whole)
+        while not np.isfinite(value) and point[-1] < 1e3 * self.mean_square:  # indefinite kernels need more noise
+            point[-1] *= 10
+            value, gradient, hessian = self._evaluate(point, whole)
+        if not np.isfinite(value):
+            raise ArithmeticError("the kernels leave no positive definite covariance; are they far from semi-definite?")
         for _ in range(_MOST_STEPS):
             damped = hessian + np.diag(damping * np.diagonal(hessian) + 1e-12 * np.trace(hessian))
             ceiling = np.full(len(point), np.inf)

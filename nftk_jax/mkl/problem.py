@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
+from nftk_jax.preprocessing.sampling import restrict_splits
 from nftk_jax.solvers.cholesky import combine, factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
 
 
@@ -52,9 +53,10 @@ class SearchProblem:
         return self.y.shape[1]
 
     def rows(self, positions: np.ndarray) -> SearchProblem:
-        """The problem on some of its rows, without splits."""
+        """The problem on some of its rows, with what is left of its splits."""
         k, weight = self.k[:, positions][:, :, positions], take(self.weight, positions)
-        return SearchProblem(k, self.y[positions], (), weight, self.unit)
+        splits = restrict_splits(self.splits, positions, len(self.y))
+        return SearchProblem(k, self.y[positions], splits, weight, self.unit)
 
     def counts(self, positions: np.ndarray) -> np.ndarray:
         """How many rows some rows count as: their weights in units of `unit`, shape (m,)."""
