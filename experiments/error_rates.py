@@ -1,13 +1,14 @@
 """How often the tests and intervals of Omega are wrong: a Monte Carlo study on targets whose weights are known.
 
-    python experiments/error_rates.py [--sizes 100 300 600] [--designs 10] [--targets 20] [--fast] [--docs]
+    python experiments/error_rates.py [--sizes 100 300 600] [--designs 10] [--targets 20] [--fast] [--docs] [--report]
 
 Targets are drawn from a Gaussian process whose kernel is a known sum of the kernels that are tested, plus noise. The
 kernels are NTKs of depths 1 to 10 on all features ("depths", nearly collinear) or depth-2 NTKs of five disjoint pairs
 of features ("groups", well separated). Classes come from such targets by a threshold, or by the largest of five. Every
 cell of the study is written to the results as soon as it is done, and a finished one is not run again with the same
-flags. Standard errors are of the means over designs, since targets of one design share their kernels. `--docs` writes
-the tables of docs/error-rates.md and the figure.
+flags. Standard errors are of the means over designs, since targets of one design share their kernels. `--docs` then
+writes the tables of docs/error-rates.md and the figure; `--report` writes them from the cells that are there, and runs
+none.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def run_cell(cell: Cell, designs: int, targets: int) -> dict[str, Any]:
     found = {}
     for name in names:
         values = np.array([rate[name] for rate in rates if name in rate])
-        found[name] = {"mean": float(values.mean()), "error": float(values.std(ddof=1) / np.sqrt(len(values)))}
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        found[name] = {"mean": float(values.mean()), "error": error, "designs": len(values)}
     return found
 
 
@@ -153,8 +155,9 @@ def _rate(table: InferenceTable, omega: np.ndarray, cell: Cell) -> dict[str, flo
     return found
 
 
-#: Columns of the tables: what a rate is called there, and its nominal value.
+#: Columns of the tables: what a rate is called there.
 COLUMNS = {
+    "clusters": "clusters",
     "uniform rejected, wrongly": "equal weights rejected though true",
     "needed, wrongly": "a needless kernel called needed",
     "uniform rejected, rightly": "equal weights rejected, rightly",
@@ -163,72 +166,129 @@ COLUMNS = {
     "weight covered": "single intervals cover",
     "width": "mean width",
 }
+#: What is no share, and has its digits.
+PLAIN = {"clusters": 1, "width": 2}
 
 
 def tabulate(results: dict[str, Any]) -> str:
-    """A Markdown table of all cells, in percent, standard errors in brackets; widths as they are."""
-    lines = ["| kernels, truth, SNR, targets, n | " + " | ".join(COLUMNS.values()) + " |", "|---" * 8 + "|"]
-    for entry in sorted(results.values(), key=lambda one: list(one["cell"].values())):
-        cell, rates = Cell(**entry["cell"]), entry["rates"]
-        found = []
-        for name in COLUMNS:
-            if name not in rates:
-                found.append("")
-            elif name == "width":
-                found.append(f"{rates[name]['mean']:.2f}")
-            else:
-                found.append(f"{100 * rates[name]['mean']:.1f} ({100 * rates[name]['error']:.1f})")
-        lines.append(
-            f"| {cell.family}, {cell.truth}, {cell.snr:g}, {cell.output}, {cell.n} | " + " | ".join(found) + " |"
-        )
+    """Markdown tables of all cells, in per cent with standard errors; numbers of clusters and widths as they are."""
+    found = [(Cell(**entry["cell"]), entry["rates"]) for entry in results.values()]
+    found.sort(key=lambda one: (one[0].family, OUTPUTS.index(one[0].output), one[0].n, TRUTHS.index(one[0].truth)))
+    tables = []
+    for family, title in {"groups": "Groups of features", "depths": "Depths"}.items():
+        own = [one for one in found if one[0].family == family and one[0].output == "normal"]
+        tables.append((f"{title}, real targets, normal noise:", _table(own, ("n", "truth", "snr"))))
+    others = [one for one in found if one[0].output != "normal"]
+    tables.append(("Groups of features, other targets:", _table(others, ("output", "n", "truth"))))
+    return "\n\n".join(f"{title}\n\n{table}" for title, table in tables if table)
+
+
+def _table(found: list[tuple[Cell, dict[str, Any]]], keys: tuple[str, ...]) -> str:
+    """One line for every cell, with the columns that any of the cells has; empty where there is no cell."""
+    if not found:
+        return ""
+    columns = [name for name in COLUMNS if any(name in rates for _, rates in found)]
+    words = {"snr": "signal to noise", "output": "targets"}
+    head = [*(words.get(key, key) for key in keys), *(COLUMNS[name] for name in columns)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for cell, rates in found:
+        values = [f"{getattr(cell, key):g}" if key in ("n", "snr") else getattr(cell, key) for key in keys]
+        values += [_show(rates[name], PLAIN.get(name)) if name in rates else "" for name in columns]
+        lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
 
 
+def _show(rate: dict[str, float | None], digits: int | None) -> str:
+    mean, error = rate["mean"], rate["error"]
+    if digits is not None:
+        return f"{mean:.{digits}f}"
+    return f"{100 * mean:.1f}" + (f" +- {100 * error:.1f}" if _is_known(error) else "")
+
+
+def _is_known(error: float | None) -> bool:
+    """Whether there was more than one design to take it from."""
+    return error is not None and np.isfinite(error)
+
+
 def draw(results: dict[str, Any]) -> figures.Figure:
-    """Errors, power, coverage and widths against n, for real targets with normal noise."""
-    figure = figures.new_figure(3.4)
-    axes = figure.subplots(1, 4)
+    """Errors, power, coverage and widths against n, for real targets with normal noise; bars of two standard errors.
+
+    A point is the mean over the truths.
+    """
+    figure = figures.new_figure(5.4)
+    axes = figure.subplots(2, 3).ravel()
     panels = {
-        "needed, wrongly": "a needless kernel is called needed",
-        "needed, rightly": "a needed kernel is found",
-        "row covered": "all intervals of a row cover",
-        "width": "mean width of an interval",
+        "uniform rejected, wrongly": ("equal weights rejected though true", (-0.6, 20), 5),
+        "needed, wrongly": ("a needless kernel called needed", (-0.6, 20), 5),
+        "needed, rightly": ("needed kernels found", (-3, 105), None),
+        "row covered": ("all intervals of a row cover", (80, 101), 95),
+        "width": ("mean width of an interval", (0, 1.05), None),
     }
-    colours = {
-        ("groups", 1.0): "#0072b2",
-        ("groups", 10.0): "#56b4e9",
-        ("depths", 1.0): "#d55e00",
-        ("depths", 10.0): "#e69f00",
+    lines = {
+        ("groups", 10.0): ("groups, signal to noise 10", "#0072b2"),
+        ("groups", 1.0): ("groups, signal to noise 1", "#56b4e9"),
+        ("groups", 0.0): ("groups, noise only", "#009e73"),
+        ("depths", 10.0): ("depths, signal to noise 10", "#d55e00"),
+        ("depths", 1.0): ("depths, signal to noise 1", "#e69f00"),
+        ("depths", 0.0): ("depths, noise only", "#cc79a7"),
     }
-    for ax, (name, title) in zip(axes, panels.items(), strict=True):
-        for (family, snr), colour in colours.items():
-            points: dict[int, list[float]] = {}
-            for entry in results.values():
-                cell = Cell(**entry["cell"])
-                if (cell.family, cell.snr, cell.output) == (family, snr, "normal") and name in entry["rates"]:
-                    points.setdefault(cell.n, []).append(entry["rates"][name]["mean"])
-            sizes = sorted(points)
-            if sizes:
-                ax.plot(
-                    sizes,
-                    [np.mean(points[n]) for n in sizes],
-                    "o-",
-                    color=colour,
-                    markersize=3,
-                    label=f"{family}, SNR {snr:g}",
-                )
-        nominal = {"needed, wrongly": LEVEL, "row covered": 1 - LEVEL}.get(name)
+    cells = [(Cell(**entry["cell"]), entry["rates"]) for entry in results.values()]
+    sizes = sorted({cell.n for cell, _ in cells})
+    for ax, (name, (title, limits, nominal)) in zip(axes, panels.items(), strict=False):
+        unit = 1 if name in PLAIN else 100
         if nominal is not None:
-            ax.axhline(nominal, color="#888888", linewidth=0.8, linestyle="--")
+            ax.axhline(nominal, color=figures.MUTED, linewidth=0.8, linestyle="--")
+        for number, ((family, snr), (label, colour)) in enumerate(lines.items()):
+            own = [one for one in cells if (one[0].family, one[0].snr, one[0].output) == (family, snr, "normal")]
+            points = _points([(cell.n, rates[name]) for cell, rates in own if name in rates])
+            if points:
+                shift = 1 + 0.03 * (number - 2.5)  # beside one another, not on top
+                n, mean, error = np.array(points).T
+                ax.errorbar(
+                    n * shift,
+                    unit * mean,
+                    2 * unit * error,
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    linewidth=1.4,
+                    elinewidth=1,
+                    label=label,
+                )
         ax.set_xscale("log")
-        ax.set_ylim(0.0, {"needed, wrongly": 0.2}.get(name, 1.02))
-        figures.set_title(ax, title, "")
-        figures.name_axes(ax, "", "rows", "")
-        ax.set_xticks([100, 300, 600], ["100", "300", "600"])
+        ax.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
+        ax.set_ylim(*limits)
+        figures.set_title(ax, title, "" if unit == 1 else "%")
+        figures.name_axes(ax, title, "rows", "")
+        ax.set_xticks(sizes, [str(n) for n in sizes])
         ax.minorticks_off()
+        ax.locator_params(axis="y", nbins=5)
+        ax.tick_params(labelsize=8.5)
         ax.spines[["right", "top"]].set_visible(False)
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[-1].axis("off")
+    handles = {label: handle for ax in axes[:-1] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    named = [label for label, _ in lines.values() if label in handles]
+    axes[-1].legend([handles[label] for label in named], named, loc="center left", frameon=False, fontsize=9)
     return figure
+
+
+def _points(rates: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, float, float]]:
+    """For every n the mean rate of several cells and its standard error, 0 where one of them has none."""
+    found = []
+    for n in sorted({n for n, _ in rates}):
+        own = [rate for size, rate in rates if size == n]
+        errors = [rate["error"] if _is_known(rate["error"]) else 0.0 for rate in own]
+        found.append((n, float(np.mean([rate["mean"] for rate in own])), float(np.linalg.norm(errors)) / len(own)))
+    return found
+
+
+def write_docs(results: dict[str, Any]) -> None:
+    """Put tables and figure into the docs, from the repository's root."""
+    page = Path("docs/error-rates.md")
+    text = page.read_text()
+    start, end = text.index("<!-- rates -->") + len("<!-- rates -->"), text.index("<!-- end of rates -->")
+    page.write_text(f"{text[:start]}\n\n{tabulate(results)}\n\n{text[end:]}")
+    draw(results).savefig("docs/images/error-rates.png", dpi=figures.DPI, facecolor="white")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -238,24 +298,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--fast", action="store_true", help="n = 100, few draws")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/error_rates.json"))
-    parser.add_argument("--docs", action="store_true", help="write the tables and the figure of the docs")
+    parser.add_argument("--docs", action="store_true", help="then write the tables and the figure of the docs")
+    parser.add_argument("--report", action="store_true", help="write these from the results alone; run nothing")
     options = parser.parse_args(arguments)
     sizes, designs, targets = options.sizes, options.designs, options.targets
     if options.fast:
         sizes, designs, targets = [100], 4, 10
-    for cell in cells(sizes):
-        flags = {"designs": designs, "targets": targets}
+    flags = {"designs": designs, "targets": targets}
+    for cell in [] if options.report else cells(sizes):
         if store.read(options.results).get(str(cell), {}).get("flags") == flags:
             continue
         rates = run_cell(cell, designs, targets)
         store.write(options.results, str(cell), {"cell": dataclasses.asdict(cell), "flags": flags, "rates": rates})
         print(f"{cell}: " + ", ".join(f"{name} {rate['mean']:.3f}" for name, rate in rates.items()), flush=True)
-    if options.docs:
-        results, page = store.read(options.results), Path("docs/error-rates.md")
-        text = page.read_text()
-        start, end = text.index("<!-- rates -->") + len("<!-- rates -->"), text.index("<!-- end of rates -->")
-        page.write_text(f"{text[:start]}\n\n{tabulate(results)}\n\n{text[end:]}")
-        draw(results).savefig("docs/images/error-rates.png", dpi=figures.DPI, facecolor="white")
+    if options.docs or options.report:
+        results = store.read(options.results)
+        write_docs({name: entry for name, entry in results.items() if entry["flags"] == flags})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nftk_jax.assessment.inference import infer
     from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
     from nftk_jax.kernels.combined import combined_kernel, combined_ntk
     from nftk_jax.kernels.distance import RBF, Laplace, Linear, Matern
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from nftk_jax.model import NFTKModel, load_model
     from nftk_jax.preprocessing.stack import KernelStack
     from nftk_jax.reports.displays import AlignmentDisplay, ContributionDisplay, OmegaDisplay
+    from nftk_jax.reports.intervals import InferenceDisplay
 
 __all__ = [
     "MLP",

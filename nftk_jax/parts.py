@@ -252,6 +252,8 @@ def _merge_descents(parts: Sequence[CompleteRows], descents: Sequence[DescentRes
             fields[name] = None
         elif name == "seconds":  # one search follows another
             fields[name] = np.sum([_extend(value, steps) for value in values], axis=0)
+        elif name == "factorisations":  # of all classes together
+            fields[name] = sum(values)
         elif name.endswith("history"):
             fields[name] = merge(parts, [_extend(value, steps).T for value in values]).T
         else:

@@ -212,8 +212,8 @@ class SearchSettings:
     def rows(self, n_train: int, n_kernels: int) -> int:
         """How many of the training rows the search takes.
 
-        >>> [SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160)]
-        [3000, 3000, 1500]
+        >>> tuple(SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160))
+        (3000, 3000, 1500)
         """
         share = math.sqrt(min(1.0, SEARCH_KERNELS / n_kernels))
         return min(n_train, self.n_search or max(FOLD_ROWS, round(share * SEARCH_ROWS)))

@@ -28,6 +28,7 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
 def test_the_notebooks_of_the_gallery_run_and_draw_one_figure(script, capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
+    pyplot.close("all")
     exec(compile(script.read_text(), script.name, "exec"), {})
     assert len(pyplot.get_fignums()) == 1
     pyplot.close("all")

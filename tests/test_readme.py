@@ -16,7 +16,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_the_library_examples_run(capsys):
-    block, groups = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    block, groups, inference = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     model, k = names["model"], names["k"]
@@ -27,6 +27,9 @@ def test_the_library_examples_run(capsys):
     assert capsys.readouterr().out
     exec(compile(groups, "README.md", "exec"), names)
     assert names["model"].contributions(names["x_test"], names["y_test"]).shape == (10, 4)
+    capsys.readouterr()
+    exec(compile(inference, "README.md", "exec"), names)
+    assert capsys.readouterr().out.count("depth 2") == 40
 
 
 def test_make_targets_exist():

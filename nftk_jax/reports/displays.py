@@ -268,7 +268,8 @@ class ContributionDisplay:
         """Draw the shares of two groups or kernels against each other, one point for every output.
 
         Args:
-          first, second: two of `names`.
+          first: one of `names`.
+          second: another one.
           ax: where to draw; None makes a figure.
 
         Raises:
