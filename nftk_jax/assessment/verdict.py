@@ -97,7 +97,7 @@ def _describe_tests(evidence: Evidence) -> list[str]:
         )
     joined = [name for name, members in zip(table.cluster_names, table.clusters, strict=True) if len(members) > 1]
     if len(table.clusters) == 1:
-        found.append(f"On these rows no two {evidence.kernel}s can be told apart, so no single weight means anything.")
+        found.append(f"No two {evidence.kernel}s differ enough on these rows to be tested apart: no single weight means anything.")
         return found
     if joined:
         found.append(f"These cannot be told apart and were tested together: {'; '.join(joined)}.")
@@ -141,7 +141,7 @@ def _find_simpler(evidence: Evidence) -> list[str]:
     """What a simpler model loses: one depth (layer, kernel) for all, or one row."""
     single = {"increment": "depth"}.get(evidence.kernel, evidence.kernel)  # what increments add up to is a depth
     names = {
-        "best_single_depth": f"one {single} for all, {evidence.best_single},",
+        "best_single_depth": f"one {single} for all ({evidence.best_single})",
         "shared": "one row of weights for all",
     }
     margin = MARGINS[evidence.metric]
@@ -159,7 +159,7 @@ def _find_simpler(evidence: Evidence) -> list[str]:
         elif high < 0:
             found.append(f"{words[0].upper()}{words[1:]} does better than the learned weights ({ends}).")
         else:
-            found.append(f"Not shown: that {words.rstrip(',')} does as well to within {unit} ({ends}).")
+            found.append(f"Not shown: that {words} does as well to within {unit} ({ends}).")
     return found
 
 

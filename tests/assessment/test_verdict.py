@@ -43,13 +43,13 @@ def against(**intervals):
         (against(uniform=(None, None)), "give no interval for the difference", "better than equal"),
         (
             against(best_single_depth=(-0.004, 0.005)),
-            "One depth for all, 2, does as well to within 0.5 points of accuracy (-0.40 to +0.50 points).",
+            "One depth for all (2) does as well to within 0.5 points of accuracy (-0.40 to +0.50 points).",
             "One row of weights for all does as well",
         ),
         (
             against(shared=(-0.01, 0.01)) | {"metric": "R2"},
             "One row of weights for all does as well to within 0.01 of R2",
-            "One depth for all, 2, does as well",
+            "One depth for all (2) does as well",
         ),
         (
             against(shared=(-0.01, 0.01)),
@@ -58,7 +58,7 @@ def against(**intervals):
         ),
         ({}, "Equal weights are rejected for 1 of 2 rows of Omega (level 5 %, on 240 rows).", "all 2"),
         ({}, "Needed: depth 1 for row cat. All others could be absent.", "dog"),
-        ({}, "These cannot be told apart and were tested together: depth 2 and depth 3.", "no two depths"),
+        ({}, "These cannot be told apart and were tested together: depth 2 and depth 3.", "No two depths"),
         (
             {"table": dataclasses.replace(TABLE, cluster_p_value=np.ones((2, 2)))},
             "No depth is shown to be needed: each could be absent (level 5 % in a row).",
@@ -66,7 +66,7 @@ def against(**intervals):
         ),
         (
             {"table": dataclasses.replace(TABLE, clusters=[[0, 1, 2]], cluster_p_value=np.zeros((2, 1)))},
-            "no two depths can be told apart",
+            "No two depths differ enough",
             "Needed",
         ),
         ({"omega": np.array([[0.5, 0.5, 0], [0, 0, 1]])}, "Needed: depth 1 for row cat", "left out"),
@@ -90,9 +90,9 @@ def against(**intervals):
         ),
         ({"kernel": "increment", "indefinite": [3]}, "Increment 3 has negative eigenvalues", "Increments"),
         ({"kernel": "increment"}, "The 3 increments' kernels span 2 dimensions", "layer"),
-        ({"kernel": "increment"} | against(best_single_depth=(-0.004, 0)), "One depth for all, 2,", "One increment"),
-        ({"kernel": "layer"} | against(best_single_depth=(-0.004, 0)), "One layer for all, 2,", "One depth"),
-        ({"kernel": "kernel"} | against(best_single_depth=(-0.004, 0)), "One kernel for all, 2,", "One depth"),
+        ({"kernel": "increment"} | against(best_single_depth=(-0.004, 0)), "One depth for all (2)", "One increment"),
+        ({"kernel": "layer"} | against(best_single_depth=(-0.004, 0)), "One layer for all (2)", "One depth"),
+        ({"kernel": "kernel"} | against(best_single_depth=(-0.004, 0)), "One kernel for all (2)", "One depth"),
         ({"kernel": "kernel"}, "The 3 kernels span 2 dimensions", "kernels' kernels"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_simpler_model_does_as_well_only_where_the_whole_interval_is_within_th
     margin = MARGINS[metric]
     for high in (0.08, margin + 1e-6, margin, 0.002):
         text = verdict(dataclasses.replace(EVIDENCE, metric=metric, **against(**{name: (low, high)})))
-        shown = "all does as well" in text or "all, 2, does as well" in text
+        shown = "all does as well" in text or "all (2) does as well" in text
         claimed = shown and "Not shown: that one" not in text
         assert claimed == (low >= -margin and high <= margin)
     assert "does as well" not in verdict(dataclasses.replace(EVIDENCE, **against(**{name: (None, None)})))
