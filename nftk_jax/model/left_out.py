@@ -20,7 +20,7 @@ import numpy as np
 
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.preprocessing.scaling import check_finite
-from nftk_jax.settings import check_count, check_number, shown
+from nftk_jax.settings import check_count, check_level, shown
 from nftk_jax.solvers.plan import GIB, available_memory
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def jackknife_intervals(model: NFTKModel, x: Any, level: float) -> np.ndarray:
     With :math:`R_i = |y_i - f_{-i}(x_i)|`, n rows and 1 - a the level, from the floor(a (n + 1))-th smallest of the
     :math:`f_{-i}(x) - R_i` to the ceil((1 - a) (n + 1))-th smallest of the :math:`f_{-i}(x) + R_i`.
     """
-    _check_level(level)
+    check_level("level", level)
     intervals = np.empty((len(x), len(model.omega), 2))
     targets, scores = left_out_scores(model)
     residuals = np.abs(targets - scores) * model.target_scale
@@ -125,7 +125,7 @@ def label_sets(model: NFTKModel, x: Any, level: float) -> np.ndarray:
     probabilities, was not fitted to the label of a row that is left out. A label is in the set unless the share of the
     training rows that conform better to their own labels, each by the model without it, is the level or more.
     """
-    _check_level(level)
+    check_level("level", level)
     targets, scores = left_out_scores(model)
     share = _row_shares(model, np.arange(len(targets)), level)
     labels = np.argmax(targets + model.target_mean, axis=1)
@@ -134,13 +134,6 @@ def label_sets(model: NFTKModel, x: Any, level: float) -> np.ndarray:
     for there, _, output, change in _changes(model, x):
         sets[there, output] = (own > found[there, output, None] + change) @ share < level - 1e-12
     return sets
-
-
-def _check_level(level: Any) -> None:
-    """Raise ValueError unless `level` is a number between 0 and 1."""
-    check_number("level", level)
-    if level >= 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {shown(level)}")
 
 
 def _changes(model: NFTKModel, x: Any) -> Iterator[tuple[slice, np.ndarray, int, np.ndarray]]:
