@@ -97,9 +97,7 @@ def _describe_tests(evidence: Evidence) -> list[str]:
         )
     joined = [name for name, members in zip(table.cluster_names, table.clusters, strict=True) if len(members) > 1]
     if len(table.clusters) == 1:
-        found.append(
-            f"No two {evidence.kernel}s differ enough on these rows to be tested apart: no single weight means anything."
-        )
+        found.append(f"No two {evidence.kernel}s can be tested apart on these rows: no single weight means anything.")
         return found
     if joined:
         found.append(f"These cannot be told apart and were tested together: {'; '.join(joined)}.")

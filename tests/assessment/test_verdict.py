@@ -66,7 +66,7 @@ def against(**intervals):
         ),
         (
             {"table": dataclasses.replace(TABLE, clusters=[[0, 1, 2]], cluster_p_value=np.zeros((2, 1)))},
-            "No two depths differ enough",
+            "No two depths can be tested apart",
             "Needed",
         ),
         ({"omega": np.array([[0.5, 0.5, 0], [0, 0, 1]])}, "Needed: depth 1 for row cat", "left out"),
