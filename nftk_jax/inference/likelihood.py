@@ -43,16 +43,19 @@ class Sample:
       k: kernels, shape (L, N, N), float64.
       y: targets, shape (N, C), float64; the largest value of each in its rows is about 1.
       frame: how rows become coordinates.
-      labels: targets that have two values, shape (C,) bool.
-      share, gap: of every target the share of the rows with the largest value, and what it is above the least, (C,).
+      labels, constant: targets that have two values, and one, shape (C,) bool.
+      share: of the rows with the largest value, shape (C,).
+      cumulant: the fourth cumulant of the rows' values, shape (C,), >= 0; 0 for real targets whose excess kurtosis is
+        within two standard errors of a normal law's.
     """
 
     k: np.ndarray
     y: np.ndarray
     frame: Frame
     labels: np.ndarray
+    constant: np.ndarray
     share: np.ndarray
-    gap: np.ndarray
+    cumulant: np.ndarray
 
     @classmethod
     def from_rows(cls, k: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Sample:
@@ -68,7 +71,8 @@ class Sample:
         y = y / np.maximum(np.abs(y).max(axis=0), np.finfo(np.float64).tiny)  # shares of variance have no unit
         low, high = y.min(axis=0), y.max(axis=0)
         labels = ((y == low) | (y == high)).all(axis=0) & (low < high)
-        return cls(frame.kernels(k), frame.coordinates(y), frame, labels, (y == high).mean(axis=0), high - low)
+        share, cumulant = (y == high).mean(axis=0), _cumulant(y, labels)
+        return cls(frame.kernels(k), frame.coordinates(y), frame, labels, low == high, share, cumulant)
 
     @property
     def size(self) -> int:
@@ -119,6 +123,14 @@ class Frame:
 
     def _reflect(self, y: np.ndarray) -> np.ndarray:
         return y - 2 * np.outer(self.normal, self.normal @ y)
+
+
+def _cumulant(y: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The fourth cumulant of centred values, shape (n, C): see `Sample`."""
+    square = (y**2).mean(axis=0)
+    found = (y**4).mean(axis=0) - 3 * square**2
+    chance = np.where(labels, 0, 2 * np.sqrt(24 / len(y)) * square**2)
+    return np.where(found > chance, found, 0.0)
 
 
 class Fit(NamedTuple):

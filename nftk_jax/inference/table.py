@@ -239,7 +239,7 @@ class Inference:
 
     def _test(self, number: int, level: float, intervals: bool) -> _Row:
         uniform, n_sets = self._uniform, len(self.clusters)
-        if self._sample.gap[number] == 0:  # a constant says nothing
+        if self._sample.constant[number]:  # a constant says nothing
             sizes = np.array([len(members) for members in self.clusters])
             unknown = np.tile([0.0, 1.0] if intervals else [np.nan, np.nan], (n_sets, 1))
             return _Row(sizes / sizes.sum(), np.inf, np.ones(n_sets), unknown, np.ones(len(self._groups)))

@@ -69,7 +69,7 @@ class UniformFit:
         if sample.n_kernels == 1:
             return p
         bins = np.round(self._log_ratio / _BIN)
-        bins[sample.gap == 0] = np.nan  # a constant says nothing, and no bin is equal to NaN
+        bins[sample.constant] = np.nan  # a constant says nothing, and no bin is equal to NaN
         labels = np.flatnonzero(sample.labels)
         sets = [(np.array([one]), bins[one]) for one in labels]
         others = np.where(sample.labels, np.nan, bins)
@@ -106,22 +106,19 @@ class UniformFit:
         return bool(self._sample.labels[number]) and min(share, 1 - share) * (self._sample.size + 1) < rows
 
     def inflation(self, number: int, mixing: np.ndarray) -> np.ndarray:
-        r"""How much wider the law of a score is than a normal target's, for labels: shape (K,), >= 1.
+        r"""How much wider the law of a score is than a normal target's, for labels and heavy tails: shape (K,), >= 1.
 
         A quadratic form y'M y of values with the fourth cumulant kappa has the variance
-        :math:`2 \operatorname{tr}(M V M V) + \kappa \sum_i M_{ii}^2`. Rare labels have a large kappa. It is 1 for
-        targets that are not labels.
+        :math:`2 \operatorname{tr}(M V M V) + \kappa \sum_i M_{ii}^2`.
 
         Args:
           number: of the target.
           mixing: sets of kernels, and the noise as the last, shape (K + 1, L + 1).
         """
         n_sets = len(mixing) - 1
-        if not self._sample.labels[number]:
+        kappa, ratio = self._sample.cumulant[number] / self.variance[number] ** 2, float(self.ratio[number])
+        if not kappa > 0:
             return np.ones(n_sets)
-        share, ratio = float(self._sample.share[number]), float(self.ratio[number])
-        spread = share * (1 - share) * self._sample.gap[number] ** 2
-        kappa = max(spread**2 * (1 / (share * (1 - share)) - 6), 0.0) / self.variance[number] ** 2
         precision = 1 / (self._values + ratio)
         information = mixing @ self.information(ratio) @ mixing.T
         basis = self._sample.frame.rows(self._vectors) * precision
