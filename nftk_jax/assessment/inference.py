@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
 from nftk_jax.inference.likelihood import Sample
 from nftk_jax.inference.multiplicity import AdjustmentName
-from nftk_jax.inference.table import INFERENCE_ROWS, Inference, InferenceTable, join
+from nftk_jax.inference.table import INFERENCE_ROWS, Inference, InferenceTable, inference_rows, join
 from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import Learned
@@ -29,8 +29,6 @@ from nftk_jax.solvers.solver import Report
 
 #: Up to so many targets get intervals, which take most of the time, unless they are asked for.
 _INTERVAL_TARGETS = 32
-#: Of more targets the command tests all on fewer rows, which takes an eighth of the time.
-_MANY_TARGETS_ROWS = 200
 
 
 def infer(
@@ -127,8 +125,7 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
     parts = sorted(learned.parts, key=lambda part: -len(part.search_rows))
     for part in parts:
         problem = part.pose()
-        n_rows = INFERENCE_ROWS if len(names) <= _INTERVAL_TARGETS else _MANY_TARGETS_ROWS
-        problem = problem.rows(spread_rows(len(problem.y), n_rows))
+        problem = problem.rows(spread_rows(len(problem.y), inference_rows(len(names), len(model.scale))))
         weight = None if problem.weight is None else problem.weight / problem.unit
         inference = Inference(
             np.asarray(problem.k), np.asarray(problem.y), model.kernel.labels, weight=weight, rng=rng, clusters=clusters

@@ -22,25 +22,24 @@ class Components:
       full: the fit with all sets; `full.variance` has shape (K,).
     """
 
-    def __init__(self, target: Target, mixing: np.ndarray, start: Fit) -> None:
-        """`mixing` has a row for every set, shape (K, L); `start.variance` has shape (1,), for all kernels alike."""
-        self._target, self._mixing = target, mixing
-        shares = (mixing > 0).sum(axis=1) / target.n_kernels
-        self.full = target.fit(mixing, start.variance[0] * shares, start.noise)
+    def __init__(self, target: Target, sizes: np.ndarray, start: Fit) -> None:
+        """A target on the K means of sets of these sizes, shape (K,), and its fit with equal weights of all kernels."""
+        self._target, self._every, self._equal = target, np.eye(len(sizes)), sizes / sizes.sum()
+        self.full = target.fit(self._every, start.variance[0] * self._equal, start.noise)
 
     @property
     def shares(self) -> np.ndarray:
         """The sets' shares of the signal's variance, shape (K,); in proportion to their sizes where there is none."""
         total = self.full.variance.sum()
-        return self.full.variance / total if total > 0 else (self._mixing > 0).sum(axis=1) / self._mixing.shape[1]
+        return self.full.variance / total if total > 0 else self._equal
 
     def drop(self, sets: list[int]) -> float:
         """The likelihood ratio, how much D rises without some sets, >= 0."""
-        kept = np.setdiff1d(np.arange(len(self._mixing)), sets)
+        kept = np.setdiff1d(np.arange(len(self._every)), sets)
         variance = self.full.variance[kept]
         start = variance + self.full.variance[sets].sum() / max(len(kept), 1)
-        fit = self._target.fit(self._mixing[kept], start, self.full.noise)
-        back = np.zeros(len(self._mixing))
+        fit = self._target.fit(self._every[kept], start, self.full.noise)
+        back = np.zeros(len(self._every))
         back[kept] = fit.variance
         self._learn(back, fit)
         return max(fit.deviance - self.full.deviance, 0.0)
@@ -53,7 +52,7 @@ class Components:
           cutoff: a quantile of chi-squared with one degree of freedom.
           at_zero: how much D rises without the set, as from `drop`.
         """
-        if len(self._mixing) == 1:
+        if len(self._every) == 1:
             return 1.0, 1.0
         best = float(self.shares[number])
         low = 0.0 if at_zero <= cutoff else self._find_end(number, cutoff, (0.0, at_zero), best)
@@ -88,16 +87,16 @@ class Components:
 
     def _rise(self, number: int, share: float) -> float:
         """How much D rises where one set has this share of the signal."""
-        others = np.setdiff1d(np.arange(len(self._mixing)), number)
+        others = np.setdiff1d(np.arange(len(self._every)), number)
         total, variance = self.full.variance.sum(), self.full.variance[others]
         if share == 1:
-            mixing, start = self._mixing[[number]], np.array([total])
+            mixing, start = self._every[[number]], np.array([total])
         else:
-            mixing = (1 - share) * self._mixing[others] + share * self._mixing[number]
+            mixing = (1 - share) * self._every[others] + share * self._every[number]
             known = variance.sum()
             start = total * (variance / known if known > 0 else np.full(len(others), 1 / len(others)))
         fit = self._target.fit(mixing, start, self.full.noise)
-        back = np.zeros(len(self._mixing))
+        back = np.zeros(len(self._every))
         back[number] = share * fit.variance.sum()
         if share < 1:
             back[others] = (1 - share) * fit.variance
@@ -107,7 +106,7 @@ class Components:
     def _learn(self, variance: np.ndarray, fit: Fit) -> None:
         """Go on from a point below the minimum found so far."""
         if fit.deviance < self.full.deviance - _BETTER:
-            self.full = self._target.fit(self._mixing, variance, fit.noise)
+            self.full = self._target.fit(self._every, variance, fit.noise)
 
 
 def ratio_p_value(ratio: float, information: np.ndarray, sets: list[int], rng: np.random.Generator) -> float:

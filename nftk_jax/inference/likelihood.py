@@ -74,6 +74,10 @@ class Sample:
         share, cumulant = (y == high).mean(axis=0), _cumulant(y, labels)
         return cls(frame.kernels(k), frame.coordinates(y), frame, labels, low == high, share, cumulant)
 
+    def mixed(self, mixing: np.ndarray) -> Sample:
+        """The same targets on combinations of the kernels, shape (K, L)."""
+        return dataclasses.replace(self, k=np.tensordot(mixing, self.k, 1))
+
     @property
     def size(self) -> int:
         return len(self.y)

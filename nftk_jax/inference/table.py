@@ -19,8 +19,20 @@ from nftk_jax.kernels.kernel import KernelLabel
 
 #: Rows that tests and intervals are made on, at most: each factorisation takes n^3 operations, for every target.
 INFERENCE_ROWS = 400
+#: Of more classes times kernels than this fewer rows are used, so that the time stays; but not fewer than the second.
+_MOST_CELLS, _FEWEST_ROWS = 64, 200
 #: A label of fewer rows is not tested: the laws of the statistics are those of many rows.
 LEAST_ROWS = 10
+
+
+def inference_rows(n_targets: int, n_kernels: int) -> int:
+    """How many rows the tests of so many targets and kernels take by default.
+
+    >>> [inference_rows(10, kernels) for kernels in (3, 10, 34)], inference_rows(100, 4)
+    ([400, 345, 229], 217)
+    """
+    share = (_MOST_CELLS / max(_MOST_CELLS, n_targets * n_kernels)) ** (1 / 3)
+    return max(_FEWEST_ROWS, round(share * INFERENCE_ROWS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +204,8 @@ class Inference:
         self._mixing = np.zeros((len(self.clusters), len(labels)))
         for number, members in enumerate(self.clusters):
             self._mixing[number, members] = 1 / len(members)
+        self._sizes = np.array([len(members) for members in self.clusters])
+        self._sets = self._sample.mixed(self._mixing)
         names = tuple(dict.fromkeys(label.group for label in labels))
         self._groups = names if len(names) > 1 else ()
 
@@ -240,11 +254,10 @@ class Inference:
     def _test(self, number: int, level: float, intervals: bool) -> _Row:
         uniform, n_sets = self._uniform, len(self.clusters)
         if self._sample.constant[number]:  # a constant says nothing
-            sizes = np.array([len(members) for members in self.clusters])
             unknown = np.tile([0.0, 1.0] if intervals else [np.nan, np.nan], (n_sets, 1))
-            return _Row(sizes / sizes.sum(), np.inf, np.ones(n_sets), unknown, np.ones(len(self._groups)))
+            return _Row(self._sizes / self._sizes.sum(), np.inf, np.ones(n_sets), unknown, np.ones(len(self._groups)))
         start = Fit(uniform.variance[[number]], float(uniform.noise[number]), float(uniform.deviance[number]))
-        components = Components(Target(self._sample, number), self._mixing, start)
+        components = Components(Target(self._sets, number), self._sizes, start)
         whole = np.zeros((n_sets + 1, len(self._labels) + 1))
         whole[:-1, :-1], whole[-1, -1] = self._mixing, 1
         information = whole @ self._information @ whole.T

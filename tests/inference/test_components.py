@@ -22,7 +22,7 @@ def sample(rng):
 def components(sample, number):
     fit = UniformFit(sample)
     start = type("Start", (), {"variance": fit.variance[[number]], "noise": fit.noise[number]})
-    return Components(Target(sample, number), np.eye(3), start)
+    return Components(Target(sample, number), np.ones(3), start)
 
 
 def least_deviance(sample, number, share=None):
