@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_score
 
 from nftk_jax import MLP, NFTKClassifier, NFTKRegressor, compare, fit, learn
-from nftk_jax.assessment import assess
+from nftk_jax.assessment import resampling
 from nftk_jax.commands.data_flags import DataFlags, RunFlags
 from nftk_jax.learn import TrainingRows
 from nftk_jax.parts import draw_search
@@ -177,8 +177,8 @@ def save(path, data, **more):
 
 
 def test_the_command_holds_out_the_runs_of_the_file(data, tmp_path, run, monkeypatch):
-    problems, search = [], assess.learn_weights
-    monkeypatch.setattr(assess, "learn_weights", lambda *given: problems.append(given[0]) or search(*given))
+    problems, search = [], resampling.learn_weights
+    monkeypatch.setattr(resampling, "learn_weights", lambda *given: problems.append(given[0]) or search(*given))
     runs = data[2][:90]
     save(tmp_path / "d.npz", data, runs=runs)
     flags = ["--dataset", tmp_path / "d.npz", "--depth", 1, "--output", tmp_path / "out"]

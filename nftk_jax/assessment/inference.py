@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
 from nftk_jax.inference.likelihood import Sample
 from nftk_jax.inference.multiplicity import AdjustmentName
+from nftk_jax.inference.rows import tested_rows
 from nftk_jax.inference.table import INFERENCE_ROWS, Inference, InferenceTable, inference_rows, join
 from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.kernels.precision import enable_x64
@@ -125,11 +126,8 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
     parts = sorted(learned.parts, key=lambda part: -len(part.search_rows))
     for part in parts:
         problem = part.pose()
-        problem = problem.rows(spread_rows(len(problem.y), inference_rows(len(names), len(model.scale))))
-        weight = None if problem.weight is None else problem.weight / problem.unit
-        inference = Inference(
-            np.asarray(problem.k), np.asarray(problem.y), model.kernel.labels, weight=weight, rng=rng, clusters=clusters
-        )
+        k, y, weight = tested_rows(problem, inference_rows(len(names), len(model.scale)))
+        inference = Inference(k, y, model.kernel.labels, weight=weight, rng=rng, clusters=clusters)
         clusters = inference.clusters
         targets = [str(names[one]) for one in part.outputs]
         found = inference.run(

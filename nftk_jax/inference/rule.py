@@ -8,12 +8,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nftk_jax.inference.likelihood import Sample
+from nftk_jax.inference.rows import tested_rows
 from nftk_jax.inference.table import INFERENCE_ROWS
 from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.search import Weights
-from nftk_jax.preprocessing.sampling import spread_rows
 from nftk_jax.settings import SearchSettings
 
 
@@ -47,8 +47,6 @@ def prefer_uniform(
 
 def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:
     """P-values of "all weights are equal" on some of a problem's rows, shape (C,)."""
-    part = problem.rows(spread_rows(len(problem.y), INFERENCE_ROWS))
-    weight = None if part.weight is None else part.weight / part.unit
     with threadpool_limits(1):  # see `Inference.run`
-        sample = Sample.from_rows(np.asarray(part.k), np.asarray(part.y), weight)
+        sample = Sample.from_rows(*tested_rows(problem, INFERENCE_ROWS))
         return UniformFit(sample).p_values(np.random.default_rng(seed))

@@ -163,7 +163,7 @@ class Config:
 
 MESSAGES = {
     "raise `ridge` or use `penalty_norm='l2'`": "raise --ridge or use --penalty-norm l2",
-    "give `one_standard_error=False`, or `unit_norm=True`": "give --no-one-standard-error, or --unit-norm",
+    "give `unit_norm=False`, or `unit_norm=True`": "give --no-unit-norm, or --unit-norm",
     "a `penalty` > 0; `precision='float64'` is not of this command": (
         "a --penalty > 0; `precision='float64'` is not of this command"
     ),
