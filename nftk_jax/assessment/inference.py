@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,46 +83,47 @@ def infer(
         check_is_fitted(model)
         fitted, inputs = model.model_, read(model, x, reset=False)
     weight = None if sample_weight is None else read_weight(sample_weight, inputs)
-    targets = fitted.encode(np.asarray(y), len(inputs))
-    names = range(len(fitted.omega)) if fitted.classes is None else fitted.classes
-    rng = np.random.default_rng(read_seed(random_state))
-    outputs, tables, clusters = [], [], None
-    sets = sorted(group_by_presence(targets), key=lambda one: -len(one[1]))
+    targets, names = fitted.encode(np.asarray(y), len(inputs)), _names(fitted)
+    rng, clusters = np.random.default_rng(read_seed(random_state)), None
     intervals = len(names) <= _INTERVAL_TARGETS if intervals is None else intervals
+    outputs, tables = [], []
     with report_stages(verbose=verbose) as report:
-        for members, there in sets:
-            rows = there if weight is None else there[weight[there] > 0]
-            rows = rows[spread_rows(len(rows), n_rows)]
-            if len(rows) < 4:
-                raise ValueError(f"target {members[0]} of y must be there in at least four rows; got {len(rows)}")
-            own = None if weight is None else weight[rows]
-            inference = Inference(
-                _gram(fitted, inputs, rows),
-                targets[np.ix_(rows, members)],
-                fitted.kernel.labels,
-                weight=own,
-                rng=rng,
-                clusters=clusters,
-            )
+        for members, rows in _parts(targets, weight, n_rows):
+            y_part, own = targets[np.ix_(rows, members)], None if weight is None else weight[rows]
+            k, labels = _gram(fitted, inputs, rows), fitted.kernel.labels
+            inference = Inference(k, y_part, labels, weight=own, rng=rng, clusters=clusters)
             clusters = inference.clusters
             outputs.append(members)
-            tables.append(
-                inference.run(
-                    [str(names[one]) for one in members],
-                    level=level,
-                    adjustment=adjustment,
-                    intervals=intervals,
-                    report=lambda *state: report("inference", *state),
-                )
+            found = inference.run(
+                names[members],
+                level=level,
+                adjustment=adjustment,
+                intervals=intervals,
+                report=lambda *state: report("inference", *state),
             )
+            tables.append(found)
     return join(outputs, tables)
+
+
+def _names(model: NFTKModel) -> np.ndarray:
+    """Of the classes or targets, as text, shape (C,)."""
+    return np.array([str(one) for one in (range(len(model.omega)) if model.classes is None else model.classes)])
+
+
+def _parts(targets: np.ndarray, weight: np.ndarray | None, n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Targets that are missing in the same rows, the most rows first, and at most so many rows that have them."""
+    for members, there in sorted(group_by_presence(targets), key=lambda one: -len(one[1])):
+        rows = there if weight is None else there[weight[there] > 0]
+        rows = rows[spread_rows(len(rows), n_rows)]
+        if len(rows) < 4:
+            raise ValueError(f"target {members[0]} of y must be there in at least four rows; got {len(rows)}")
+        yield members, rows
 
 
 def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTable:
     """`infer` for a model that has just been learned, on rows of its search, whose kernels are in memory."""
     model, tables, clusters = learned.model, [], None
-    names = range(len(model.omega)) if model.classes is None else model.classes
-    rng = np.random.default_rng(learned.settings.seed + 3)
+    names, rng = _names(model), np.random.default_rng(learned.settings.seed + 3)
     known = learned.found.p_uniform
     parts = sorted(learned.parts, key=lambda part: -len(part.search_rows))
     for part in parts:
@@ -129,9 +131,8 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
         k, y, weight = tested_rows(problem, inference_rows(len(names), len(model.scale)))
         inference = Inference(k, y, model.kernel.labels, weight=weight, rng=rng, clusters=clusters)
         clusters = inference.clusters
-        targets = [str(names[one]) for one in part.outputs]
         found = inference.run(
-            targets,
+            names[part.outputs],
             level=level,
             intervals=len(names) <= _INTERVAL_TARGETS,
             p_uniform=None if known is None else known[part.outputs],

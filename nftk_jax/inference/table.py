@@ -211,7 +211,7 @@ class Inference:
 
     def run(
         self,
-        targets: Sequence[str],
+        targets: Sequence[str] | np.ndarray,
         *,
         level: float = 0.05,
         adjustment: AdjustmentName = "holm",
