@@ -70,8 +70,9 @@ PARAMETERS = """
         scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
         held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
         can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
-      uniform_level: keep equal weights for a class unless a test rejects them at this level, see `infer`; 1 keeps
-        whatever was learned. Of the simplex, weights per class, and objectives that hold rows out.
+      uniform_level: keep equal weights for a class unless a test rejects them; of the classes that leave them, this
+        share at most is wrong. 1 keeps whatever was learned. Of the simplex, weights per class, and objectives that
+        hold rows out.
       scaling: of the inputs: "auto" standardises features of every type, except images of a `KernelFamily` (told by its
         `input_shape`), which "images" divides by one number, and its row numbers, which stay as they are. Rows of
         pixels for other kernels want "images": 255 divides uint8 ones, the largest absolute value all others.

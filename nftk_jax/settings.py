@@ -177,8 +177,8 @@ class SearchSettings:
     cv: int | None = None
     """Folds that hold rows out; default 5 up to 600 rows of the search, and one split that holds out a third above."""
     uniform_level: float = 0.05
-    """Keep equal weights for a class unless a test rejects them at this level (simplex, per-class weights, objectives
-    that hold rows out); 1 keeps whatever was learned."""
+    """Keep equal weights for a class unless a test rejects them: of the classes that leave them, this share at most is
+    wrong (simplex, per-class weights, objectives that hold rows out); 1 keeps whatever was learned."""
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ObjectiveName)

@@ -89,10 +89,10 @@ def _describe_tests(evidence: Evidence) -> list[str]:
         return ["The weights were not tested."]
     level = f"{100 * table.level:g} %"
     equal = table.p_uniform <= table.level
-    found = [f"Equal weights are rejected for {_count(equal, 'row')} of Omega (level {level}, on {table.n_rows} rows)."]
+    found = [f"Equal weights are rejected for {_count(equal, 'row')} of Omega (each at level {level})."]
     if kept is not None and kept.any():
         found.append(
-            f"{_count(kept, 'row').capitalize()} of Omega kept equal weights for that reason "
+            f"{_count(kept, 'row').capitalize()} of Omega kept equal weights, against which too little speaks "
             "(`uniform_level=1` takes what was learned)."
         )
     joined = [name for name, members in zip(table.cluster_names, table.clusters, strict=True) if len(members) > 1]
@@ -108,7 +108,9 @@ def _describe_tests(evidence: Evidence) -> list[str]:
             for number, name in enumerate(table.cluster_names)
             if needed[:, number].any()
         ]
-        found.append(f"Needed: {'; '.join(named)}. All others could be absent. (Wrong in a row: at most {level}.)")
+        found.append(
+            f"Needed: {'; '.join(named)}. All others could be absent. (On {table.n_rows} rows; wrong in a row: at most {level}.)"
+        )
     else:
         found.append(f"No {evidence.kernel} is shown to be needed: each could be absent (level {level} in a row).")
     if evidence.omega is not None:

@@ -23,23 +23,22 @@ def tested_rows(problem: SearchProblem, most: int) -> tuple[np.ndarray, np.ndarr
     """
     k, y = np.asarray(problem.k), np.asarray(problem.y)
     counts = problem.counts(np.arange(len(y)))
-    heavy = np.flatnonzero(counts >= _LIGHT)
-    first = _first_of_each(k, y, heavy)
-    rows, place = np.unique(first, return_inverse=True)
-    weight = np.bincount(place, counts[heavy])
-    chosen = spread_rows(len(rows), most)
+    rows, place = np.unique(_first_of_each(k, y), return_inverse=True)
+    weight = np.bincount(place, counts)
+    heavy = np.flatnonzero(weight >= _LIGHT)
+    chosen = heavy[spread_rows(len(heavy), most)]
     rows, weight = rows[chosen], weight[chosen]
     return k[:, rows][:, :, rows], y[rows], weight
 
 
-def _first_of_each(k: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The first of the rows that each of them repeats, itself mostly."""
-    first, by_target = rows.copy(), {}
-    for place, row in enumerate(rows):
-        by_target.setdefault(y[row].tobytes(), []).append(place)
+def _first_of_each(k: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The first row that each row repeats, itself mostly."""
+    first, by_target = np.arange(len(y)), {}
+    for place, row in enumerate(y):
+        by_target.setdefault(row.tobytes(), []).append(place)
     diagonals = np.diagonal(k, axis1=1, axis2=2)
     for places in by_target.values():
-        members = rows[places]
+        members = np.array(places)
         if len(members) == 1:
             continue
         same = np.ones((len(members), len(members)), bool)

@@ -8,13 +8,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nftk_jax.inference.likelihood import Sample
+from nftk_jax.inference.multiplicity import adaptive_false_discovery
 from nftk_jax.inference.rows import tested_rows
-from nftk_jax.inference.table import INFERENCE_ROWS
 from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.mkl.search import Weights
 from nftk_jax.settings import SearchSettings
+
+#: Rows that the test takes at most, since what it does not reject is lost; fewer than the second say nothing.
+_ROWS, _FEWEST = 1000, 4
 
 
 def prefer_uniform(
@@ -23,11 +26,12 @@ def prefer_uniform(
     """Give classes whose equal weights no test rejects these weights back, where the settings ask for that.
 
     The search chooses weights on the very rows that it judges them on, so that something is always gained there. The
-    test asks whether equal weights would show as much, see `nftk_jax.inference.uniform`. The rule is one of the
+    test asks whether equal weights would show as much, see `nftk_jax.inference.uniform`. The level is that of false
+    discoveries: of the classes that leave equal weights, no larger share should have kept them. The rule is one of the
     simplex, of weights per class, and of objectives that hold rows out.
 
     Args:
-      problem: kernels and encoded targets of the search rows, of which at most `INFERENCE_ROWS` are used.
+      problem: kernels and encoded targets of the search rows, of which at most 1,000 are used.
       found: what the search learned.
       start: the ridges that the search was given, shape (C,), which such classes get back too.
       settings: of the search.
@@ -40,7 +44,7 @@ def prefer_uniform(
     if settings.uniform_level == 1 or not (of_class and OBJECTIVES[settings.objective].holds_out_rows):
         return found, None
     p = uniform_p_values(problem, seed)
-    kept = p > settings.uniform_level
+    kept = adaptive_false_discovery(p) > settings.uniform_level
     omega = np.where(kept[:, None], uniform_omega(1, problem.depth), found.omega)
     return dataclasses.replace(found, omega=omega, ridge=np.where(kept, start, found.ridge)), p
 
@@ -48,5 +52,8 @@ def prefer_uniform(
 def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:
     """P-values of "all weights are equal" on some of a problem's rows, shape (C,)."""
     with threadpool_limits(1):  # see `Inference.run`
-        sample = Sample.from_rows(*tested_rows(problem, INFERENCE_ROWS))
+        k, y, weight = tested_rows(problem, _ROWS)
+        if len(y) < _FEWEST:
+            return np.ones(y.shape[1])
+        sample = Sample.from_rows(k, y, weight)
         return UniformFit(sample).p_values(np.random.default_rng(seed))

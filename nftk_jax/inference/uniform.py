@@ -21,7 +21,7 @@ import scipy.linalg
 from nftk_jax.inference.likelihood import RATIOS, Sample
 
 #: Draws for a p-value; the least is 1 / (draws + 1).
-DRAWS = 499
+DRAWS = 199
 #: Targets whose ratios of noise to signal are within a factor of e to this power share their draws.
 _BIN = 0.25
 #: Draws at each latent ratio, of which the one is taken whose labels look like the target's.

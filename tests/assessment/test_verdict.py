@@ -56,7 +56,7 @@ def against(**intervals):
             "Not shown: that one row of weights for all does as well",
             "One row of weights for all does as well",
         ),
-        ({}, "Equal weights are rejected for 1 of 2 rows of Omega (level 5 %, on 240 rows).", "all 2"),
+        ({}, "Equal weights are rejected for 1 of 2 rows of Omega (each at level 5 %).", "all 2"),
         ({}, "Needed: depth 1 for row cat. All others could be absent.", "dog"),
         ({}, "These cannot be told apart and were tested together: depth 2 and depth 3.", "No two depths"),
         (
