@@ -109,7 +109,8 @@ def _describe_tests(evidence: Evidence) -> list[str]:
             if needed[:, number].any()
         ]
         found.append(
-            f"Needed: {'; '.join(named)}. All others could be absent. (On {table.n_rows} rows; wrong in a row: at most {level}.)"
+            f"Needed: {'; '.join(named)}. All others could be absent. "
+            f"(On {table.n_rows} rows; wrong in a row: at most {level}.)"
         )
     else:
         found.append(f"No {evidence.kernel} is shown to be needed: each could be absent (level {level} in a row).")

@@ -8,7 +8,7 @@ import scipy.optimize
 
 from nftk_jax.inference.clusters import find_clusters, separation
 from nftk_jax.inference.likelihood import Sample
-from nftk_jax.inference.multiplicity import adjust
+from nftk_jax.inference.multiplicity import adaptive_false_discovery, adjust
 from nftk_jax.inference.uniform import UniformFit
 from tests.inference.draws import kernels, targets
 
@@ -46,6 +46,10 @@ def test_adjusted_p_values():
     np.testing.assert_allclose(adjust(p, "holm-all")[0], [0.06, 0.16, 0.15])
     np.testing.assert_allclose(adjust(p, "fdr")[0], [0.06, 0.08, 0.08])
     assert adjust(np.ones((2, 0)), "fdr").shape == (2, 0)
+    # no p-value above 1/2: a fifth of ten null hypotheses is taken to be true; three of four of them: all
+    np.testing.assert_allclose(adaptive_false_discovery(np.full(10, 0.2)), 0.04)
+    np.testing.assert_allclose(adaptive_false_discovery(np.array([0.01, 0.6, 0.7, 0.9])), [0.04, 0.9, 0.9, 0.9])
+    np.testing.assert_array_equal(adaptive_false_discovery(np.array([0.03])), [0.03])
 
 
 def test_targets_drawn_from_a_known_kernel_are_found_with_the_stated_error(rng):
