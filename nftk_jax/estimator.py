@@ -215,7 +215,7 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         """Sets of labels that hold a new row's label with probability `level` (jackknife+, Romano et al. 2020).
 
         For exchangeable rows, and Omega, ridge, centring and calibration that were not learned from them, the
-        probability is 2 `level` - 1 at least, and about `level` in practice; docs/reliability.md has what was measured
+        probability is 2 `level` - 1 at least, and about `level` in practice; docs/error-rates.md has what was measured
         with all of these learned. It is an average over rows of all classes. A set may be empty: the row then resembles
         no class as much as the training rows resemble their own.
 
@@ -340,7 +340,7 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
         They are made of exact leave-one-out predictions and residuals, see `NFTKModel.influence`, and need no Gaussian
         noise. For exchangeable rows, and Omega, ridge and centring that were not learned from them, the probability is
-        2 `level` - 1 at least, and about `level` in practice; docs/reliability.md has what was measured with all of
+        2 `level` - 1 at least, and about `level` in practice; docs/error-rates.md has what was measured with all of
         these learned. Rows count by their sample weights. The width changes little with x: for how much is known of
         the function at x, see ``predict(x, return_std=True)``.
 

@@ -34,7 +34,6 @@ class Comparison:
     Attributes:
       note: what a reader must know of the comparison; None if nothing.
       ours: {"n_train", "test_accuracy" or "test_r2"} of the model as it is compared.
-      shuffled_omega: Omega learned on shuffled labels, shape (C, L), once `run` has ended.
     """
 
     def __init__(self, dataset: Dataset, learned: Learned, scores: np.ndarray, baseline_rows: int) -> None:
@@ -59,7 +58,6 @@ class Comparison:
         self._rows = learned.rows if self._on_all else learned.among
         self._y = learned.targets.y if self._on_all else learned.search_targets
         self._solver = learned.solver if self._on_all else PresentRowsSolver(self._rows, factorise)  # few rows
-        self.shuffled_omega = np.empty(0)
         self._scores = scores if self._on_all else self._solve(model.omega, model.ridge)
         self.ours: dict[str, Any] = {"n_train": self._rows.n, **score(dataset, self._scores)}
 
@@ -83,12 +81,11 @@ class Comparison:
                 distances.append(self._choose_distance_kernels(problem, part))
         report("baselines", steps - 2, steps)
         best = int(np.argmin(merge(parts, errors).mean(axis=0)))
-        self.shuffled_omega = merge(parts, shuffled)
         weighted = {
             "uniform": (uniform_omega(*learned.model.omega.shape), ridge),
             "best_single_depth": (np.repeat(candidates[[best]], len(ridge), axis=0), ridge),
             "shared": (merge(parts, [one.omega for one in shared]), merge(parts, [one.ridge for one in shared])),
-            "shuffled_labels": (self.shuffled_omega, learned.model.ridge),
+            "shuffled_labels": (merge(parts, shuffled), learned.model.ridge),
         }
         # all at once: they share the kernels that are alike, and the angles of all others
         scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))

@@ -26,7 +26,7 @@ from scipy.linalg import get_lapack_funcs
 from nftk_jax.mkl.constraints import minimise_in_box
 
 #: The noise is at least this share of a target's variance, so that V stays positive definite.
-LEAST_NOISE = 1e-6
+_LEAST_NOISE = 1e-6
 #: Half of the gain in D that a further step must promise.
 _TOLERANCE = 1e-3
 _MOST_STEPS = 60
@@ -155,7 +155,6 @@ class Target:
         self._y = sample.y[:, number]
         self.size, self.n_kernels = sample.size, sample.n_kernels
         self.mean_square = float(self._y @ self._y) / self.size
-        self.evaluations = 0
 
     def fit(self, mixing: np.ndarray, start: np.ndarray, noise: float) -> Fit:
         """Minimise D over variances of combinations of kernels.
@@ -165,7 +164,7 @@ class Target:
           start: their variances, shape (J,), to begin with; D at the result is not above D at the start.
           noise: variance of the noise to begin with.
         """
-        low = np.append(np.zeros(len(mixing)), LEAST_NOISE * self.mean_square)
+        low = np.append(np.zeros(len(mixing)), _LEAST_NOISE * self.mean_square)
         whole = np.zeros((len(mixing) + 1, self.n_kernels + 1))
         whole[:-1, :-1], whole[-1, -1] = mixing, 1
         point, damping = np.maximum(np.append(start, noise), low), 0.0
@@ -174,7 +173,10 @@ class Target:
             point[-1] *= 10
             value, gradient, hessian = self._evaluate(point, whole)
         if not np.isfinite(value):
-            raise ArithmeticError("the kernels leave no positive definite covariance; are they far from semi-definite?")
+            raise ArithmeticError(
+                "the tests of Omega found no positive definite covariance: some kernels are far from positive "
+                "semi-definite; leave those out"
+            )
         for _ in range(_MOST_STEPS):
             damped = hessian + np.diag(damping * np.diagonal(hessian) + 1e-12 * np.trace(hessian))
             ceiling = np.full(len(point), np.inf)
@@ -195,7 +197,6 @@ class Target:
 
     def _evaluate(self, point: np.ndarray, whole: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """D, its gradient and average information with respect to the combinations' variances and the noise's."""
-        self.evaluations += 1
         theta, size = point @ whole, self.size
         v = (theta[:-1] @ self._k).reshape(size, size)
         v[np.diag_indices(size)] += theta[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,6 +19,8 @@ from nftk_jax.settings import SearchSettings
 
 #: Rows that the test takes at most, since what it does not reject is lost; fewer than the second say nothing.
 _ROWS, _FEWEST = 1000, 4
+#: Kernel entries that it takes at most: several copies of them are in memory.
+_ENTRIES = 2**26
 
 
 def prefer_uniform(
@@ -52,7 +55,7 @@ def prefer_uniform(
 def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:
     """P-values of "all weights are equal" on some of a problem's rows, shape (C,)."""
     with threadpool_limits(1):  # see `Inference.run`
-        k, y, weight = tested_rows(problem, _ROWS)
+        k, y, weight = tested_rows(problem, min(_ROWS, math.isqrt(_ENTRIES // problem.depth)))
         if len(y) < _FEWEST:
             return np.ones(y.shape[1])
         sample = Sample.from_rows(k, y, weight)

@@ -199,7 +199,8 @@ class Inference:
     ) -> None:
         self._sample, self._labels, self._rng = Sample.from_rows(k, y, weight), tuple(labels), rng
         self._uniform = UniformFit(self._sample)
-        self._information = self._uniform.information(float(self._uniform.ratio.min()))
+        clearest = np.where(self._sample.constant, np.inf, self._uniform.ratio).min()
+        self._information = self._uniform.information(float(clearest))
         self.clusters = find_clusters(self._information) if clusters is None else clusters
         self._mixing = np.zeros((len(self.clusters), len(labels)))
         for number, members in enumerate(self.clusters):

@@ -29,16 +29,15 @@ _TRIALS = 24
 
 
 class UniformFit:
-    """The fit of every target with equal weights, or other fixed ones.
+    """The fit of every target with equal weights.
 
     Attributes:
       variance, noise: most likely variances of the signal and of the noise, shape (C,).
       deviance: D at these, shape (C,).
     """
 
-    def __init__(self, sample: Sample, weights: np.ndarray | None = None) -> None:
-        weights = np.full(sample.n_kernels, 1 / sample.n_kernels) if weights is None else weights
-        values, self._vectors = scipy.linalg.eigh(np.tensordot(weights, sample.k, 1))
+    def __init__(self, sample: Sample) -> None:
+        values, self._vectors = scipy.linalg.eigh(sample.k.mean(axis=0))
         self._values, self._sample = np.maximum(values, 0), sample
         self._coordinates = self._vectors.T @ sample.y
         self._log_ratio, self.variance, self.deviance = _fit_ratios(self._values, self._coordinates**2)
