@@ -20,12 +20,13 @@ class Components:
 
     Attributes:
       full: the fit with all sets; `full.variance` has shape (K,).
+      moved: whether a test or an interval has found a better one; those before it were held against the former.
     """
 
     def __init__(self, target: Target, sizes: np.ndarray, start: Fit) -> None:
         """A target on the K means of sets of these sizes, shape (K,), and its fit with equal weights of all kernels."""
         self._target, self._every, self._equal = target, np.eye(len(sizes)), sizes / sizes.sum()
-        self.full = target.fit(self._every, start.variance[0] * self._equal, start.noise)
+        self.full, self.moved = target.fit(self._every, start.variance[0] * self._equal, start.noise), False
 
     @property
     def shares(self) -> np.ndarray:
@@ -104,9 +105,14 @@ class Components:
         return max(fit.deviance - self.full.deviance, 0.0)
 
     def _learn(self, variance: np.ndarray, fit: Fit) -> None:
-        """Go on from a point below the minimum found so far."""
-        if fit.deviance < self.full.deviance - _BETTER:
-            self.full = self._target.fit(self._every, variance, fit.noise)
+        """Go on from a point below the minimum found so far.
+
+        Not from one whose noise has vanished while that of the minimum has not. A kernel that is zero in rows of one
+        label explains these rows without noise, and D has no bound there, whatever the kernel is worth.
+        """
+        singular = fit.noise <= 2 * self._target.least_noise < self.full.noise
+        if fit.deviance < self.full.deviance - _BETTER and not singular:
+            self.full, self.moved = self._target.fit(self._every, variance, fit.noise), True
 
 
 def ratio_p_value(ratio: float, information: np.ndarray, sets: list[int], rng: np.random.Generator) -> float:

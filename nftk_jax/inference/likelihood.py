@@ -155,6 +155,7 @@ class Target:
         self._y = sample.y[:, number]
         self.size, self.n_kernels = sample.size, sample.n_kernels
         self.mean_square = float(self._y @ self._y) / self.size
+        self.least_noise = _LEAST_NOISE * self.mean_square
 
     def fit(self, mixing: np.ndarray, start: np.ndarray, noise: float) -> Fit:
         """Minimise D over variances of combinations of kernels.
@@ -164,7 +165,7 @@ class Target:
           start: their variances, shape (J,), to begin with; D at the result is not above D at the start.
           noise: variance of the noise to begin with.
         """
-        low = np.append(np.zeros(len(mixing)), _LEAST_NOISE * self.mean_square)
+        low = np.append(np.zeros(len(mixing)), self.least_noise)
         whole = np.zeros((len(mixing) + 1, self.n_kernels + 1))
         whole[:-1, :-1], whole[-1, -1] = mixing, 1
         point, damping = np.maximum(np.append(start, noise), low), 0.0

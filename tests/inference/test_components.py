@@ -9,7 +9,9 @@ import scipy.stats
 
 from nftk_jax.inference.components import Components, ratio_p_value
 from nftk_jax.inference.likelihood import Sample, Target
+from nftk_jax.inference.table import Inference
 from nftk_jax.inference.uniform import UniformFit
+from nftk_jax.kernels.kernel import KernelLabel
 from tests.inference.draws import kernels, targets
 
 
@@ -70,3 +72,19 @@ def test_the_law_of_two_variances_is_a_mixture(rng):
     for ratio in (1.0, 3.0):
         expected = scipy.stats.chi2.sf(ratio, 1) / 2 + scipy.stats.chi2.sf(ratio, 2) / 4
         assert ratio_p_value(ratio, np.eye(4), [0, 1], rng) == pytest.approx(expected, abs=0.025)
+
+
+def test_what_is_needed_has_weight_and_intervals_hold_the_weights_where_a_kernel_is_blank(rng):
+    """As a patch of an image that is empty in many rows: D can fall without bound there as the noise does."""
+    k = kernels(rng, 120)
+    blank = np.arange(120) < 40
+    k[2][blank] = k[2][:, blank] = 0
+    y = targets(rng, k, [0.7, 0.3, 0], 4, 8)
+    y[blank] -= 1.5
+    labels = (y > np.quantile(y, 0.85, axis=0)).astype(float)
+    names = [KernelLabel("f", group=name) for name in "abc"]
+    table = Inference(k, labels, names, rng=rng).run([str(i) for i in range(8)])
+    low, high = table.cluster_interval[..., 0], table.cluster_interval[..., 1]
+    assert (low <= table.cluster_omega + 1e-9).all()
+    assert (table.cluster_omega <= high + 1e-9).all()
+    assert (table.cluster_omega[table.cluster_needed] > 0).all()
