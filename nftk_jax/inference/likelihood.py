@@ -111,11 +111,15 @@ class Frame:
 
     def kernels(self, k: np.ndarray) -> np.ndarray:
         """Kernels of shape (L, n, n) in these coordinates, (L, n - 1, n - 1)."""
-        k = np.asarray(k, np.float64) * self.root[:, None] * self.root
-        image = k @ self.normal
-        image -= (image @ self.normal)[:, None] * self.normal
-        k -= 2 * (image[:, :, None] * self.normal + self.normal[:, None] * image[:, None])
-        return np.ascontiguousarray(k[:, 1:, 1:])
+        size = len(self.root)
+        out = np.empty((len(k), size - 1, size - 1))
+        for one, found in zip(k, out, strict=True):
+            scaled = np.asarray(one, np.float64) * self.root[:, None] * self.root
+            image = scaled @ self.normal
+            image -= (image @ self.normal) * self.normal
+            change = np.stack([image, self.normal], axis=1) @ np.stack([self.normal, image])
+            np.subtract(scaled[1:, 1:], 2 * change[1:, 1:], out=found)
+        return out
 
     def coordinates(self, y: np.ndarray) -> np.ndarray:
         """Targets of shape (n, C) in these coordinates, (n - 1, C)."""

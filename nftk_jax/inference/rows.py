@@ -28,7 +28,8 @@ def tested_rows(problem: SearchProblem, most: int) -> tuple[np.ndarray, np.ndarr
     heavy = np.flatnonzero(weight >= _LIGHT)
     chosen = heavy[spread_rows(len(heavy), most)]
     rows, weight = rows[chosen], weight[chosen]
-    return k[:, rows][:, :, rows], y[rows], weight
+    everyone = len(rows) == len(y)  # in their order
+    return k if everyone else k[:, rows[:, None], rows], y[rows], weight
 
 
 def _first_of_each(k: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -22,8 +22,10 @@ from nftk_jax.inference.likelihood import RATIOS, Sample
 
 #: Draws for a p-value; the least is 1 / (draws + 1).
 DRAWS = 199
-#: Targets whose ratios of noise to signal are within a factor of e to this power share their draws.
+#: Targets whose ratios of noise to signal are within a factor of e to this power share their draws; of labels, those
+#: whose odds are too.
 _BIN = 0.25
+_BLOCK_ROWS = 32
 #: Draws at each latent ratio, of which the one is taken whose labels look like the target's.
 _TRIALS = 24
 
@@ -57,9 +59,14 @@ class UniformFit:
         r"""tr P K_l P K_m of all kernels and the noise, shape (L + 1, L + 1), at signal 1 and this noise."""
         precision = 1 / (self._values + ratio)
         root = np.sqrt(precision)
-        scaled = (self._rotated * (root[:, None] * root)).reshape(self._sample.n_kernels, -1)
+        n_kernels = self._sample.n_kernels
+        traces = np.zeros((n_kernels, n_kernels))
+        for start in range(0, len(root), _BLOCK_ROWS):  # which stay in a cache
+            rows = slice(start, start + _BLOCK_ROWS)
+            scaled = (self._rotated[:, rows] * (root[rows, None] * root)).reshape(n_kernels, -1)
+            traces += scaled @ scaled.T
         trace = np.einsum("lii->li", self._rotated) @ precision**2
-        return np.block([[scaled @ scaled.T, trace[:, None]], [trace[None], np.array([[precision @ precision]])]])
+        return np.block([[traces, trace[:, None]], [trace[None], np.array([[precision @ precision]])]])
 
     def p_values(self, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
         """P-values of "Omega is uniform" of every target, shape (C,); 1 where there is one kernel."""
@@ -69,21 +76,21 @@ class UniformFit:
             return p
         bins = np.round(self._log_ratio / _BIN)
         bins[sample.constant] = np.nan  # a constant says nothing, and no bin is equal to NaN
-        labels = np.flatnonzero(sample.labels)
-        sets = [(np.array([one]), bins[one]) for one in labels]
-        others = np.where(sample.labels, np.nan, bins)
-        sets += [(np.flatnonzero(others == one), one) for one in np.unique(others[np.isfinite(others)])]
-        for members, one in sets:
-            ratio = float(np.exp(one * _BIN))
-            draw = (
-                self._draw_labels(members[0], draws, rng)
-                if sample.labels[members[0]]
-                else self._draw(np.array([ratio]), draws, rng)
-            )
-            inverse = self._efficient_inverse(ratio)
-            drawn = self._statistic(draw, inverse)
-            own = self._statistic(self._coordinates[:, members], inverse)
-            p[members] = (1 + (drawn >= own[:, None]).sum(axis=1)) / (draws + 1)
+        share = np.clip(sample.share, 1e-9, 1 - 1e-9)
+        odds = np.where(sample.labels, np.round(np.log(share / (1 - share)) / _BIN), np.inf)  # inf: no labels
+        trials, normal = self._normal(rng, _TRIALS), self._normal(rng, draws)
+        for one in np.unique(bins[np.isfinite(bins)]):
+            inverse = self._efficient_inverse(float(np.exp(one * _BIN)))
+            for kind in np.unique(odds[bins == one]):
+                members = np.flatnonzero((bins == one) & (odds == kind))
+                if np.isfinite(kind):
+                    log_ratio = float(self._log_ratio[members].mean())
+                    draw = self._draw_labels(float(share[members].mean()), log_ratio, trials, normal)
+                else:
+                    draw = self._draw(np.exp([one * _BIN]), normal)
+                drawn = self._statistic(draw, inverse)
+                own = self._statistic(self._coordinates[:, members], inverse)
+                p[members] = (1 + (drawn >= own[:, None]).sum(axis=1)) / (draws + 1)
         return p
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -91,11 +98,15 @@ class UniformFit:
 
         Targets that are labels give labels.
         """
-        drawn = [
-            self._draw_labels(number, 1, rng) if label else self._draw(self.ratio[[number]], 1, rng)
-            for number, label in enumerate(self._sample.labels)
-        ]
-        rows = self._sample.frame.rows(self._vectors @ np.concatenate(drawn, axis=1))
+        sample, drawn = self._sample, []
+        trials, normal = self._normal(rng, _TRIALS), self._normal(rng, sample.y.shape[1])
+        for number, log_ratio in enumerate(self._log_ratio):
+            own = normal[:, [number]]
+            if sample.labels[number]:
+                drawn.append(self._draw_labels(sample.share[number], log_ratio, trials, own))
+            else:
+                drawn.append(self._draw(np.exp([log_ratio]), own))
+        rows = sample.frame.rows(self._vectors @ np.concatenate(drawn, axis=1))
         rows = rows - rows.mean(axis=0)
         return rows / np.sqrt(np.maximum((rows**2).mean(axis=0), np.finfo(np.float64).tiny))
 
@@ -133,18 +144,25 @@ class UniformFit:
                 found[one] += kappa * (diagonal**2).sum() / (2 * left)
         return found
 
-    def _draw(self, ratio: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    def _normal(self, rng: np.random.Generator, draws: int) -> np.ndarray:
+        """Standard normal draws in the eigenvectors' coordinates, shape (N, draws), whatever the vectors' signs."""
+        return self._vectors.T @ rng.standard_normal((self._sample.size, draws))
+
+    def _draw(self, ratio: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """Targets drawn from the fit, in the eigenvectors' coordinates: shape (N, R * draws) for R ratios."""
         spread = np.sqrt(self._values[:, None] + ratio)[:, :, None]
-        return (spread * rng.standard_normal((self._sample.size, 1, draws))).reshape(self._sample.size, -1)
+        return (spread * normal[:, None]).reshape(self._sample.size, -1)
 
-    def _draw_labels(self, number: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """As `_draw`, of labels: the sign of a latent target drawn from a fit, less the quantile of the share."""
-        share, grid = self._sample.share[number], self._log_ratio[number] + np.linspace(-8, 1, 10)
-        trial = self._cut(self._draw(np.exp(grid), _TRIALS, rng), share)
+    def _draw_labels(self, share: float, log_ratio: float, trials: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        """As `_draw`, of labels: the sign of a latent target drawn from a fit, less the quantile of the share.
+
+        The latent ratio is the one whose labels, drawn by `trials`, have the target's.
+        """
+        grid = log_ratio + np.linspace(-8, 1, 10)
+        trial = self._cut(self._draw(np.exp(grid), trials), share)
         seen = _fit_ratios(self._values, trial**2)[0].reshape(len(grid), -1).mean(axis=1)
-        latent = np.interp(self._log_ratio[number], np.maximum.accumulate(seen), grid)
-        return self._cut(self._draw(np.exp([latent]), draws, rng), share)
+        latent = np.interp(log_ratio, np.maximum.accumulate(seen), grid)
+        return self._cut(self._draw(np.exp([latent]), normal), share)
 
     def _cut(self, coordinates: np.ndarray, share: float) -> np.ndarray:
         """Labels of latent targets, both in the eigenvectors' coordinates."""

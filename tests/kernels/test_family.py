@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 import sklearn.metrics.pairwise
 
 from nftk_jax.estimator import NFTKClassifier, NFTKRegressor
@@ -148,6 +149,24 @@ def test_precomputed_entries_are_those_of_the_functions_they_came_from(dense, rn
     k, numbers = combined_kernel(dense, np.eye(3), rng.normal(size=(47, 4))), np.arange(47.0)[:, None]
     looked_up = combined_kernel(KernelFamily.precomputed(k), np.eye(3), numbers[40:], numbers[:40])
     np.testing.assert_array_equal(looked_up, k[:, 40:, :40])
+
+
+def test_kernels_that_are_in_memory_are_summed_where_they_are(rng):
+    """As `combined` does, in the dtype of the rows, sparse ones and their subsets included."""
+    z = rng.normal(size=(3, 9, 3))
+    grams = z @ z.swapaxes(1, 2)
+    rows, omega = np.arange(9.0)[:, None], np.array([[0.3, 0.0, 0.7], [0.0, 2.0, 0.0]])
+    for known in (
+        KernelFamily.precomputed(grams),
+        KernelFamily.precomputed([scipy.sparse.csr_array(k) for k in grams]),
+    ):
+        with enable_x64():
+            found = known.bind(rows[:7]).gram(omega), known.bind(rows[:7]).cross(omega, rows[4:])
+        np.testing.assert_allclose(found[0], np.tensordot(omega, grams[:, :7, :7], 1), rtol=1e-14)
+        np.testing.assert_allclose(found[1], np.tensordot(omega, grams[:, 4:, :7], 1), rtol=1e-14)
+    with enable_x64():
+        part = known.only([2]).bind(rows).gram(np.ones((1, 1)))
+    np.testing.assert_array_equal(part[0], grams[2])
 
 
 def test_a_copy_is_the_family_itself(dense):
