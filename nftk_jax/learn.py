@@ -310,8 +310,8 @@ def _solve_plan(data: TrainingRows, kernel: Kernel, job: _Job) -> SolvePlan:
 
 
 def _prepare(rows: Rows, weight: np.ndarray | None, plan: SolvePlan, found: Found, report: Report) -> RidgeSolver:
-    """A solver whose preconditioner is made for the weights found, half of it uniform for the baselines that follow."""
-    near = (found.omega.mean(axis=0) + 1 / rows.kernel.n_kernels) / 2
+    """A solver whose preconditioner is of the mean of the kernels found, or of all where no class has any weight."""
+    near = found.omega.mean(axis=0) if found.omega.any() else np.full(rows.kernel.n_kernels, 1 / rows.kernel.n_kernels)
     ridge = float(np.exp(np.log(found.ridge).mean()))
     return prepare(rows, plan, omega=near, ridge=ridge, weight=weight, report=report)
 

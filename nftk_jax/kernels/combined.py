@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -102,68 +101,6 @@ def _add_rows(out: jax.Array, rows: jax.Array, k: jax.Array) -> jax.Array:
     return out.at[rows].add(k)
 
 
-def combined_products(
-    work: Work, omega: np.ndarray, v: jax.Array, x1: jax.Array, x2: jax.Array, n1: int, tile_rows: tuple[int, ...]
-) -> jax.Array:
-    """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`, a tile at a time: no kernel is kept.
-
-    One program serves every `n1`, so that queries of any size wait for one compilation.
-
-    Args:
-      work: L kernels that are evaluated in one go.
-      omega: weights of the unscaled kernels, shape (C, L).
-      v: shape (C, n2, m), dtype of the inputs.
-      x1: inputs of the work, shape (size, p), size a multiple of all `tile_rows`; from `n1` on they may hold anything.
-      x2: inputs, shape (n2, p).
-      n1: how many rows of `x1` count.
-      tile_rows: rows of a tile, falling multiples of one another: the first serves as many rows as it can, and so on.
-
-    Returns:
-      Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
-    """
-    kernel, series = work.kernel, work.series
-    x1, x2 = _widen(kernel, series, x1, x2)
-    plan, arrays = (None, None) if series is None else _split(series, MEMORY_BUDGET, x1.dtype)
-    counts, left = [], n1
-    for rows in tile_rows:
-        counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
-        left -= counts[-1] * rows
-    weights, count = jnp.asarray(omega, x1.dtype), jnp.asarray(counts, jnp.int32)
-    return _products(kernel if plan is None else None, plan, tile_rows, weights, arrays, v, x1, x2, count)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _products(
-    kernel: Kernel | None,
-    plan: Plan | None,
-    tile_rows: tuple[int, ...],
-    omega: jax.Array,
-    series: Any,
-    v: jax.Array,
-    x1: jax.Array,
-    x2: jax.Array,
-    counts: jax.Array,
-) -> jax.Array:
-    right = x2 if plan is None else plan.prepare(x2, series.stretch)
-
-    def fill(rows, first, number, out):
-        start = first + number * rows
-        tile = lax.dynamic_slice_in_dim(x1, start, rows)
-        if plan is None:
-            k = _rectangle(kernel, MEMORY_BUDGET, omega, tile, right)
-        else:
-            coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
-            k = _biased(plan.beside(coefficients, series.stretch, tile, right), omega, series.bias)
-        product = jnp.einsum("crn,cnm->rcm", k, v, precision=tiles.HIGHEST)
-        return lax.dynamic_update_slice_in_dim(out, product, start, 0)
-
-    first, out = jnp.int32(0), jnp.zeros((len(x1), *v.shape[::2]), x1.dtype)
-    for rows, count in zip(tile_rows, counts, strict=True):
-        out = lax.fori_loop(0, count, functools.partial(fill, rows, first), out)
-        first = first + count * rows
-    return out
-
-
 def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, budget: int) -> jax.Array:
     """The combined kernels of one piece of work between whole inputs."""
     kernel, series = work.kernel, work.series
@@ -172,8 +109,8 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
         found = kernel.looked_up(*(np.asarray(a) for a in (omega, x1, x1 if x2 is None else x2)))
         if found is not None:
             return jax.device_put(found)
-    traced, wide = isinstance(x1, Tracer), _widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
-    plan, arrays = (None, None) if series is None else _split(series, budget, x1.dtype)
+    traced, wide = isinstance(x1, Tracer), widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
+    plan, arrays = (None, None) if series is None else split(series, budget, x1.dtype)
     if x2 is not None:
         return _block(kernel, plan, budget, omega, arrays, *wide)
     if jax.default_backend() == "cpu" and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
@@ -190,7 +127,7 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
 
 def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:
     if plan is None:
-        return _rectangle(kernel, budget, omega, x1, x2)
+        return rectangle(kernel, budget, omega, x1, x2)
     return _series_rectangle(plan, omega, series, x1, x2)
 
 
@@ -219,7 +156,7 @@ def _gram_of_blocks(block: Callable[..., jax.Array], diagonal: np.ndarray, x: np
     return jax.device_put(out)
 
 
-def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> list[jax.Array]:
+def widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> list[jax.Array]:
     """Inputs with columns that change no kernel, so that few numbers of features are compiled."""
     size = padded_features(arrays[0].shape[1])
     if size == arrays[0].shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
@@ -228,7 +165,7 @@ def _widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> l
     return [jax.device_put(widen(np.asarray(x), size)) for x in arrays]
 
 
-def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[Plan, KernelSeries]:
+def split(series: KernelSeries, budget: int, dtype: Any) -> tuple[Plan, KernelSeries]:
     """What a compiled function of a series takes as static, and its arrays."""
     cast = lambda a: None if a is None else jnp.asarray(a, dtype)  # noqa: E731
     of_groups = not isinstance(series.form, Form)
@@ -244,7 +181,7 @@ def _split(series: KernelSeries, budget: int, dtype: Any) -> tuple[Plan, KernelS
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _rectangle(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
+def rectangle(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
     if len(x1) == 0 or len(x2) == 0:
         return jnp.zeros((len(omega), len(x1), len(x2)), x1.dtype)
     return kernel.combined(budget, omega, x1, x2)
@@ -252,7 +189,7 @@ def _rectangle(kernel: Kernel, budget: int, omega: jax.Array, x1: jax.Array, x2:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gram(kernel: Kernel, budget: int, omega: jax.Array, x: jax.Array, diagonals: jax.Array) -> jax.Array:
-    k = _rectangle(kernel, budget, omega, x, x)
+    k = rectangle(kernel, budget, omega, x, x)
     k = jnp.where(jnp.triu(jnp.ones(k.shape[1:], bool)), k, k.mT)
     index = jnp.arange(len(x))
     return k.at[:, index, index].set(jnp.matmul(omega, diagonals, precision=tiles.HIGHEST))
@@ -262,7 +199,7 @@ def _gram(kernel: Kernel, budget: int, omega: jax.Array, x: jax.Array, diagonals
 def _series_rectangle(plan: Plan, omega: jax.Array, series: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
     coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
     k = plan.rectangle(coefficients, series.stretch, x1, x2)
-    return _biased(k, omega, series.bias)
+    return biased(k, omega, series.bias)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -275,8 +212,8 @@ def _series_gram(plan: Plan, omega: jax.Array, series: Any, x: jax.Array, known:
         if series.bias is not None:  # which is added to all entries alike
             diagonal = diagonal - jnp.matmul(omega, series.bias, precision=tiles.HIGHEST)[:, None]
     coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
-    return _biased(plan.gram(coefficients, series.stretch, diagonal, x), omega, series.bias)
+    return biased(plan.gram(coefficients, series.stretch, diagonal, x), omega, series.bias)
 
 
-def _biased(k: jax.Array, omega: jax.Array, bias: jax.Array | None) -> jax.Array:
+def biased(k: jax.Array, omega: jax.Array, bias: jax.Array | None) -> jax.Array:
     return k if bias is None else k + jnp.matmul(omega, bias, precision=tiles.HIGHEST)[:, None, None]

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 TILE_ROWS = {"cpu": 512}
 _ACCELERATOR_TILE_ROWS = 4096
 _COLUMNS_BUDGET = 2**28
+#: Several vectors of one kernel are padded to a multiple of so many, so that few programs are compiled.
+_WIDTH = 4
+#: The product of a kernel with the vectors of many classes takes so many times as long as with one of them.
+_SHARED_COST = 1.5
 
 
 class Evaluator(NamedTuple):
@@ -93,12 +97,43 @@ class Tiling(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Vectors of `_apply`, those of one kernel side by side: `fresh` says where another kernel than before begins."""
+    """Vectors of `_apply`: `w` (A, m, padded rows), those that the kernel of each of the first `number` rows of `table`
+    is multiplied by.
+    """
 
     table: jax.Array
-    fresh: jax.Array
     w: jax.Array
     number: jax.Array | int
+
+
+class Atoms(NamedTuple):
+    """Kernels that are evaluated once each, of which those of all classes are made.
+
+    Attributes:
+      weights: of the family's kernels in each, shape (A, L).
+      atom, place, of: of every term of every class its atom, its place among the terms of that atom, and the class.
+      share: what the atom counts there.
+    """
+
+    weights: np.ndarray
+    atom: np.ndarray
+    place: np.ndarray
+    of: np.ndarray
+    share: np.ndarray
+
+
+def find_atoms(omega: np.ndarray) -> Atoms:
+    """The distinct kernels of the classes, or those of the family that they use, whichever cost less; omega (C, L)."""
+    used = np.flatnonzero(omega.any(axis=0))
+    distinct, group = np.unique(omega, axis=0, return_inverse=True)
+    if 0 < _SHARED_COST * len(used) < len(distinct):
+        of, atom = np.nonzero(omega[:, used])
+        weights, share = np.eye(omega.shape[1])[used], omega[of, used[atom]]
+    else:
+        of, atom, weights, share = np.arange(len(omega)), group.ravel(), distinct, np.ones(len(omega))
+    order = np.argsort(atom, kind="stable")
+    atom, of, share = atom[order], of[order], share[order]
+    return Atoms(weights, atom, np.arange(len(atom)) - np.searchsorted(atom, atom), of, share)
 
 
 def tile_rows(n: int, devices: int) -> int:
@@ -131,7 +166,7 @@ class GramOperator:
     _tables: np.ndarray  # series of every kernel (L, size), or the identity, float64
     _bias: np.ndarray  # constants of every kernel, (L,)
     _tiling: Tiling
-    _capacity: list[int]  # the most classes of one pass so far: fewer run the same program
+    _capacity: list[int]  # the most kernels of one pass so far: fewer run the same program
 
     @property
     def store(self) -> Any:
@@ -148,21 +183,18 @@ class GramOperator:
 
         Entries and products have the dtype of the rows. Every process must call it with the same arguments.
         """
-        dtype = np.dtype(self._rows.length.dtype)
-        group = np.unique(omega, axis=0, return_inverse=True)[1].ravel()
-        order = np.argsort(group, kind="stable")
-        count = len(order)
+        dtype, atoms = np.dtype(self._rows.length.dtype), find_atoms(omega)
+        count, width = len(atoms.weights), int(atoms.place.max(initial=0)) + 1
+        width = width if width == 1 else -(-width // _WIDTH) * _WIDTH
         self._capacity[0] = capacity = max(self._capacity[0], count)
-        fresh = np.zeros(capacity, bool)
-        fresh[:count] = np.diff(group[order], prepend=-1) != 0
-        w = np.zeros((capacity, len(self._rows.length)), dtype)
-        w[:count, : self.n] = v.T[order]
+        w = np.zeros((capacity, width, len(self._rows.length)), dtype)
+        w[atoms.atom, atoms.place, : self.n] = (atoms.share * v[:, atoms.of]).T
         table = np.zeros((capacity, self._tables.shape[1]), dtype)
-        table[:count] = (omega[order] @ self._tables).astype(dtype)
-        columns = Columns(place(table, self.mesh), place(fresh, self.mesh), place(w, self.mesh), count)
-        out = _apply(self._evaluator, self._size, self.mesh, self._rows, self._tiling, columns)
-        result = np.empty(v.shape)
-        result[:, order] = np.asarray(out)[:count, : self.n].T
+        table[:count] = (atoms.weights @ self._tables).astype(dtype)
+        columns = Columns(place(table, self.mesh), place(w, self.mesh), count)
+        out = np.asarray(_apply(self._evaluator, self._size, self.mesh, self._rows, self._tiling, columns))
+        result = np.zeros(v.shape)
+        np.add.at(result.T, atoms.of, out[atoms.atom, atoms.place, : self.n])
         return result + omega @ self._bias * np.sum(v, axis=0, dtype=np.float64)
 
     def rectangle(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
@@ -265,28 +297,32 @@ def _fill_store(evaluator: Evaluator, size: int, mesh: Mesh, kept: int, rows: Pl
 def _apply(
     evaluator: Evaluator, size: int, mesh: Mesh, rows: PlacedRows, tiling: Tiling, columns: Columns
 ) -> jax.Array:
-    """K_c w_c for the first `number` columns; w and the result have shape (capacity, padded rows)."""
-    w = columns.w * rows.length
+    """The kernels of the first `number` rows of the table times their vectors, shape (A, m, padded rows)."""
+    w, multiply = columns.w * rows.length, functools.partial(jnp.matmul, precision=tiles.HIGHEST)
 
     def local(rows, tiling, columns):
         pairs, factors, store = tiling
-        table, fresh, w, number = columns
+        table, w, number = columns
 
         def add(tile, k, out):
             i, j = pairs[k]
-            wi, wj = (lax.dynamic_slice_in_dim(w, start, size, 1) for start in (i, j))
+            wi, wj = (lax.dynamic_slice_in_dim(w, start, size, 2) for start in (i, j))
 
-            def one(c, state):
-                kernel, here, mirrored = state
-                kernel = lax.cond(fresh[c], lambda: evaluator.of_class(table[c], tile), lambda: kernel)
-                here = here.at[c].set(jnp.matmul(kernel, wj[c], precision=tiles.HIGHEST))
-                return kernel, here, mirrored.at[c].set(jnp.matmul(wi[c], kernel, precision=tiles.HIGHEST))
+            def one(a, state):
+                here, mirrored = state
+                # a branch of its own: XLA would otherwise evaluate the kernel within each of the two products
+                evaluate_one = functools.partial(evaluator.of_class, table[a], tile)
+                kernel = lax.cond(a < number, evaluate_one, lambda: jnp.zeros((size, size), w.dtype))
+                if wi.shape[1] == 1:  # XLA takes longer for matrices of one row than for vectors
+                    image, mirror = multiply(kernel, wj[a, 0]), multiply(wi[a, 0], kernel)
+                else:
+                    image, mirror = multiply(wj[a], kernel.T), multiply(wi[a], kernel)
+                return here.at[a].set(image), mirrored.at[a].set(mirror)
 
-            start = jnp.zeros((size, size), w.dtype), jnp.zeros_like(wi), jnp.zeros_like(wi)
-            _, here, mirrored = lax.fori_loop(0, number, one, start)
+            here, mirrored = lax.fori_loop(0, number, one, (jnp.zeros_like(wi), jnp.zeros_like(wi)))
             for start, part, factor in ((i, here, factors[k, 0]), (j, mirrored, factors[k, 1])):
-                old = lax.dynamic_slice_in_dim(out, start, size, 1)
-                out = lax.dynamic_update_slice_in_dim(out, old + factor * part, start, 1)
+                old = lax.dynamic_slice_in_dim(out, start, size, 2)
+                out = lax.dynamic_update_slice_in_dim(out, old + factor * part, start, 2)
             return out
 
         def add_fresh(k, out):

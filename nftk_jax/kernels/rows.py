@@ -16,11 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nftk_jax.kernels import operators
-from nftk_jax.kernels.combined import combined_kernel, combined_products
+from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.devices import device_mesh
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
+from nftk_jax.kernels.products import RowProducts, is_tiled
 from nftk_jax.kernels.tiles import HIGHEST
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 
@@ -193,14 +194,16 @@ class Rows:
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
         right, kernels = self._padded, len(np.unique(omega, axis=0))
-        if len(self.kernel.parts) > 1:  # of which some may be evaluated one after the other
-            kernels = max((len(share.omega) for share in self._by_kernel(omega, right)), default=1)
-        largest = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * kernels))
-        tile_rows = tuple(rows for rows in tile_rows if rows <= largest) or (largest,)
+        # of parts some may be evaluated one after the other
+        shares = [] if few and len(self.kernel.parts) == 1 else list(self._by_kernel(omega, right))
+        if not shares or not all(is_tiled(share.work) for share in shares):
+            kernels = max((len(share.omega) for share in shares), default=kernels)
+            largest = max(1, _TILE_BYTES // max(1, self.dtype.itemsize * len(right) * kernels))
+            tile_rows = tuple(rows for rows in tile_rows if rows <= largest) or (largest,)
         coefficients = pad_rows(dual_coef.astype(self.dtype), len(right))
         size = tile_rows[0] * max(1, size // (tile_rows[0] * 8 * (self.x.shape[1] + dual_coef.shape[1])))
         scores = np.zeros((len(x2), dual_coef.shape[1]))
-        vectors: dict[bytes, jax.Array] = {}  # what is the same for all tiles
+        products: dict[bytes, RowProducts] = {}
         for start in range(0, len(x2), size):
             tile = scaled(x2[start : start + size])
             self.kernel.check(tile)
@@ -208,10 +211,9 @@ class Rows:
             left = jnp.asarray(np.concatenate([tile, np.repeat(tile[-1:], size - n, axis=0)]), self.dtype)
             for share in self._by_kernel(omega, left):
                 part, key = share.work, share.work.columns.tobytes() + share.classes.tobytes()
-                if key not in vectors:
-                    vectors[key] = jnp.asarray(share.split(coefficients))
-                x1, v = part.select(left), vectors[key]
-                found = combined_products(part, share.omega, v, x1, part.select(right), n, tile_rows)
+                if key not in products:
+                    products[key] = RowProducts(jnp.asarray(share.split(coefficients)), part.select(right))
+                found = products[key](part, share.omega, part.select(left), n, tile_rows)
                 scores[start : start + n, share.classes] += np.asarray(found, np.float64)[:n, share.group, share.place]
             report(start + n, len(x2))
         return scores

@@ -112,7 +112,7 @@ def _values(plan: Plan, coefficients: jax.Array, t: jax.Array, r1: jax.Array, r2
     return k * (r1[:, None] * r2[None, :]) if plan.radial else k
 
 
-def _threshold(dtype) -> float:
+def near_threshold(dtype) -> float:  # |cos| above which rows are nearly parallel
     return 1 - _NEAR[jnp.dtype(dtype).name]
 
 
@@ -141,7 +141,7 @@ def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Arra
 def _with_distances(u1, u2, keep, plain, exact) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The cosines, ``plain(cos)``, where they are nearly parallel ``exact(|u - sign(cos) v|^2, cos)``, and where."""
     cos = dot(u1, u2)
-    near = jnp.abs(cos) > _threshold(cos.dtype)
+    near = jnp.abs(cos) > near_threshold(cos.dtype)
     if keep is not None:
         near = near & keep
     partners, value = jnp.max(jnp.sum(near, axis=1, dtype=jnp.int32)), plain(cos)
@@ -200,7 +200,7 @@ def tile_starts(n: int, size: int) -> np.ndarray:
 def _visit_flagged(largest: jax.Array, visit, out: jax.Array) -> jax.Array:
     """Apply ``out = visit(k, out)`` to the numbers k of the tiles in which some |cos|, of shape (tiles, rows), exceeds
     the threshold."""
-    flagged = jnp.any(largest > _threshold(largest.dtype), axis=1)
+    flagged = jnp.any(largest > near_threshold(largest.dtype), axis=1)
     order = jnp.argsort(~flagged, stable=True)
     count = jnp.sum(flagged, dtype=jnp.int32)
     return lax.while_loop(
@@ -275,7 +275,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax
     rows = min(_NEAR_ROWS, _tile_rows(plan, n1, n2, 6 + c, itemsize))
 
     # the flagged rows first, so that few tiles hold them all
-    order = jnp.argsort(largest <= _threshold(largest.dtype), stable=True)
+    order = jnp.argsort(largest <= near_threshold(largest.dtype), stable=True)
     tiles = order[tile_starts(n1, rows)[:, None] + np.arange(rows)]
 
     def visit(k, out):

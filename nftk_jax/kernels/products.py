@@ -1,0 +1,139 @@
+"""Products of kernels between queries and fixed rows with vectors, in tiles: no kernel is kept.
+
+Of a series in the angle a tile is cosines, angles, and for every kernel a polynomial and a thin product, all of which
+stay in a cache. A tile with nearly parallel rows takes their angles from differences, see `tiles`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nftk_jax.kernels import tiles
+from nftk_jax.kernels.angles import angle
+from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
+from nftk_jax.kernels.fusion import Work
+from nftk_jax.kernels.series import Form, evaluate
+
+#: Columns of a tile of angles: with a few hundred rows it stays in a cache.
+_COLUMNS = 1024
+
+
+def is_tiled(work: Work) -> bool:
+    """Whether tiles have few columns, so that the number of their rows is free."""
+    return work.series is not None and isinstance(work.series.form, Form)
+
+
+class RowProducts:
+    """Products of kernels with vectors of fixed rows; what all queries need of the rows is computed once.
+
+    Args:
+      v: vectors of C kernels, shape (C, n2, m), dtype of the inputs.
+      x2: inputs of those kernels, shape (n2, p).
+    """
+
+    def __init__(self, v: jax.Array, x2: jax.Array) -> None:
+        self._v, self._x2 = v, x2
+        self._prepared: dict[Any, Any] = {}
+
+    def __call__(self, work: Work, omega: np.ndarray, x1: jax.Array, n1: int, tile_rows: tuple[int, ...]) -> jax.Array:
+        """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`; one program serves every `n1`.
+
+        Args:
+          work: L kernels that are evaluated in one go.
+          omega: weights of the unscaled kernels, shape (C, L).
+          x1: inputs of the work, shape (size, p), size a multiple of all `tile_rows`; from `n1` on they may hold
+            anything.
+          n1: how many rows of `x1` count.
+          tile_rows: rows of a tile, falling multiples of one another: the first serves as many rows as it can, and so
+            on.
+
+        Returns:
+          Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
+        """
+        x1, x2 = widen(work.kernel, work.series, x1, self._x2)
+        plan, series = (None, None) if work.series is None else split(work.series, MEMORY_BUDGET, x1.dtype)
+        if plan not in self._prepared:
+            self._prepared[plan] = x2 if series is None else _prepare(plan, x2, series.stretch)
+        counts, left = [], n1
+        for rows in tile_rows:
+            counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
+            left -= counts[-1] * rows
+        weights, count = jnp.asarray(omega, x1.dtype), jnp.asarray(counts, jnp.int32)
+        kernel = work.kernel if plan is None else None
+        return _products(kernel, plan, tile_rows, weights, series, self._v, x1, self._prepared[plan], count)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepare(plan: Any, x2: jax.Array, stretch: Any) -> Any:
+    return plan.prepare(x2, stretch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _products(
+    kernel: Any,
+    plan: Any,
+    tile_rows: tuple[int, ...],
+    omega: jax.Array,
+    series: Any,
+    v: jax.Array,
+    x1: jax.Array,
+    right: Any,
+    counts: jax.Array,
+) -> jax.Array:
+    def of_tile(tile):
+        """Shape (C, rows, m)."""
+        if plan is None:
+            return _multiply(rectangle(kernel, MEMORY_BUDGET, omega, tile, right), v)
+        coefficients = jnp.matmul(omega, series.coefficients, precision=tiles.HIGHEST)
+        if not isinstance(plan, tiles.Plan):
+            return _multiply(biased(plan.beside(coefficients, series.stretch, tile, right), omega, series.bias), v)
+        out = _angle_products(plan, coefficients, tile, right, v)
+        return out if series.bias is None else out + jnp.einsum("cl,l,cnm->cm", omega, series.bias, v)[:, None]
+
+    def fill(rows, first, number, out):
+        start = first + number * rows
+        product = of_tile(lax.dynamic_slice_in_dim(x1, start, rows))
+        return lax.dynamic_update_slice_in_dim(out, product.swapaxes(0, 1), start, 0)
+
+    first, out = jnp.int32(0), jnp.zeros((len(x1), *v.shape[::2]), x1.dtype)
+    for rows, count in zip(tile_rows, counts, strict=True):
+        out = lax.fori_loop(0, count, functools.partial(fill, rows, first), out)
+        first = first + count * rows
+    return out
+
+
+def _multiply(k: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.matmul(k, v, precision=tiles.HIGHEST)
+
+
+def _angle_products(plan: tiles.Plan, coefficients: jax.Array, x1: jax.Array, right: Any, v: jax.Array) -> jax.Array:
+    """sum_j K_c(x1_i, x2_j) v_cjm, shape (C, n1, m), from series (C, size); `right` has unit rows and lengths of x2."""
+    (u1, r1), (u2, r2) = tiles.unit_rows(x1), right
+    n1, n2, n_kernels = len(u1), len(u2), len(coefficients)
+    v = v * r2[:, None] if plan.radial else v
+    width = min(n2, _COLUMNS)
+    starts, firsts = tiles.tile_starts(n2, width), np.arange(0, n2, width)  # the last overlaps its neighbour
+
+    def add(k, out):
+        start = jnp.asarray(starts)[k]
+        beside, own = lax.dynamic_slice_in_dim(u2, start, width), lax.dynamic_slice_in_dim(v, start, width, 1)
+        own = jnp.where((start + jnp.arange(width) >= jnp.asarray(firsts)[k])[:, None], own, 0)
+        cos = tiles.dot(u1, beside)
+        near = jnp.any(jnp.abs(cos) > tiles.near_threshold(cos.dtype))
+        t = lax.cond(near, lambda: tiles.exact_angles(u1, beside, None)[0], lambda: angle(cos))
+
+        def one(c, out):
+            # a branch of its own: XLA would otherwise evaluate the kernel within the product
+            kernel = lax.cond(c < n_kernels, lambda: evaluate(plan.form, coefficients[c], t), lambda: jnp.zeros_like(t))
+            return out.at[c].add(_multiply(kernel, own[c]))
+
+        return lax.fori_loop(0, n_kernels, one, out)
+
+    out = lax.fori_loop(0, len(starts), add, jnp.zeros((n_kernels, n1, v.shape[2]), u1.dtype))
+    return out * r1[:, None] if plan.radial else out
