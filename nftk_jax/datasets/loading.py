@@ -132,7 +132,7 @@ def load_dataset(
     hint = f"; did you mean {closest[0]}?" if closest else ""
     raise DataError(
         f"there is no data set {shorten(name, 120)}; expected {', '.join(NAMES)}, "
-        f"or the path of a file ending in .npz, .csv or .parquet{hint}"
+        f"or the path of a .npz, .csv or .parquet file{hint}"
     )
 
 

@@ -55,6 +55,7 @@ def load_table_dataset(
     Warns:
       UserWarning: rows or columns are left out, or test rows have categories that no training row has.
     """
+    check_request(path.name, None, 0, None, 0, seed)
     share = _check_share(test, test_size)
     table = read_frame(path)
     target = _check_target(table, target)
