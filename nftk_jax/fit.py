@@ -200,7 +200,9 @@ def _compute(
     images = dataset.image_shape is not None
     balanced = config.class_weight == "balanced"
     weight = compute_sample_weight("balanced", dataset.y_train) if balanced else None
-    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images, weight, runs=dataset.runs)
+    rows = TrainingRows(
+        dataset.x_train, dataset.y_train, dataset.classes, images, weight, runs=dataset.runs, table=dataset.table
+    )
     with (
         run.progress() as report,
         learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -74,7 +75,8 @@ def test_labels_and_columns_keep_their_names_in_every_file(finished):
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "weiß" in page
     assert "säure" in page
-    assert "4 kernels of 4 groups of features" in " ".join(printed.split())
+    assert "8 features of 4 columns" in page
+    assert "8 features of 4 columns, 2 classes; 4 kernels of 4 groups of features" in " ".join(printed.split())
     shares = metrics["contributions"]["by_group"]
     assert min(shares["säure"][0], shares["traube"][0]) > max(0.0, shares["zucker"][0], shares["jahr"][0])
 
@@ -209,7 +211,11 @@ def test_balanced_classes_weigh_the_same_in_the_model_and_in_the_baselines(basel
     model = load_model(tmp_path / "out")
     np.testing.assert_array_equal(model.weight, weight)
     np.testing.assert_allclose(model.target_mean, 0.5)
-    baseline = json.loads((tmp_path / "out" / "metrics.json").read_text())["baselines"]["rbf"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    balanced = balanced_accuracy_score(y[70:], model.predict(x[70:]))
+    assert metrics["test_balanced_accuracy"] == pytest.approx(balanced, rel=1e-12)
+    assert f"averaged over classes is {100 * balanced:.2f} %" in (tmp_path / "out" / "report.html").read_text()
+    baseline = metrics["baselines"]["rbf"]
     z, z_test = model.scaled(x[:70]), model.scaled(x[70:])
     accuracy = {}
     for name, weights in (("weighted", weight), ("plain", np.ones(70))):

@@ -164,8 +164,10 @@ def _single_name(kernel: Kernel, number: int) -> int | str:
 
 def _test_metrics(dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     if model.classes is not None:
-        accuracy, interval = accuracy_interval(model.logits(scores).argmax(axis=1) == dataset.y_test)
-        return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval)}
+        right = model.logits(scores).argmax(axis=1) == dataset.y_test
+        accuracy, interval = accuracy_interval(right)
+        balanced = float(np.mean([right[dataset.y_test == label].mean() for label in np.unique(dataset.y_test)]))
+        return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval), "test_balanced_accuracy": balanced}
     value, interval = r2_interval(dataset.y_test, scores, rng)
     squares = (dataset.y_test - scores) ** 2
     mse = float(squares[~np.isnan(squares)].mean())

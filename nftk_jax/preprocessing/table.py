@@ -157,6 +157,31 @@ class TablePreparation:
             )
         return found
 
+    def share_scale(self, scale: np.ndarray, varies: np.ndarray) -> np.ndarray:
+        """What the features are divided by, so that no column has a greater say because it makes more of them.
+
+        The features of a column of categories are divided by one number, the root of the sum of their variances. In all
+        they then have the variance of a column of numbers, whatever the number of categories, and a rare category is
+        not blown up. A mark of missing values stays 0 or 1 up to the mean.
+
+        Args:
+          scale: standard deviations, shape (p,).
+          varies: whether a feature varies over the training rows, shape (p,), bool.
+
+        Returns:
+          Shape (p,), positive.
+        """
+        found, start = scale.copy(), 0
+        for column in self.columns:
+            end = start + len(column.features) - column.marked
+            if isinstance(column, CategoryColumn):
+                total = np.sqrt((scale[start:end] ** 2)[varies[start:end]].sum())
+                found[start:end] = total if total > 0 else 1.0
+            if column.marked:
+                found[end] = 1.0
+            start += len(column.features)
+        return found
+
     def describe(self) -> dict[str, Any]:
         """Names, for people: the target, and the kind and the features of every column."""
         columns = [

@@ -9,6 +9,7 @@ import pytest
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.preprocessing import OneHotEncoder
 
+from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.table import TablePreparation, fit_preparation, is_number
 
 N = 40
@@ -45,6 +46,23 @@ def test_inputs_are_those_of_scikit_learns_imputer_indicator_and_encoder(table):
     assert preparation.features[:2] == ["a", "colour=rosé"]
     assert preparation.features[4:6] == ["b", "b missing"]
     assert preparation.column_of_feature == ["a", *["colour"] * 3, "b", "b", *["wine"] * 4]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_column_has_the_variance_of_one_and_marks_keep_their_size(weighted, table, rng):
+    preparation = fit_preparation({**table, "one": text(["x"] * N)}, "y")
+    weight = rng.uniform(1, 3, N) if weighted else None
+    x = preparation.apply({**table, "one": text(["x"] * N)})
+    z = fit_input_scaling(x, "standardise", images=False, weight=weight, table=preparation).apply(x, np.float64)
+    variance = np.average((z - np.average(z, axis=0, weights=weight)) ** 2, axis=0, weights=weight)
+    blocks = {"a": [0], "colour": [1, 2, 3], "b": [4], "wine": [6, 7, 8], "one": [10]}
+    sums = {name: variance[places].sum() for name, places in blocks.items()}
+    assert sums == pytest.approx({"a": 1, "colour": 1, "b": 1, "wine": 1, "one": 0}, abs=1e-12)
+    for mark in (5, 9):
+        np.testing.assert_allclose(np.ptp(z[:, mark]), 1, rtol=1e-12)
+    rows = [np.flatnonzero(table["colour"] == colour)[0] for colour in ("rosé", "rot", "weiß")]
+    apart = [np.linalg.norm(z[one, 1:4] - z[other, 1:4]) for one, other in ((rows[0], rows[1]), (rows[1], rows[2]))]
+    np.testing.assert_allclose(apart[0], apart[1], rtol=1e-12)  # two categories are as far apart as any other two
 
 
 def test_a_preparation_outlives_json_to_the_bit(table):
