@@ -16,8 +16,11 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.class_weight import compute_sample_weight
 
-from nftk_jax import NFTKClassifier, NFTKRegressor, fit, load_model, predict
+from nftk_jax import MLP, NFTKClassifier, NFTKRegressor, fit, load_model, predict
 from nftk_jax.datasets import load_dataset, load_inputs
+from nftk_jax.finite.trainer import ClassRows
+from nftk_jax.learn import TrainingRows, learn
+from nftk_jax.settings import LearnSettings
 
 N = 120
 
@@ -197,6 +200,17 @@ def test_predictions_of_arrays_are_written_as_a_table_too(tmp_path, run):
     np.testing.assert_array_equal(found, load_model(tmp_path / "model").predict(x[:5]))
 
 
+@pytest.mark.parametrize("flags", [[], ["--solver", "cg"], ["--solver", "nystroem", "--landmarks", "40"]])
+def test_the_certificate_is_that_of_the_weighted_system(flags, tmp_path, run):
+    frame = draw().drop(columns="preis")
+    frame.assign(wein=np.where(np.arange(N) % 6, "weiß", frame["wein"])).to_csv(tmp_path / "t.csv", index=False)
+    command = ["--dataset", tmp_path / "t.csv", "--target", "wein", "--depth", 1, "--class-weight", "balanced", *flags]
+    status, _, error = run(fit.command, *command, "--precision", "float64", "--output", tmp_path / "out")
+    assert (status, error) == (0, "")
+    certificate = json.loads((tmp_path / "out" / "metrics.json").read_text())["certificate"]
+    assert certificate["relative_residual"] < (1e-6 if flags else 1e-10)
+
+
 @pytest.mark.parametrize("baseline_rows", [20_000, 10])
 def test_balanced_classes_weigh_the_same_in_the_model_and_in_the_baselines(baseline_rows, tmp_path, monkeypatch, run):
     """Scikit-learn solves the Gaussian baseline, with its weights; without them other rows come out right."""
@@ -227,6 +241,17 @@ def test_balanced_classes_weigh_the_same_in_the_model_and_in_the_baselines(basel
         scores = ridge.predict(rbf_kernel(z_test, z, width)) + mean
         accuracy[name] = np.mean(scores.argmax(axis=1) == y[70:])
     assert baseline["test_accuracy"] == accuracy["weighted"] != accuracy["plain"]
+
+
+def test_networks_see_a_table_as_the_kernels_do(table):
+    dataset = load_dataset(str(table), target="wein")
+    rows = ClassRows.of(dataset)
+    data = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, table=dataset.table)
+    with learn(data, MLP(1), LearnSettings()) as learned:
+        scaled = learned.model.scaled
+    np.testing.assert_allclose(rows.x, scaled(dataset.x_train), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(rows.x_test, scaled(dataset.x_test), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(rows.x[:, 1:4].var(axis=0).sum(), 1, rtol=1e-5)  # three grapes weigh as one number
 
 
 FIT_ERRORS = {

@@ -73,6 +73,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
     omega_n = normalise_rows(model.omega)
     zeros = float((omega_n == 0).mean())
     identifiability = _identifiability(learned, table, inference, (zeros, null_zeros), omega_std)
+    y, test = learned.targets.y, (dataset.x_test, scores)
     with _timed(seconds, "contributions"):
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
     return {
@@ -100,7 +101,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "identifiability": identifiability,
         "inference": None if inference is None else inference.to_dict(),
         "certificate": dataclasses.asdict(
-            certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
+            certify(model, learned.solution, learned.rows, y, test, rng, learned.data.weight)
         ),
         "timings": {f"{name}_s": value for name, value in seconds.items()},
     }
