@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nftk_jax.settings import shown
+
 #: One column: float64 with NaN where a value is missing, or objects, text with None where it is. Shape (n,).
 Values = np.ndarray
 
@@ -257,10 +259,10 @@ def as_text(values: Values) -> list[str | None]:
 
 def _restore(kind: str, name: str, marked: bool, **more: Any) -> Column:
     if kind == NumberColumn.kind:
-        column = NumberColumn(str(name), marked is True, float(more["fill"]))
-        if not np.isfinite(column.fill):
-            raise ValueError(f"the column {name!r} is filled with {column.fill}")
-        return column
+        fill = more["fill"]
+        if isinstance(fill, bool) or not isinstance(fill, (int, float)) or not abs(fill) < 1e300:
+            raise ValueError(f"the column {name!r} is filled with {shown(fill)}")
+        return NumberColumn(str(name), marked is True, float(fill))
     if kind == CategoryColumn.kind:
         return CategoryColumn(str(name), marked is True, tuple(map(str, more["categories"])))
     raise ValueError(f"{kind!r} is no kind of column")

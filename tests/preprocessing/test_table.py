@@ -73,7 +73,8 @@ def test_a_preparation_outlives_json_to_the_bit(table):
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": "date"}, {"fill": float("nan")}, {"fill": "much"}, {"fill": None}, {"name": None, "kind": None}]
+    "change",
+    [{"kind": "date"}, {"fill": float("nan")}, {"fill": "much"}, {"fill": 10**400}, {"name": None, "kind": None}],
 )
 def test_a_description_that_is_none_is_refused(change, table):
     described = fit_preparation(table, "y").to_dict()
