@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
 import decimal
@@ -216,15 +217,30 @@ def _read_csv(path: pathlib.Path) -> tuple[list[str], list[Any], bool]:
             path, sep=delimiter, header=None, dtype=str, keep_default_na=False, skipinitialspace=True,
             encoding="utf-8-sig",
         )  # fmt: skip
+        _check_lengths(path, delimiter, cells.shape[1])
+    except DataError:
+        raise
     except pandas.errors.EmptyDataError:
         raise DataError(f"{path.name} is empty; expected a table with a header") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is no UTF-8 text ({error.reason}); save it as CSV in UTF-8") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+    except (OSError, ValueError, csv.Error) as error:  # pandas' parser errors are ValueErrors
         cause = describe_cause(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise DataError(f"{path.name} cannot be read as CSV ({cause}); mend that line, or write it again") from None
     names = [str(name).strip() for name in cells.iloc[0]]
     return names, [cells[column].iloc[1:] for column in cells], delimiter == ";"
+
+
+def _check_lengths(path: pathlib.Path, delimiter: str, n: int) -> None:
+    """Refuse rows with fewer cells than the header, which pandas would fill up: a file may have been cut short."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        for cells in reader:
+            if len(cells) < n and cells not in ([], [""]):
+                raise DataError(
+                    f"{path.name}: line {reader.line_num} has {len(cells)} of {n} cells; expected one for every column "
+                    "of the header: complete it, blank where a value is missing"
+                )
 
 
 def _read_parquet(path: pathlib.Path) -> tuple[list[str], list[Any], bool]:

@@ -237,6 +237,7 @@ TEXTS = {
     "blank lines": ("\n\n", "t.csv is empty"),
     "header alone": ("a,y\n", "t.csv has no rows below its header"),
     "ragged": ("a,y\n1,p\n1,2,3\n", r"t.csv cannot be read as CSV \(Expected 2 fields in line 3, saw 3\)"),
+    "cut short": ("a,b,y\n1,2,p\n\n1,2,q\n1,", "t.csv: line 5 has 2 of 3 cells; expected one for every column"),
     "open quote": ('a,y\n1,"p\n', r"t.csv cannot be read as CSV \(EOF inside string"),
     "same names": ("a,b,a,b,y\n1,2,3,4,p\n", "several columns are called 'a', 'b'; expected a name of its own"),
     "no name": (",a,y\n0,1,p\n", r"column 1 has no name; expected .* to_csv\(index=False\)"),
