@@ -263,7 +263,7 @@ def _pandas(path: pathlib.Path) -> Any:
 
 
 def _missing_extra(path: pathlib.Path, error: ImportError) -> DataError:
-    package = (error.name or "pyarrow").partition(".")[0]  # pandas names no package where pyarrow lacks
+    package = (error.name or "pyarrow").partition(".")[0]  # pandas names no package where pyarrow is missing
     return DataError(f"{path.name} needs the package {package}; install it with: pip install 'nftk_jax[tables]'")
 
 
