@@ -46,7 +46,7 @@ check-slow: $(READY)
 RUNS ?= 20000
 fuzz: $(READY)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet atheris
-	@for reader in npz idx tar tokens weights header; do $(BIN)/python benchmarks/fuzz.py $$reader -runs=$(RUNS) || exit 1; done
+	@for reader in npz csv idx tar tokens weights header; do $(BIN)/python benchmarks/fuzz.py $$reader -runs=$(RUNS) || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads other programs' files: `make fuzz`.
 
-    python benchmarks/fuzz.py npz|idx|tar|tokens|weights|header [-runs=N] [any flag of libFuzzer]
+    python benchmarks/fuzz.py npz|csv|idx|tar|tokens|weights|header [-runs=N] [any flag of libFuzzer]
 
 Each reader starts from files that it can read and gets them changed, N times. It may refuse a file by the error that
 its documentation names, in one line. Anything else ends the run: another exception, a crash, more than 20 seconds or
@@ -41,6 +41,11 @@ def npz_files() -> list[bytes]:
         save(file, x_train=X, y_train=np.arange(12) % 2, x_test=X[:4], y_test=np.arange(4) % 2)
         files.append(file.getvalue())
     return files
+
+
+def csv_files() -> list[bytes]:
+    rows = "".join(f"{number / 7},{'ab?'[number % 3]},{'pq'[number % 2]}\n" for number in range(12))
+    return [f"x,é,y\n{rows}".encode(), f"x;é;y\n{rows.replace(',', ';').replace('.', ',')}".encode()]
 
 
 def idx_files() -> list[bytes]:
@@ -84,6 +89,7 @@ def targets(home: pathlib.Path) -> dict[str, tuple[pathlib.Path, Callable[[], ob
     model, table = saved_model(home / "model"), saved_table(home / "table")
     return {
         "npz": (home / "data.npz", lambda: load_dataset(str(home / "data.npz")), npz_files()),
+        "csv": (home / "data.csv", lambda: load_dataset(str(home / "data.csv"), target="y"), csv_files()),
         "idx": (home / "images", lambda: read_idx(home / "images"), idx_files()),
         "tar": (home / "reviews.tar", lambda: read_reviews(home / "reviews.tar"), tar_files()),
         "tokens": (table / "tokenizer.json", lambda: load_table(table), [(table / "tokenizer.json").read_bytes()]),

@@ -186,7 +186,9 @@ def _compare(
     from nftk_jax.learn import TrainingRows, learn
 
     settings, images = gather(LearnSettings, flatten(config)), dataset.image_shape is not None
-    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images, runs=dataset.runs)
+    rows = TrainingRows(
+        dataset.x_train, dataset.y_train, dataset.classes, images, runs=dataset.runs, table=dataset.table
+    )
     with learn(rows, kernel, settings, journal=checkpoint, report=report) as learned:
         pass  # nothing else is solved on all rows: the solver's memory is given back
     seconds = {f"train_{kind}": trained.training.seconds for kind, trained in finite.items()} | learned.seconds

@@ -14,6 +14,7 @@ from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
 from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
+    ClassWeightName,
     DecisionName,
     LearnSettings,
     MLPSettings,
@@ -65,6 +66,9 @@ class FitConfig:
     decision: DecisionName = LearnSettings.decision
     """How scores become probabilities, and so labels: the largest score wins, or a logistic regression on the held-out
     rows' scores."""
+    class_weight: ClassWeightName = "none"
+    """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
+    one."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     dry_run: bool = False
@@ -89,6 +93,8 @@ def main(config: FitConfig) -> None:
         if groups:
             kernel = group_kernel(kernel, groups)
         check_rows("--n-search", config.search.n_search, dataset)
+        if config.class_weight == "balanced" and dataset.classes is None:
+            raise CommandError(f"--class-weight balanced needs classes, and {dataset.name} has numbers as targets")
         plan = _plan(dataset, kernel, settings)
         if config.dry_run:
             _print_plan(run.console, plan, dataset, kernel)
@@ -99,7 +105,7 @@ def main(config: FitConfig) -> None:
         if dataset.runs is not None:
             also["rows"] = digest(dataset.runs.tolist())
         with run.checkpoint(dataset, resume=config.files.resume, also=also) as checkpoint:
-            blocks, model = _compute(run, config.resamples, dataset, kernel, settings, plan, checkpoint)
+            blocks, model = _compute(run, config, dataset, kernel, settings, plan, checkpoint)
             metrics = run.metrics({**blocks, "groups": {name: list(columns) for name, columns in groups.items()}})
             run.write(metrics, lambda directory, metrics: _write(directory, metrics, model, dataset))
         from nftk_jax.reports.tables import summary
@@ -177,7 +183,7 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset, kernel: Kernel) 
 
 def _compute(
     run: Run,
-    resamples: int,
+    config: FitConfig,
     dataset: Dataset,
     kernel: Kernel,
     settings: LearnSettings,
@@ -185,19 +191,25 @@ def _compute(
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
+    from sklearn.utils.class_weight import compute_sample_weight
+
     from nftk_jax.assessment.assess import assess
     from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
 
     images = dataset.image_shape is not None
-    rows = TrainingRows(dataset.x_train, dataset.y_train, dataset.classes, images, runs=dataset.runs)
+    balanced = config.class_weight == "balanced"
+    weight = compute_sample_weight("balanced", dataset.y_train) if balanced else None
+    rows = TrainingRows(
+        dataset.x_train, dataset.y_train, dataset.classes, images, weight, runs=dataset.runs, table=dataset.table
+    )
     with (
         run.progress() as report,
         learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
     ):
         checkpoint.flush()
         baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
-        found = assess(dataset, learned, resamples=resamples, baseline_rows=baseline_rows, report=report)
+        found = assess(dataset, learned, resamples=config.resamples, baseline_rows=baseline_rows, report=report)
         identifiability = found["identifiability"]
         identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
         return found, learned.model
@@ -209,7 +221,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, d
     from nftk_jax.reports.html import render_report
     from nftk_jax.reports.maps import mean_images
 
-    model.save(directory)
+    dataclasses.replace(model, table=dataset.table).save(directory)
     with (directory / "omega.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["class", "kernel", "group", "kind", "depth", "weight", "kernel_weight", "contribution"])

@@ -168,7 +168,9 @@ def _learn(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned:
     # scale
     unit_norm = settings.scaling.unit_norm
     chosen = kernel.scaling_for(settings.scaling.scaling, unit_norm)
-    scaling = fit_input_scaling(data.x, chosen, images=data.images, weight=data.weight, unit_norm=unit_norm)
+    scaling = fit_input_scaling(
+        data.x, chosen, images=data.images, weight=data.weight, unit_norm=unit_norm, table=data.table
+    )
     z = scaling.apply(data.x, np.dtype(settings.solve.dtype(len(data.x))))
     if chosen == "none" and not z.any() and data.x.any():
         largest = np.abs(data.x).max()

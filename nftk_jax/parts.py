@@ -13,6 +13,7 @@ from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.problem import SearchProblem, take
 from nftk_jax.preprocessing.sampling import draw_run_folds, draw_search_rows, draw_splits, number_runs, restrict_splits
 from nftk_jax.preprocessing.scaling import narrowed
+from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.preprocessing.targets import group_by_presence
 from nftk_jax.settings import LearnSettings
 from nftk_jax.solvers.solver import Journal, RidgeSolution, join_solutions
@@ -40,6 +41,7 @@ class TrainingRows:
         among the search rows are used; None draws them as the settings say.
       runs: the run of every row (session, subject, day), shape (n,), whole numbers or text: the splits that are drawn
         hold out whole runs. None is no runs.
+      table: how the inputs were made of the columns of a table, for their scaling; None where they were arrays.
 
     Raises:
       ValueError: a weight is not positive, all are too small or too large, float64 cannot hold an input or target,
@@ -53,6 +55,7 @@ class TrainingRows:
     weight: np.ndarray | None = None
     splits: Splits | None = None
     runs: np.ndarray | None = None
+    table: TablePreparation | None = None
 
     def __post_init__(self) -> None:
         n, weight = len(self.x), self.weight

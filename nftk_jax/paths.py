@@ -172,6 +172,7 @@ def _train(
         config.scaling.scaling,
         images=dataset.image_shape is not None,
         unit_norm=config.scaling.unit_norm,
+        table=dataset.table,
     )
     x, x_test = (inputs.apply(rows, dtype) for rows in (dataset.x_train, dataset.x_test))
     if dataset.classes is None:

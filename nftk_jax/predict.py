@@ -1,17 +1,25 @@
-"""`python -m nftk_jax.predict`: scores and labels of a saved model on new inputs."""
+"""`python -m nftk_jax.predict`: labels, probabilities and scores of a saved model on new inputs."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import os
 import pathlib
 import sys
 import tempfile
+from typing import IO, TYPE_CHECKING, Any
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError
 from nftk_jax.commands.files import hidden, reason, try_writing
 from nftk_jax.commands.output import UNFINISHED, find_absolute
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nftk_jax.model import NFTKModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +29,11 @@ class PredictConfig:
     model: pathlib.Path
     """Output directory of nftk_jax.fit, or any directory with model.safetensors and model.json."""
     input: pathlib.Path
-    """FILE.npz with the array x, or x_test; inputs as they were given in training."""
+    """FILE.npz with the array x, or x_test; inputs as they were given in training. For a model of a table FILE.csv or
+    FILE.parquet with the columns of that table."""
     output: pathlib.Path
-    """FILE.npz to write, with scores (rows, classes) and labels (rows)."""
+    """FILE.npz or FILE.csv to write: for classes the label of every row, the probabilities and the scores of the
+    classes; else the predictions."""
     overwrite: bool = False
     """Replace an existing output file."""
 
@@ -35,23 +45,22 @@ def main(config: PredictConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
     """
     _check_output(config.output, overwrite=config.overwrite)
-    import numpy as np
     from rich.console import Console
 
     from nftk_jax.commands.progress import show_progress
     from nftk_jax.datasets import load_inputs
     from nftk_jax.model import load_model
 
-    x = load_inputs(config.input)
     model = load_model(config.model)
     console = Console()
     with show_progress(console, PredictConfig) as report:
+        x = load_inputs(config.input, model.table)
         scores = model.decision_function(x, report=lambda done, total: report("predict", done, total))
-    labels = model.labels(scores)
+    write = _write_table if config.output.suffix == ".csv" else _write_arrays
     prefix = hidden(config.output, UNFINISHED).name
     with tempfile.NamedTemporaryFile(dir=config.output.parent, prefix=prefix, delete=False) as aside:
         try:
-            np.savez_compressed(aside, scores=scores, labels=labels)
+            write(aside, model, scores)
             aside.close()
             os.chmod(aside.name, 0o644)
             os.replace(aside.name, config.output)
@@ -63,10 +72,41 @@ def main(config: PredictConfig) -> None:
     console.print(f"{len(x)} rows predicted: {config.output}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _write_arrays(file: IO[bytes], model: NFTKModel, scores: np.ndarray) -> None:
+    """Write `scores` (rows, classes) and `labels` (rows), and of classes `probabilities` and `classes`."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"scores": scores, "labels": model.labels(scores)}
+    if model.calibration is not None and model.classes is not None:
+        arrays |= {"probabilities": model.probabilities(scores), "classes": model.classes}
+    np.savez_compressed(file, **arrays)
+
+
+def _write_table(file: IO[bytes], model: NFTKModel, scores: np.ndarray) -> None:
+    """Write the same as a table, a line for every row; its numbers, read back, are the same numbers."""
+    import numpy as np
+
+    if model.classes is None:
+        names = [""] if scores.shape[1] == 1 else [f"_{output}" for output in range(scores.shape[1])]
+        header, first, numbers = [f"prediction{name}" for name in names], None, scores
+    else:
+        parts = {"score": scores}
+        if model.calibration is not None:
+            parts = {"probability": model.probabilities(scores), **parts}
+        header = ["label", *(f"{part}_{label}" for part in parts for label in model.classes.tolist())]
+        first, numbers = model.labels(scores).tolist(), np.concatenate(list(parts.values()), axis=1)
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    for row, cells in enumerate(numbers.tolist()):
+        table.writerow([*([] if first is None else [first[row]]), *map(repr, cells)])
+    text.detach()  # written out, and the file stays open
+
+
 def _check_output(output: pathlib.Path, *, overwrite: bool) -> None:
     """Refuse early what could not be written at the end."""
-    if output.suffix != ".npz":
-        raise CommandError(f"--output must end in .npz; got {output}")
+    if output.suffix not in (".npz", ".csv"):
+        raise CommandError(f"--output must end in .npz or .csv; got {output}")
     place = find_absolute(output)
     try:
         if not place.parent.is_dir():

@@ -7,6 +7,7 @@ import pickle
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
@@ -84,9 +85,8 @@ def test_a_grid_search_chooses_groups(table):
 
 
 def test_groups_of_a_data_frame_are_named_by_its_columns_or_their_prefixes(fitted, table):
-    pandas = pytest.importorskip("pandas")
     names = ["s__a", "s__b", "s__c", "n__d", "n__e", "n__f", "o__g"]
-    x, y = pandas.DataFrame(table[0], columns=names), table[1]
+    x, y = pd.DataFrame(table[0], columns=names), table[1]
     for groups in ({"s": names[:3], "n": names[3:6], "o": "rest"}, "prefixes"):
         model = NFTKRegressor(depths=[2], groups=groups).fit(x[:N], y[:N])
         np.testing.assert_array_equal(model.predict(x), fitted.predict(table[0]))
@@ -267,7 +267,7 @@ def test_a_bad_file_of_groups_ends_in_one_line(case, images, tmp_path, run):
     [
         (
             ["--groups", "quarters"],
-            "--groups must be FILE.json, patches:RxC, rows:N, columns:N or none; got 'quarters'",
+            "--groups must be FILE.json, patches:RxC, rows:N, columns:N, columns or none; got 'quarters'",
         ),
         (["--groups", "patches:9x9"], "--groups patches:9x9 must cut an image of 4 rows and 4 columns"),
         (["--depths", "1,x"], "--depths must be whole numbers with commas, such as 1,3,5; got '1,x'"),

@@ -73,6 +73,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
     omega_n = normalise_rows(model.omega)
     zeros = float((omega_n == 0).mean())
     identifiability = _identifiability(learned, table, inference, (zeros, null_zeros), omega_std)
+    y, test = learned.targets.y, (dataset.x_test, scores)
     with _timed(seconds, "contributions"):
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
     return {
@@ -100,7 +101,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "identifiability": identifiability,
         "inference": None if inference is None else inference.to_dict(),
         "certificate": dataclasses.asdict(
-            certify(model, learned.solution, learned.rows, learned.targets.y, (dataset.x_test, scores), rng)
+            certify(model, learned.solution, learned.rows, y, test, rng, learned.data.weight)
         ),
         "timings": {f"{name}_s": value for name, value in seconds.items()},
     }
@@ -164,8 +165,10 @@ def _single_name(kernel: Kernel, number: int) -> int | str:
 
 def _test_metrics(dataset: Dataset, model: NFTKModel, scores: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     if model.classes is not None:
-        accuracy, interval = accuracy_interval(model.logits(scores).argmax(axis=1) == dataset.y_test)
-        return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval)}
+        right = model.logits(scores).argmax(axis=1) == dataset.y_test
+        accuracy, interval = accuracy_interval(right)
+        balanced = float(np.mean([right[dataset.y_test == label].mean() for label in np.unique(dataset.y_test)]))
+        return {"test_accuracy": accuracy, "test_accuracy_interval": list(interval), "test_balanced_accuracy": balanced}
     value, interval = r2_interval(dataset.y_test, scores, rng)
     squares = (dataset.y_test - scores) ** 2
     mse = float(squares[~np.isnan(squares)].mean())

@@ -40,22 +40,24 @@ class Certificate:
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSystem:
-    """The systems (K_c + ridge_c I) alpha_c = y_c with entries in float64.
+    """The systems (K_c + ridge_c W^(-1)) alpha_c = y_c with entries in float64.
 
     Attributes:
       rows: the training rows in float64.
       omega: weights of their kernels, shape (C, L).
       ridge: absolute ridges, shape (C,).
       y: targets, shape (n, C); NaN where one is missing, which is no equation.
+      weight: sample weights W, shape (n,); None is 1 everywhere.
     """
 
     rows: Rows
     omega: np.ndarray
     ridge: np.ndarray
     y: np.ndarray
+    weight: np.ndarray | None = None
 
     def relative_residual(self, dual_coef: np.ndarray, block: np.ndarray) -> float:
-        """Largest over classes of |y - (K + ridge I) alpha| / |y| on some training rows.
+        """Largest over classes of |y - (K + ridge W^(-1)) alpha| / |y| on some training rows.
 
         Args:
           dual_coef: alpha, shape (n, C).
@@ -64,11 +66,12 @@ class RidgeSystem:
         with enable_x64():
             fitted = self.rows.predict(self.omega, dual_coef, self.rows.x[block])
         y = self.y[block]
-        residual, there = y - fitted - self.ridge * dual_coef[block], ~np.isnan(y)
+        ridge = self.ridge if self.weight is None else self.ridge / self.weight[block, None]
+        residual, there = y - fitted - ridge * dual_coef[block], ~np.isnan(y)
         return _worst(np.where(there, residual, 0.0), np.where(there, y, 0.0))
 
     def nystroem_residual(self, landmarks: np.ndarray, dual_coef: np.ndarray, block: np.ndarray) -> float:
-        """Largest over classes of |K_mn (y - K_nm beta) - ridge K_mm beta| / |K_mn y| on some landmarks.
+        """Largest over classes of |K_mn W (y - K_nm beta) - ridge K_mm beta| / |K_mn W y| on some landmarks.
 
         Args:
           landmarks: positions of the m landmarks among the training rows.
@@ -76,11 +79,11 @@ class RidgeSystem:
           block: positions of the block among the landmarks.
         """
         rows, omega, some = self.rows, self.omega, self.rows.x[landmarks[block]]
-        centres = rows.take(landmarks)
+        centres, weight = rows.take(landmarks), 1.0 if self.weight is None else self.weight[:, None]
         with enable_x64():
             misfit = self.y - centres.predict(omega, dual_coef, rows.x)
-            residual = rows.predict(omega, misfit, some) - self.ridge * centres.predict(omega, dual_coef, some)
-            return _worst(residual, rows.predict(omega, self.y, some))
+            residual = rows.predict(omega, weight * misfit, some) - self.ridge * centres.predict(omega, dual_coef, some)
+            return _worst(residual, rows.predict(omega, weight * self.y, some))
 
 
 def _worst(residual: np.ndarray, right: np.ndarray) -> float:
@@ -95,6 +98,7 @@ def certify(
     y: np.ndarray,
     test: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
+    weight: np.ndarray | None = None,
 ) -> Certificate:
     """Recompute residual and predictions in float64 on random blocks of training and test rows.
 
@@ -105,9 +109,11 @@ def certify(
       y: encoded targets, shape (n, C), NaN where one is missing.
       test: test inputs, shape (m, p), unscaled, and the scores that the model gave them, shape (m, C).
       rng: draws the blocks.
+      weight: sample weights of the training rows, shape (n,); None is 1 everywhere.
     """
     dual_coef = model.dual_coef.astype(np.float64)
-    system = RidgeSystem(model.kernel.bind(rows.x.astype(np.float64), scale=model.scale), model.omega, model.ridge, y)
+    exact_rows = model.kernel.bind(rows.x.astype(np.float64), scale=model.scale)
+    system = RidgeSystem(exact_rows, model.omega, model.ridge, y, weight)
     block = rng.choice(len(dual_coef), min(BLOCK_ROWS, len(dual_coef)), replace=False)
     if solution.landmarks is None:
         residual = system.relative_residual(dual_coef, block)

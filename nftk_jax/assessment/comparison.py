@@ -14,7 +14,7 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, square_distances_within
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.learn import Learned, make_plan
-from nftk_jax.mkl.problem import SearchProblem, uniform_omega
+from nftk_jax.mkl.problem import SearchProblem, take, uniform_omega
 from nftk_jax.parts import Part, merge
 from nftk_jax.solvers.cholesky import CholeskySolver
 from nftk_jax.solvers.plan import SolvePlan
@@ -57,7 +57,10 @@ class Comparison:
         self.note = "; ".join(notes) or None
         self._rows = learned.rows if self._on_all else learned.among
         self._y = learned.targets.y if self._on_all else learned.search_targets
-        self._solver = learned.solver if self._on_all else PresentRowsSolver(self._rows, factorise)  # few rows
+        weight = learned.data.weight
+        self._weight = weight if self._on_all else take(weight, learned.search_rows)
+        few = PresentRowsSolver(self._rows, factorise, weight=self._weight)
+        self._solver = learned.solver if self._on_all else few
         self._scores = scores if self._on_all else self._solve(model.omega, model.ridge)
         self.ours: dict[str, Any] = {"n_train": self._rows.n, **score(dataset, self._scores)}
 
@@ -138,6 +141,7 @@ class Comparison:
                     lambda some, weight, plan=plan, middle=middle: prepare(
                         some, plan, omega=np.ones(1), ridge=middle, weight=weight
                     ),
+                    weight=self._weight,
                 )
                 solution = solver.solve(everyone, ridge, y)
                 scores.append(self._predict(rows, everyone, solution, part.outputs).T)

@@ -23,8 +23,14 @@ class DataFlags:
     """
 
     dataset: str = "mnist-small"
-    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, or FILE.npz with x_train, y_train, x_test,
-    y_test."""
+    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, FILE.npz with x_train, y_train, x_test, y_test,
+    or a table, FILE.csv or FILE.parquet, with --target."""
+    target: str | None = None
+    """Of a table: the name of the column to predict. Text, and whole numbers of at most 20 values, are labels."""
+    test: str | None = None
+    """Of a table: another one with the test rows."""
+    test_size: float | None = None
+    """Of a table without --test: the share of the rows that are test rows, stratified by class; default 0.25."""
     data_dir: pathlib.Path | None = None
     """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
     embeddings: str | None = None
@@ -45,7 +51,8 @@ class DataFlags:
     @property
     def stem(self) -> str:
         """The data set's name without folder and ending, for names of output directories."""
-        return pathlib.Path(self.dataset).name.removesuffix(".npz")
+        name = pathlib.Path(self.dataset).name
+        return next((name[: -len(end)] for end in (".npz", ".csv", ".parquet") if name.lower().endswith(end)), name)
 
     def load(self, report: Callable[[str, int, int], None] | None = None) -> Dataset:
         """Load the data set; `report` and errors are those of `load_dataset`."""
@@ -59,6 +66,9 @@ class DataFlags:
             seed=self.seed,
             embeddings=self.embeddings,
             tensor=self.tensor,
+            target=self.target,
+            test=self.test,
+            test_size=self.test_size,
             report=report,
         )
 

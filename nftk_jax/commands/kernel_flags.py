@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nftk_jax.datasets import Dataset
     from nftk_jax.kernels.groups import Groups
 
-_KINDS = "FILE.json, patches:RxC, rows:N, columns:N or none"
+_KINDS = "FILE.json, patches:RxC, rows:N, columns:N, columns or none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class KernelFlags:
     depths: str | None = None
     """Which depths are combined, such as 1,3,5; --depth is then the largest. Default all up to --depth."""
     groups: str | None = None
-    """Give every group of features its own kernels: patches:RxC, rows:N or columns:N of images, or FILE.json, an object
-    of names with lists of column numbers, "rest" or "all". Default the array groups of FILE.npz, where it has one; none
-    leaves that out."""
+    """Give every group of features its own kernels: patches:RxC, rows:N or columns:N of images; columns, each column of
+    a table; or FILE.json, an object of names with lists of column numbers (of a table's column names), "rest" or "all".
+    Default the array groups of FILE.npz, where it has one; none leaves that out."""
     members: Annotated[tuple[MemberName, ...], tyro.conf.arg(name="with")] = ()
     """Further kernels for Omega to weigh, on all features or on every group; those of a distance in three widths."""
 
@@ -49,7 +49,7 @@ class KernelFlags:
         """
         if self.depths is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", self.depths):
             raise CommandError(f"--depths must be whole numbers with commas, such as 1,3,5; got {shown(self.depths)}")
-        if self.groups is None or self.groups == "none" or re.match(r"(patches|rows|columns):", self.groups):
+        if self.groups in (None, "none", "columns") or re.match(r"(patches|rows|columns):", self.groups):
             return
         if not self.groups.lower().endswith(".json"):
             raise CommandError(f"--groups must be {_KINDS}; got {shown(self.groups)}")
@@ -62,16 +62,23 @@ class KernelFlags:
           CommandError, ValueError: these are no groups of the data set's features.
 
         Warns:
-          UserWarning: groups of an image are constant on the training rows, and left out.
+          UserWarning: groups of an image or a table are constant on the training rows, and left out.
         """
-        from nftk_jax.kernels.groups import image_groups, read_groups
+        from nftk_jax.kernels.groups import image_groups, read_groups, without_constant
 
         if self.groups == "none" or self.groups is dataset.feature_groups is None:
             return {}
+        columns = None if dataset.table is None else dataset.table.column_of_feature
         if self.groups is None:
             return read_groups(dataset.feature_groups, dataset.n_features)
         if self.groups.lower().endswith(".json"):
-            return read_groups(_read_file(self.groups), dataset.n_features)
+            return read_groups(_read_file(self.groups), dataset.n_features, columns)
+        if self.groups == "columns" and columns is not None:
+            return without_constant(read_groups(columns, dataset.n_features), dataset.x_train)
+        if self.groups == "columns":
+            raise CommandError(
+                f"--groups columns needs a table, and {dataset.name} is none; bands of an image are columns:N"
+            )
         if dataset.image_shape is None:
             raise CommandError(
                 f"--groups {self.groups} needs images, and a row of {dataset.name} has {dataset.n_features} features "

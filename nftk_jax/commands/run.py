@@ -143,8 +143,11 @@ class Run(contextlib.AbstractContextManager["Run"]):
             _try_drawing()
         outputs = "targets" if dataset.classes is None else "classes"
         text = f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows, "
+        columns = "" if dataset.table is None else f" of {len(dataset.table.columns)} columns"
         self.console.print(
-            f"{text}{dataset.n_features} features, {dataset.n_outputs} {outputs}; {how}", markup=False, highlight=False
+            f"{text}{dataset.n_features} features{columns}, {dataset.n_outputs} {outputs}; {how}",
+            markup=False,
+            highlight=False,
         )
 
     def progress(self) -> contextlib.AbstractContextManager[StageReport]:

@@ -20,6 +20,7 @@ from nftk_jax.datasets.validation import (
     encode_labels,
     is_regression,
 )
+from nftk_jax.preprocessing.table import TablePreparation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,9 +38,10 @@ class Dataset:
       image_shape: the shape of one sample before it was flattened, where it had more than one axis.
       train_rows, test_rows: positions of these rows in the whole data set, shapes (n_train,) and (n_test,), int64.
       sha256: of the contents: two data sets with the same digest hold the same arrays.
-      titles: names of the classes, where the data set publishes them.
+      titles: names of the classes, where the data set publishes them, or of the targets.
       feature_groups: the name of every feature's group, shape (n_features,), unicode; None where the file has none.
       runs: the run of every training row (session, subject, ...), shape (n_train,), whole numbers; None for no runs.
+      table: how the inputs were made of the columns of a table; None where they were arrays.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset:
     titles: tuple[str, ...] | None = None
     feature_groups: np.ndarray | None = None
     runs: np.ndarray | None = None
+    table: TablePreparation | None = None
 
     @property
     def task(self) -> Literal["classification", "regression"]:
@@ -73,10 +76,12 @@ class Dataset:
 
     @property
     def class_names(self) -> list[str]:
-        """A printable name for every output: the classes', or for regression y0, y1, ..."""
+        """A printable name for every output: the classes', or for regression y0, y1, ... unless there are titles."""
+        if self.titles is not None:
+            return list(self.titles)
         if self.classes is None:
             return [f"y{output}" for output in range(self.n_outputs)]
-        return list(self.titles) if self.titles is not None else [str(label) for label in self.classes.tolist()]
+        return [str(label) for label in self.classes.tolist()]
 
     def describe(self) -> dict[str, Any]:
         """The block `dataset` of metrics.json."""
@@ -89,8 +94,10 @@ class Dataset:
                 }
             }
         )
+        table = {} if self.table is None else self.table.describe()
         return {
             **missing,
+            **table,
             "name": self.name,
             "n_train": len(self.x_train),
             "n_test": len(self.x_test),
@@ -119,7 +126,7 @@ def make_dataset(
       n_train: number of training rows to draw, stratified; None takes all, in their order.
       n_test: the same for the test rows.
       seed: of the draw.
-      titles: names of the classes.
+      titles: names of the classes, or of the targets.
 
     Raises:
       DataError: something in the arrays cannot be used, or more rows are asked for than there are.

@@ -11,12 +11,15 @@ import pathlib
 import numpy as np
 
 from nftk_jax.datasets import archive, imdb, mnist
+from nftk_jax.datasets.columns import is_table
 from nftk_jax.datasets.dataset import Dataset, make_dataset
 from nftk_jax.datasets.download import Report
 from nftk_jax.datasets.embeddings import DEFAULT_MODEL, load_table
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request
+from nftk_jax.datasets.tables import load_table_dataset, load_table_inputs
 from nftk_jax.datasets.validation import check_input_layout, check_layouts, clean_inputs, clean_runs
+from nftk_jax.preprocessing.table import TablePreparation, name_columns
 
 #: With the names of their classes.
 BUNDLED: dict[str, tuple[str, ...] | None] = {"mnist-small": None, "imdb-small": imdb.TITLES}
@@ -51,16 +54,19 @@ def load_dataset(
     seed: int = 0,
     embeddings: str | os.PathLike[str] | None = None,
     tensor: str | None = None,
+    target: str | None = None,
+    test: str | os.PathLike[str] | None = None,
+    test_size: float | None = None,
     report: Report | None = None,
 ) -> Dataset:
     """Load a data set, checked, whole or as a stratified random subset.
 
     Args:
-      name: "mnist-small" or "imdb-small" (bundled), "mnist", "fashion-mnist", "imdb", or the path of a .npz file
-        holding x_train, y_train, x_test and y_test: inputs of any real dtype, of which images are flattened; labels
-        that are integers, booleans or strings, or floats as regression targets, (n,) or (n, n_outputs), NaN where a
-        target is missing. The arrays `groups`, the name of every feature's group, and `runs`, the run of every training
-        row, may be there.
+      name: "mnist-small" or "imdb-small" (bundled), "mnist", "fashion-mnist", "imdb", or the path of a file. A .csv or
+        .parquet file is a table, see `load_table_dataset`. A .npz file holds x_train, y_train, x_test and y_test:
+        inputs of any real dtype, of which images are flattened; labels that are integers, booleans or strings, or
+        floats as regression targets, (n,) or (n, n_outputs), NaN where a target is missing. The arrays `groups`, the
+        name of every feature's group, and `runs`, the run of every training row, may be there.
       data_dir: where the files of mnist, fashion-mnist and imdb are, or are put when they are fetched (imdb is not);
         default $NFTK_DATA, then ~/.cache/nftk_jax.
       n_train: number of training rows to draw, stratified by class; at least one of every class, so it must be at least
@@ -69,6 +75,9 @@ def load_dataset(
       seed: of the draw.
       embeddings: of imdb: whose token table the reviews are embedded with, see `load_table`; default gpt2.
       tensor: of imdb: the name of that table; None takes the usual ones.
+      target: of a table: the name of the column to predict.
+      test: of a table: a second one, of the test rows.
+      test_size: of a table: the share of its rows that become test rows; None is 0.25, unless `test` is given.
       report: called with a description, what is done and the total while files are fetched and reviews embedded.
 
     Raises:
@@ -79,6 +88,16 @@ def load_dataset(
     name = os.fspath(name)
     if name != "imdb" and (embeddings is not None or tensor is not None):
         raise DataError(f"`embeddings` and `tensor` are for the data set imdb; got the data set {shorten(name, 120)}")
+    of_table = {"target": target, "test": test, "test_size": test_size}
+    if is_table(name):
+        path = pathlib.Path(os.path.expanduser(name))
+        return load_table_dataset(path, **of_table, n_train=n_train, n_test=n_test, seed=seed)
+    given = next((flag for flag, value in of_table.items() if value is not None), None)
+    if given is not None:
+        raise DataError(
+            f"`{given}` is for a table, a file ending in .csv or .parquet; got the data set {shorten(name, 120)}: "
+            "leave it out"
+        )
     if name == "imdb":
         check_request(name, n_train, 2 * imdb.REVIEWS, n_test, 2 * imdb.REVIEWS, seed)
         folder = data_folder(data_dir)
@@ -106,13 +125,14 @@ def load_dataset(
         if os.path.isfile(path):
             hint = "; make one of it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
         raise DataError(
-            f"{shorten(name, 120)} is {what}; expected a file ending in .npz, with the arrays {', '.join(_KEYS)}{hint}"
+            f"{shorten(name, 120)} is {what}; expected a table ending in .csv or .parquet, or a file ending in .npz, "
+            f"with the arrays {', '.join(_KEYS)}{hint}"
         )
     closest = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {closest[0]}?" if closest else ""
     raise DataError(
         f"there is no data set {shorten(name, 120)}; expected {', '.join(NAMES)}, "
-        f"or the path of a file ending in .npz{hint}"
+        f"or the path of a .npz, .csv or .parquet file{hint}"
     )
 
 
@@ -147,19 +167,38 @@ def with_runs(dataset: Dataset, name: str, runs: str) -> Dataset:
     return dataclasses.replace(dataset, runs=clean_runs(dataset.name, labels[rows], len(rows)))
 
 
-def load_inputs(path: str | os.PathLike[str]) -> np.ndarray:
+def load_inputs(path: str | os.PathLike[str], table: TablePreparation | None = None) -> np.ndarray:
     """Load samples to predict for.
 
     Args:
-      path: a .npz file; the array `x` in it is taken, else `x_test`.
+      path: a .npz file; the array `x` in it is taken, else `x_test`. For a model of a table a .csv or .parquet file
+        with the columns of that table.
+      table: how the inputs are made of the columns; None for a model of arrays.
 
     Returns:
       Shape (n, n_features), the samples flattened; dtype as `Dataset.x_train` has it.
 
     Raises:
-      DataError: the file is absent or damaged, lacks the array, or holds none or values that cannot be used.
+      DataError: the file is absent or damaged, of another kind than the model was fitted on, lacks the array or a
+        column, or holds none or values that cannot be used.
+
+    Warns:
+      UserWarning: a table has categories that the training rows do not have.
     """
     path = pathlib.Path(os.path.expanduser(path))
+    if table is not None and not is_table(path):
+        columns = name_columns([column.name for column in table.columns])
+        raise DataError(
+            f"{path} is no table, and the model was fitted on one with {columns}; expected a file ending in .csv or "
+            ".parquet"
+        )
+    if table is not None:
+        return clean_inputs(path.name, "x", load_table_inputs(path, table))
+    if is_table(path):
+        raise DataError(
+            f"{path} is a table, and the model was fitted on arrays; expected a file ending in .npz, with an array x: "
+            "fit the model on a table, or write the rows as an array"
+        )
     found = archive.list_arrays(path)
     key = next((key for key in ("x", "x_test") if key in found), None)
     if key is None:

@@ -58,7 +58,11 @@ class ClassRows:
             raise ValueError(f"{dataset.name} has regression targets; finite networks are compared on classes")
         chosen = scaling or ScalingSettings()
         inputs = fit_input_scaling(
-            dataset.x_train, chosen.scaling, images=dataset.image_shape is not None, unit_norm=chosen.unit_norm
+            dataset.x_train,
+            chosen.scaling,
+            images=dataset.image_shape is not None,
+            unit_norm=chosen.unit_norm,
+            table=dataset.table,
         )
         x, x_test = (inputs.apply(rows, np.float32) for rows in (dataset.x_train, dataset.x_test))
         return cls(x, np.eye(dataset.n_outputs, dtype=np.float32)[dataset.y_train], x_test, dataset.y_test)

@@ -113,7 +113,7 @@ def image_groups(spec: str, shape: Sequence[int], x: np.ndarray | None = None) -
             name = f"r{r}c{c}" if axis is None else f"{axis} {band[0] + 1}-{band[-1] + 1}"
             found[name] = tuple(numbers[np.ix_(rows, columns)].ravel().tolist())
     if x is not None:
-        found = _without_constant(found, np.asarray(x))
+        found = without_constant(found, np.asarray(x))
     return {**found, "all": tuple(range(numbers.size))}
 
 
@@ -135,7 +135,7 @@ def _as_columns(columns: tuple[int, ...]) -> Columns:
     return slice(columns[0], columns[-1] + 1) if neighbours else columns
 
 
-def _without_constant(groups: Groups, x: np.ndarray) -> Groups:
+def without_constant(groups: Groups, x: np.ndarray) -> Groups:
     """The groups with a column that varies over the rows of `x`, shape (n, p)."""
     varies = (x != x[:1]).any(axis=0)
     constant = [name for name, columns in groups.items() if not varies[list(columns)].any()]

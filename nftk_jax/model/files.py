@@ -15,10 +15,12 @@ from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.saved import from_dict
 from nftk_jax.model.calibration import Calibration
 from nftk_jax.preprocessing.scaling import InputScaling
+from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.preprocessing.targets import describe_labels, restore_labels
 from nftk_jax.settings import InputsName, check_choice
 
-#: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs.
+#: Version 2 added `unit_norm`; version 3 any kernel, sample weights and the promise about inputs. Keys that came
+#: later, `table` among them, may be absent.
 SCHEMA = "nftk_jax.model/3"
 READABLE = ("nftk_jax.model/1", "nftk_jax.model/2", SCHEMA)
 
@@ -61,6 +63,7 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
         "unit_norm": scaling.unit_norm,
         "inputs": fields["inputs"],
         "landmarks": fields["landmarks"],
+        "table": None if fields["table"] is None else fields["table"].to_dict(),
     }
     text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,17 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray], given: Ker
         "inputs": inputs,
         "landmarks": header.get("landmarks", False) is True,
         "present": None if present is None else present.astype(bool),
+        "table": _restore_table(header.get("table"), features),
     }
+
+
+def _restore_table(described: dict[str, Any] | None, features: int) -> TablePreparation | None:
+    if described is None:
+        return None
+    table = TablePreparation.from_dict(described)
+    if len(table.features) != features:
+        raise ValueError(f"the table makes {len(table.features)} features, the kernel takes {features}")
+    return table
 
 
 def _restore_calibration(described: dict[str, Any] | None, n_classes: int) -> Calibration | None:

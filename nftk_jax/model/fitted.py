@@ -23,6 +23,7 @@ from nftk_jax.model.systems import System, factored_systems, likely_scale
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
 from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.preprocessing.targets import decode_scores
 from nftk_jax.settings import InputsName, KindName, check_choice
 
@@ -47,6 +48,8 @@ class NFTKModel:
       landmarks: whether `x_train` holds the landmarks of Nystroem's method.
       present: where targets were not missing (NaN) in training, shape (n, C), bool; None is everywhere.
       variance_scale: `prior_variance`, shape (C,), float64, as it was learned; None with landmarks, and in old files.
+      table: makes inputs of the columns of a table, where the model was fitted on one; `decision_function` takes these
+        inputs. None for a model of arrays.
     """
 
     kernel: Kernel
@@ -65,6 +68,7 @@ class NFTKModel:
     landmarks: bool = False
     present: np.ndarray | None = None
     variance_scale: np.ndarray | None = None
+    table: TablePreparation | None = None
 
     @property
     def kernel_omega(self) -> np.ndarray:

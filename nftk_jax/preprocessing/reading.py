@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.sampling import draw_run_folds, number_runs
 from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.preprocessing.table import is_number
 from nftk_jax.settings import check_count, check_seed, shown
 
 #: What the two errors about such a `cv` begin with.
@@ -59,18 +60,39 @@ def _read_arrays(estimator: Any, x: Any, *y: Any, missing_targets: bool = False,
         else:
             found = validate_data(estimator, x, *y, **options)
         inputs: Any = found[0] if y else found
-        inputs = inputs if scipy.sparse.issparse(inputs) else np.asarray(inputs)
+        if not scipy.sparse.issparse(inputs):  # row by row, so that a DataFrame gives the bits of its array
+            inputs = np.ascontiguousarray(inputs)
         if inputs.dtype == object:  # columns of a table that have no common type
             inputs = inputs.astype(np.float64)
     except TypeError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise TypeError(f"x and y must hold real numbers alone: {reason}") from None
     except ValueError as error:
+        if (text := _find_text(x)) is not None:
+            raise ValueError(
+                f"x must hold numbers; got text, {text}: make numbers of it by a ColumnTransformer with a "
+                "OneHotEncoder, or give the table to `python -m nftk_jax.fit --dataset FILE.csv --target NAME`"
+            ) from None
         if not str(error).startswith("Complex data"):
             raise
         raise ValueError("x and y must hold real numbers alone: Complex data not supported") from None
     check_real("x", inputs)
     return (inputs, found[1]) if y else inputs
+
+
+def _find_text(x: Any) -> str | None:
+    """Where a DataFrame, or an array, holds text that is no number; None if nowhere."""
+    if not hasattr(x, "shape") or scipy.sparse.issparse(x) or getattr(x, "dtype", np.dtype(object)).kind not in "OUS":
+        return None
+    table = np.asarray(x, dtype=object)
+    if table.ndim != 2:
+        return None
+    names = getattr(x, "columns", range(table.shape[1]))
+    for name, column in zip(names, table.T, strict=True):
+        for value in column:
+            if isinstance(value, (str, bytes)) and not is_number(str(value).strip()):
+                return f"{shown(value)} in column {name!r}"
+    return None
 
 
 def read_weight(sample_weight: Any, x: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.settings import ScalingName
 
 #: Sums of squares of numbers from 1 / _ORDINARY to _ORDINARY neither overflow float64 nor underflow.
@@ -39,7 +40,13 @@ class InputScaling:
 
 
 def fit_input_scaling(
-    x: np.ndarray, scaling: ScalingName, *, images: bool, weight: np.ndarray | None = None, unit_norm: bool = False
+    x: np.ndarray,
+    scaling: ScalingName,
+    *,
+    images: bool,
+    weight: np.ndarray | None = None,
+    unit_norm: bool = False,
+    table: TablePreparation | None = None,
 ) -> InputScaling:
     """Learn the scaling of the inputs from the training rows.
 
@@ -51,6 +58,8 @@ def fit_input_scaling(
       images: whether a sample had more than one axis.
       weight: positive sample weights of the rows, shape (n,); None is 1 everywhere.
       unit_norm: give every row length one, after that: the kernel then sees angles alone.
+      table: how the inputs were made of columns; "standardise" then gives every column, not every feature, the same
+        say, see `TablePreparation.share_scale`.
     """
     features = x.shape[1]
     if scaling == "auto":
@@ -61,6 +70,8 @@ def fit_input_scaling(
         scale = np.full(features, largest if largest > 0 else 1.0)
     elif scaling == "standardise":
         shift, scale = mean_and_deviation(x, weight)
+        if table is not None:
+            scale = table.share_scale(scale, (x != x[:1]).any(axis=0))
     return InputScaling(shift, scale, unit_norm)
 
 

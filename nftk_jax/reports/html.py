@@ -108,28 +108,36 @@ def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) ->
     return page.figure(figures[name], caption)
 
 
+def _data_words(metrics: Metrics) -> str:
+    """What else a reader must know of the rows: those held out, missing targets, and whether classes were balanced."""
+    held_out, missing = (metrics.get("held_out") or {}).get("how"), metrics["dataset"].get("missing_targets") or {}
+    text = f" Held-out rows: {page.as_text(held_out)}." if held_out else ""
+    if any(missing.values()):
+        text += f" Missing targets, which are left out: {count(missing['train'])} in training rows, "
+        text += f"{count(missing['test'])} in test rows."
+    if metrics["config"].get("class_weight") == "balanced":
+        text += " Every class has the same weight in training; the test accuracy averaged over classes is "
+        text += f"{percent(metrics.get('test_balanced_accuracy'))}."
+    return text
+
+
 def _head(metrics: Metrics) -> str:
     """Title, one sentence on what was run, and the numbers that matter most."""
     score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
     depth, kernel, search = omega_of(metrics).shape[1], kernel_noun(metrics), metrics.get("search")
     rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
+    columns = f" of {count(len(data['columns']))} columns" if data.get("columns") else ""
     learned = (
         f"learned on {count(data.get('n_search'))} rows by {method_words(metrics)} "
         f"({page.as_text(search['objective'])} objective, {page.as_text(search['constraint'])})"
         if search
         else f"the same for every {kernel} (nothing was learned)"
     )
-    held_out = (metrics.get("held_out") or {}).get("how")
-    data_text = f" Held-out rows: {page.as_text(held_out)}." if held_out else ""
-    missing = data.get("missing_targets") or {}
-    if any(missing.values()):
-        data_text += f" Missing targets, which are left out: {count(missing['train'])} in training rows, "
-        data_text += f"{count(missing['test'])} in test rows."
     text = (
         f"Kernel ridge regression with {page.as_text(family_words(metrics))}: "
         f"one weighted sum of them per {noun(metrics)}. "
         f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
-        f"{count(data['n_features'])} features, {rows}.{data_text}"
+        f"{count(data['n_features'])} features{columns}, {rows}.{_data_words(metrics)}"
     )
     certificate, baselines = metrics["certificate"], {row.key: row for row in comparisons(metrics)}
     label = "" if score.is_accuracy else f", mean squared error {significant(metrics.get('test_mse'))}"

@@ -132,12 +132,15 @@ def test_labels_that_are_no_text_are_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_files_of_other_kinds_are_told_what_is_expected(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "table.txt").write_text("a,b\n1,2\n")
     np.save(tmp_path / "array.npy", np.ones(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name, message in (
-        ("table.csv", r"is a file of another kind \(\.csv\); expected a file ending in \.npz, with the arrays.*savez"),
-        ("", r"is a directory; expected a file ending in \.npz, with the arrays x_train, y_train, x_test, y_test$"),
+        (
+            "table.txt",
+            r"another kind \(\.txt\); expected a table ending in .*, or a file ending in \.npz, with .*savez",
+        ),
+        ("", r"is a directory; expected .* a file ending in \.npz, with the arrays x_train, y_train, x_test, y_test$"),
         ("array.npz", r"is a \.npy file, one array without a name; expected a \.npz archive"),
     ):
         with pytest.raises(DataError, match=message):

@@ -158,8 +158,8 @@ def test_missing_arrays_are_listed_with_those_found(tmp_path: pathlib.Path) -> N
         ("x" * 300 + ".npz", r"is not a \.npz archive.*too long"),
         ("line\nbreak.npz", "line break.npz does not exist"),
         (
-            "data.csv",
-            "expected mnist-small, imdb-small, mnist, fashion-mnist, imdb, or the path of a file ending in .npz$",
+            "data.txt",
+            "mnist-small, imdb-small, mnist, fashion-mnist, imdb, or the path of a .npz, .csv or .parquet file$",
         ),
     ],
 )
