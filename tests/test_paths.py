@@ -39,6 +39,10 @@ CASES = {
         "--tolerance",
         "None",
     ],
+    "adamw": [
+        *("--loss", "cross-entropy", "--optimiser", "adamw", "--learning-rate", "0.01", "--weight-decay", "0.1"),
+        *("--schedule", "cosine", "--warmup", "2", "--clip", "0.1", "--batch-size", "5", "--activation", "gelu"),
+    ],
 }
 
 
@@ -58,11 +62,11 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     assert error <= 1e-3 * np.abs(arrays["output"]).max()
     assert metrics["reconstruction"]["max_abs_error"] == pytest.approx(error)
     assert metrics["reconstruction"]["intervals"] == 8 * 15 + metrics["reconstruction"]["bisections"]
-    assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case == "nftk")
+    assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case in ("nftk", "adamw"))
     layers = metrics["layers"]
     names = {"hidden_1", "hidden_2", "readout_2"} | ({"readout_1", "omega_1", "omega_2"} if case == "nftk" else set())
     assert set(layers["names"]) == names
-    assert (layers["omega"] is None) == (case == "relu")
+    assert (layers["omega"] is None) == (case != "nftk")
     assert {path.stem for path in (output / "figures").glob("*.png")} == {
         "reconstruction",
         "influences",
@@ -70,6 +74,10 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
         "classes",
     }
     page = (output / "report.html").read_text()
+    if case == "adamw":
+        assert error <= 1e-5 * np.abs(arrays["output"]).max()
+        assert 0 < metrics["training"]["clipped_steps"] <= 8
+        assert "AdamW, learning rate 0.01 with a cosine schedule after 2 steps of warm-up, gradients clipped" in page
     assert "&lt;cat&gt;" in page
     assert "<cat>" not in page
 
@@ -125,6 +133,11 @@ BAD = {
     "quadrature": (["--quadrature", "0"], 2, "--quadrature, the number of nodes, must be"),
     "batch": (["--batch-size", "99"], 2, "--batch-size must be at most"),
     "momentum": (["--momentum", "1"], 2, "--momentum must be"),
+    "momentum of adam": (["--optimiser", "adam", "--momentum", "0.9"], 2, "--momentum must be 0 for adam"),
+    "optimiser": (["--optimiser", "lion"], 2, "lion"),
+    "warmup": (["--warmup", "60"], 2, "--warmup must be below the 60 --steps; got 60"),
+    "clip": (["--clip", "0"], 2, "--clip must be"),
+    "nesterov": (["--nesterov"], 2, "--nesterov must go with a --momentum above 0"),
     "steps": (["--steps", "0"], 2, "--steps must be"),
     "seed": (["--seed", "-1"], 2, "--seed must be"),
     "large seed": (["--seed", str(2**32)], 2, "--seed must be a whole number from 0 to 4294967295; got 4294967296"),

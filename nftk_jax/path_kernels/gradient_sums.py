@@ -1,12 +1,13 @@
 r"""Weighted sums of query gradients along training steps, and their inner products with sample gradients.
 
-A sum :math:`H = \sum_p a_p \nabla f_k(x; w_p)` over points p of the path is kept, for every query x and output k, in
-one of four forms:
+A sum :math:`H = \sum_p a_p P_p \nabla f_k(x; w_p)` over points p of the path, with diagonal matrices P_p or without, is
+kept, for every query x and output k, in one of five forms:
 
  - a parameter that is no dense layer: in full, (size,);
- - a dense layer on the network's input, whose h is the same everywhere: the sum of delta alone, (e,);
- - any other dense layer, where sums must last for several steps (momentum): in full, (d, e);
- - any other dense layer otherwise: not at all. Its inner product with a sample's gradient is taken point by point as
+ - any dense layer, where there are matrices P_p: in full, (d, e);
+ - otherwise a dense layer on the network's input, whose h is the same everywhere: the sum of delta alone, (e,);
+ - otherwise any other dense layer, where sums must last for several steps (momentum): in full, (d, e);
+ - otherwise any other dense layer: not at all. Its inner product with a sample's gradient is taken point by point as
    <h, h'> <delta, delta'>.
 """
 
@@ -35,11 +36,14 @@ class Sums(NamedTuple):
       kept: the sums that are kept, shape (m, n_outputs, ...), see the module.
       with_samples: of the other parameters, the inner products with this step's samples, shape (m, n_outputs, rows).
       with_start: of those, the inner products with the parameters w themselves, shape (m, n_outputs).
+      decay: the inner product of this step's average gradient with w, all parameters together, shape (m, n_outputs);
+        zero where it is not asked for.
     """
 
     kept: dict[int, Array]
     with_samples: dict[int, Array]
     with_start: dict[int, Array]
+    decay: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Summation:
       rule: quadrature on every interval.
       rows: number of sample gradients of a step.
       lasting: whether sums last for several steps.
+      preconditioned: whether there are matrices P_p.
+      decoupled: whether the decay of the parameters is decoupled from the gradient, so that `Sums.decay` is needed.
       dtype: name of the parameters' dtype.
     """
 
@@ -58,12 +64,20 @@ class Summation:
     rule: Rule
     rows: int
     lasting: bool
+    preconditioned: bool
+    decoupled: bool
     dtype: str
 
     @property
     def _by_point(self) -> frozenset[int]:
         """The parameters whose gradients are not summed."""
-        return frozenset() if self.lasting else frozenset(self.network.summed_axis) - self.network.fixed_input
+        full = self.lasting or self.preconditioned
+        return frozenset() if full else frozenset(self.network.summed_axis) - self._by_delta
+
+    @property
+    def _by_delta(self) -> frozenset[int]:
+        """The parameters of which the sum of delta is enough."""
+        return frozenset() if self.preconditioned else self.network.fixed_input
 
     @property
     def _shapes(self) -> dict[int, tuple[int, ...]]:
@@ -74,7 +88,7 @@ class Summation:
                 continue
             axis = self.network.summed_axis.get(leaf)
             full = (math.prod(shape),) if axis is None else (shape[axis], shape[1 - axis])
-            shapes[leaf] = full[1:] if leaf in self.network.fixed_input else full
+            shapes[leaf] = full[1:] if leaf in self._by_delta else full
         return shapes
 
     def query_bytes(self) -> int:
@@ -90,7 +104,9 @@ class Summation:
             for leaf, s in enumerate(self.network.shapes)
             if leaf in self.network.summed_axis
         )
-        numbers = len(self.rule.nodes) * self.network.n_outputs * (3 * full + delta + self.rows * bool(self._by_point))
+        nodes = len(self.rule.nodes) * (3 * full + delta + self.rows * bool(self._by_point))
+        sums = sum(math.prod(self._shapes[leaf]) for leaf in self._shapes if leaf in self.network.summed_axis)
+        numbers = self.network.n_outputs * (nodes + sums)
         return max(1, min(n_queries, _CHUNK_BYTES // (numbers * jnp.dtype(self.dtype).itemsize)))
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -101,46 +117,69 @@ class Summation:
             {leaf: jnp.zeros((*shape, *rest), self.dtype) for leaf, rest in self._shapes.items()},
             {leaf: jnp.zeros((*shape, self.rows), self.dtype) for leaf in self._by_point},
             {leaf: jnp.zeros(shape, self.dtype) for leaf in self._by_point},
+            jnp.zeros(shape, self.dtype),
         )
 
     @functools.partial(jax.jit, static_argnums=0)
     def decay(self, sums: Sums, momentum: float) -> Sums:
         """momentum H, with nothing yet of this step."""
         kept = {leaf: momentum * total for leaf, total in sums.kept.items()}
-        return Sums(
-            kept, jax.tree.map(jnp.zeros_like, sums.with_samples), jax.tree.map(jnp.zeros_like, sums.with_start)
-        )
+        return Sums(kept, *jax.tree.map(jnp.zeros_like, sums[1:]))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def add(
-        self, sums: Sums, line: Line, x: Array, samples: Sequence[Factor], query: Array, low: Array, high: Array
+        self,
+        sums: Sums,
+        line: Line,
+        x: Array,
+        samples: Sequence[Factor],
+        scale: float,
+        preconditioner: Sequence[Array] | None,
+        query: Array,
+        low: Array,
+        high: Array,
     ) -> Sums:
-        """H plus the integrals of the gradient over parts of the step w -> w + D.
+        """H plus the scaled and preconditioned integrals of the gradient over parts of the step w -> w + D.
 
         Args:
           sums: H.
           line: of the step.
           x: the queries, shape (m, ...).
           samples: gradients at w, shapes (rows, ...), that the sums will be multiplied with.
+          scale: of the integrals.
+          preconditioner: the diagonal of P, in the parameters' shapes; None where P is 1.
           query, low, high: the intervals, shape (k,).
         """
         nodes, weights = (jnp.asarray(values, self.dtype) for values in self.rule)
         width = (high - low)[:, None]
         weight = width * weights
+        scaled = jnp.asarray(scale, self.dtype) * weight
         along = jax.vmap(jax.vmap(self.network.line_gradients, (None, None, None, 0)), (None, None, 0, 0))
         kept, with_samples, with_start = dict(sums.kept), dict(sums.with_samples), dict(sums.with_start)
+        decay = sums.decay
         with jax.default_matmul_precision("highest"):
             for leaf, (h, delta) in enumerate(along(*line, x[query], low[:, None] + width * nodes)):
+                start = self._matrix(line.start, leaf)
                 if leaf in self._by_point:
-                    products = _by_point_products(weight, h, delta, samples[leaf])
+                    products = _by_point_products(scaled, h, delta, samples[leaf])
                     with_samples[leaf] = with_samples[leaf].at[query].add(products)
-                    pushed = weight[..., None] * (h @ self._matrix(line.start, leaf))
-                    with_start[leaf] = with_start[leaf].at[query].add(jnp.einsum("kje,kjce->kc", pushed, delta))
-                elif kept[leaf].ndim == 4:
-                    kept[leaf] = kept[leaf].at[query].add(jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta))
+                    with_start[leaf] = with_start[leaf].at[query].add(_push(scaled, h, delta, start))
                 else:
-                    kept[leaf] = kept[leaf].at[query].add(jnp.einsum("kj,kjce->kce", weight, delta))
-        return Sums(kept, with_samples, with_start)
+                    total = self._integral(leaf, scaled, h, delta)
+                    if preconditioner is not None:
+                        total = total * self._matrix(preconditioner, leaf)
+                    kept[leaf] = kept[leaf].at[query].add(total)
+                if self.decoupled:
+                    decay = decay.at[query].add(_push(weight, h, delta, start))
+        return Sums(kept, with_samples, with_start, decay)
+
+    def _integral(self, leaf: int, weight: Array, h: Array | None, delta: Array) -> Array:
+        """The weighted sum of one parameter's gradients in the form in which it is kept, shape (k, n_outputs, ...)."""
+        if h is None or leaf in self._by_delta:
+            return jnp.einsum("kj,kjce->kce", weight, delta)
+        if leaf in self.network.fixed_input:
+            return jnp.einsum("kd,kce->kcde", h[:, 0], jnp.einsum("kj,kjce->kce", weight, delta))
+        return jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta)
 
     @functools.partial(jax.jit, static_argnums=0)
     def products(
@@ -180,11 +219,18 @@ class Summation:
         return params[leaf].reshape(-1) if axis is None else jnp.moveaxis(params[leaf], axis, 0)
 
     def _fixed_inputs(self, params: Sequence[Array], x: Array) -> dict[int, Array]:
-        """h of the dense layers on the network's input, shape (m, d)."""
+        """h of the dense layers whose sums are those of delta, shape (m, d)."""
         factors = jax.vmap(
             lambda one: self.network.sample_gradients(params, one, lambda y: jnp.ones((1, len(y)), y.dtype))
         )(x)
-        return {leaf: factors[leaf].left for leaf in self.network.fixed_input}
+        return {leaf: factors[leaf].left for leaf in self._by_delta}
+
+
+def _push(weight: Array, h: Array | None, delta: Array, params: Array) -> Array:
+    """sum_j weight_j <gradient_j, w>, shape (k, n_outputs), of one parameter w in the form of its gradient's sum."""
+    if h is None:
+        return jnp.einsum("kj,kjce,e->kc", weight, delta, params)
+    return jnp.einsum("kj,kje,kjce->kc", weight, h @ params, delta)
 
 
 def _by_point_products(weight: Array, h: Array, delta: Array, sample: Factor) -> Array:
