@@ -127,6 +127,17 @@ def test_regression_in_float64(tmp_path, run):
     assert metrics["classes"] is None
 
 
+def test_outputs_that_are_all_zero_are_explained(tmp_path, run):
+    """Constant features and as many rows of one class as of the other: no gradient."""
+    labels = np.arange(12) % 2
+    np.savez(tmp_path / "z.npz", x_train=np.ones((12, 3)), y_train=labels, x_test=np.ones((4, 3)), y_test=labels[:4])
+    flags = ["--loss", "cross-entropy", "--steps", 3, "--width", 4, "--output", tmp_path / "out"]
+    status, _, error = run(paths.command, "--dataset", tmp_path / "z.npz", *flags)
+    assert (status, error) == (0, "")
+    block = json.loads((tmp_path / "out" / "metrics.json").read_text())["reconstruction"]
+    assert (block["largest_output"], block["relative_error"]) == (0, 0)
+
+
 BAD = {
     "diverges": (["--learning-rate", "50"], 1, "lower --learning-rate, 50 now"),
     "tolerance": (["--tolerance", "0"], 2, "--tolerance must be"),

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nftk_jax.finite.settings import check_momentum
+from nftk_jax.finite.settings import check_momentum, grows_by_decay, lower_decay
 from nftk_jax.path_kernels.settings import DescentSettings
 from nftk_jax.settings import check_number
 
@@ -148,6 +148,15 @@ class Optimiser:
             on_gradient = (1 - beta) / (1 - beta**t) if self.averages else np.ones(steps)
         correction = np.ones(steps) if self.second is None else 1 - self.second.b2**t
         return Coefficients(*(np.asarray(one, dtype) for one in (rates, on_momentum, on_gradient, correction)))
+
+    def remedy(self, coefficients: Coefficients) -> str:
+        """What to lower where the training diverges."""
+        rate, coupled = float(coefficients.rate.max()), 0.0 if self.second else self.decay
+        decays = (coupled, self.momentum), (self.decoupled_decay, 0.0)
+        for decay, momentum in decays:
+            if grows_by_decay(rate, decay, momentum):
+                return lower_decay("weight_decay", decay, "learning_rate", rate)
+        return f"lower `learning_rate`, {rate:g} now"
 
 
 def precondition(second: Array, correction: Any, eps: Any, eps_root: Any) -> Array:

@@ -88,9 +88,13 @@ class PathTerms:
 
     @property
     def relative_error(self) -> float:
-        """`max_abs_error` over max |output|; infinite where all outputs are zero and the reconstruction is not."""
-        error, largest = self.max_abs_error, float(np.abs(self.output).max())
-        return error / largest if largest else (np.inf if error else 0.0)
+        """`max_abs_error` over max |output|; where all outputs are zero, over the largest of what adds up to them."""
+        return self.max_abs_error / _largest(self.output, self.start, self.regulariser, self.terms)
+
+
+def _largest(*arrays: np.ndarray) -> float:
+    """max |a| of the first array that is not all zero; 1 where all are."""
+    return next((found for a in arrays if (found := float(np.abs(a).max()))), 1.0)
 
 
 @lenient_jax()
@@ -109,8 +113,8 @@ def path_terms(
       trajectory: the training.
       x: queries, shape (n_queries, ...), of the training inputs' kind: floats, or whole numbers.
       rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
-      tolerance: bound on the error of the quadrature as a share of max |f|, kept by bisecting intervals; None applies
-        the rule once a step.
+      tolerance: bound on the error of the quadrature as a share of max |f|, or of that before training where all
+        outputs are zero, kept by bisecting intervals; None applies the rule once a step.
       memory_bytes: what gradients of the queries may take; queries are treated in tiles of that size.
       report: called with the stage "path", the steps done and their number, over all tiles.
 
@@ -273,7 +277,7 @@ class _Walk:
         self.output = np.asarray(trajectory.network.output(trajectory.end, self.x), np.float64)
         check_finite("the trained network's outputs", self.output)
         self.start = np.asarray(trajectory.network.output(trajectory.start, self.x), np.float64)
-        largest = float(np.abs(self.output).max())
+        largest = _largest(self.output, self.start)
         self._allowed = None if tolerance is None else tolerance * largest / settings.steps
         self._rounding = largest * float(jnp.finfo(dtype).eps)
         lasting, preconditioned = optimiser.momentum > 0, optimiser.second is not None

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nftk_jax.finite.settings import LossName
-from nftk_jax.finite.training import DivergenceError, mean_loss
+from nftk_jax.finite.training import mean_loss
 from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.path_kernels.checks import as_samples, check_params
+from nftk_jax.path_kernels.divergence import Watch
 from nftk_jax.path_kernels.gradients import Apply, Array, Network, trace_network
 from nftk_jax.path_kernels.optimiser import Coefficients, Optimiser, precondition
 from nftk_jax.path_kernels.settings import DescentSettings
@@ -62,10 +63,6 @@ class Point(NamedTuple):
     start: list[Array]
     step: list[Array]
     preconditioner: list[Array] | None
-
-
-#: A loss this many times its value at the start counts as divergence, even where it comes down again.
-DIVERGED = 100.0
 
 
 @functools.cache
@@ -232,7 +229,7 @@ def record_trajectory(
       ValueError: the shapes do not match; x or y hold NaN or infinity; `params` or `apply` are refused by
         `trace_network`, for one thing because samples of a batch see one another; a learning rate of the schedule is
         negative or not finite.
-      DivergenceError: the loss is not finite, or a hundred times what it was at the start.
+      DivergenceError: a loss is not finite, or more than a hundred times what it was at the start, see `Watch`.
     """
     dtype = check_params(params)
     params = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), params)  # copies: a trajectory owns its memory
@@ -246,6 +243,7 @@ def record_trajectory(
     state = State(start, zeros, zeros if optimiser.second else [], zeros)
     size = sum(leaf.nbytes for leaf in (*state.params, *state.second))
     stride = settings.steps if size * settings.steps <= memory_bytes else math.ceil(math.sqrt(2 * settings.steps))
+    watch = Watch(network, problem.loss, (x, y), start, optimiser.remedy(coefficients))
     marks, losses, clips, stack = [], [], [], None
     for begin in range(0, settings.steps, stride):
         report("train", begin, settings.steps)
@@ -254,7 +252,8 @@ def record_trajectory(
         state, stack = _advance(network, problem.loss, optimiser, (x, y), state, batches[some], coefficients.part(some))
         losses.append(np.asarray(stack.losses, np.float64))
         clips.append(np.asarray(stack.clips, np.float64))
-        _check(np.concatenate(losses), state.params, settings)
+        watch.check_batches(np.concatenate(losses), batches.shape[1])
+    watch.check_end(state.params, settings.steps)
     report("train", settings.steps, settings.steps)
     return Trajectory(
         network=network,
@@ -358,18 +357,3 @@ def _move(state: State, gradient: list[Array], coefficients: Coefficients, numbe
     after = [w + d for w, d in zip(now, steps, strict=True)]
     rest = [d - (b - w) for w, b, d in zip(now, after, steps, strict=True)]
     return State(after, momentum, second, rest)
-
-
-def _check(losses: np.ndarray, params: list[Array], settings: DescentSettings) -> None:
-    """Raise where the training has diverged."""
-    if not np.isfinite(losses[0]):
-        raise DivergenceError(f"the loss is {losses[0]:.3g} before the first step: start with smaller parameters")
-    bad = ~np.isfinite(losses) | (losses > DIVERGED * losses[0])
-    if not bad.any() and not all(bool(jnp.isfinite(leaf).all()) for leaf in params):
-        bad[-1] = True
-    if bad.any():
-        step = int(np.argmax(bad))
-        raise DivergenceError(
-            f"training diverged: the loss was {losses[0]:.3g} at the start and {losses[step]:.3g} at step {step + 1} "
-            f"of {settings.steps}; lower `learning_rate`, {settings.learning_rate:g} now"
-        )
