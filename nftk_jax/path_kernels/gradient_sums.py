@@ -36,6 +36,8 @@ class Sums(NamedTuple):
       kept: the sums that are kept, shape (m, n_outputs, ...), see the module.
       with_samples: of the other parameters, the inner products with this step's samples, shape (m, n_outputs, rows).
       with_start: of those, the inner products with the parameters w themselves, shape (m, n_outputs).
+      deltas: this step's scaled sums of delta, shape (m, n_outputs, e), of the dense layers on the network's input that
+        are kept in full: `fold` adds them.
       decay: the inner product of this step's average gradient with w, all parameters together, shape (m, n_outputs);
         zero where it is not asked for.
     """
@@ -43,12 +45,13 @@ class Sums(NamedTuple):
     kept: dict[int, Array]
     with_samples: dict[int, Array]
     with_start: dict[int, Array]
+    deltas: dict[int, Array]
     decay: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Summation:
-    """How to sum gradients of one network: `decay`, `add` for every chunk of intervals and `products`, once a step.
+    """How to sum gradients of one network: each step `decay`, `add` for every chunk of intervals, `fold`, `products`.
 
     Attributes:
       network: gives the gradients.
@@ -80,6 +83,16 @@ class Summation:
         return frozenset() if self.preconditioned else self.network.fixed_input
 
     @property
+    def _folded(self) -> frozenset[int]:
+        """The parameters of which a step's sum of delta is enough, but not that of all steps."""
+        return self.network.fixed_input - self._by_delta
+
+    @property
+    def folds(self) -> bool:
+        """Whether `fold` has anything to do."""
+        return bool(self._folded)
+
+    @property
     def _shapes(self) -> dict[int, tuple[int, ...]]:
         """Of what is kept for one output of one query."""
         shapes = {}
@@ -105,7 +118,8 @@ class Summation:
             if leaf in self.network.summed_axis
         )
         nodes = len(self.rule.nodes) * (3 * full + delta + self.rows * bool(self._by_point))
-        sums = sum(math.prod(self._shapes[leaf]) for leaf in self._shapes if leaf in self.network.summed_axis)
+        dense = frozenset(self.network.summed_axis) - self._by_point - self._folded
+        sums = sum(math.prod(self._shapes[leaf]) for leaf in dense)
         numbers = self.network.n_outputs * (nodes + sums)
         return max(1, min(n_queries, _CHUNK_BYTES // (numbers * jnp.dtype(self.dtype).itemsize)))
 
@@ -117,13 +131,14 @@ class Summation:
             {leaf: jnp.zeros((*shape, *rest), self.dtype) for leaf, rest in self._shapes.items()},
             {leaf: jnp.zeros((*shape, self.rows), self.dtype) for leaf in self._by_point},
             {leaf: jnp.zeros(shape, self.dtype) for leaf in self._by_point},
+            {leaf: jnp.zeros((*shape, self._shapes[leaf][1]), self.dtype) for leaf in self._folded},
             jnp.zeros(shape, self.dtype),
         )
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def decay(self, sums: Sums, momentum: float) -> Sums:
-        """momentum H, with nothing yet of this step."""
-        kept = {leaf: momentum * total for leaf, total in sums.kept.items()}
+        """momentum H, with nothing yet of this step; what `fold` adds to is left to it."""
+        kept = {leaf: total if leaf in self._folded else momentum * total for leaf, total in sums.kept.items()}
         return Sums(kept, *jax.tree.map(jnp.zeros_like, sums[1:]))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -156,7 +171,7 @@ class Summation:
         scaled = jnp.asarray(scale, self.dtype) * weight
         along = jax.vmap(jax.vmap(self.network.line_gradients, (None, None, None, 0)), (None, None, 0, 0))
         kept, with_samples, with_start = dict(sums.kept), dict(sums.with_samples), dict(sums.with_start)
-        decay = sums.decay
+        deltas, decay = dict(sums.deltas), sums.decay
         with jax.default_matmul_precision("highest"):
             for leaf, (h, delta) in enumerate(along(*line, x[query], low[:, None] + width * nodes)):
                 start = self._matrix(line.start, leaf)
@@ -164,6 +179,8 @@ class Summation:
                     products = _by_point_products(scaled, h, delta, samples[leaf])
                     with_samples[leaf] = with_samples[leaf].at[query].add(products)
                     with_start[leaf] = with_start[leaf].at[query].add(_push(scaled, h, delta, start))
+                elif leaf in self._folded:
+                    deltas[leaf] = deltas[leaf].at[query].add(jnp.einsum("kj,kjce->kce", scaled, delta))
                 else:
                     total = self._integral(leaf, scaled, h, delta)
                     if preconditioner is not None:
@@ -171,14 +188,29 @@ class Summation:
                     kept[leaf] = kept[leaf].at[query].add(total)
                 if self.decoupled:
                     decay = decay.at[query].add(_push(weight, h, delta, start))
-        return Sums(kept, with_samples, with_start, decay)
+        return Sums(kept, with_samples, with_start, deltas, decay)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def fold(
+        self, sums: Sums, start: Sequence[Array], x: Array, momentum: float, preconditioner: Sequence[Array]
+    ) -> Sums:
+        """Add this step's sums of delta, preconditioned, to momentum H: one pass over what is largest.
+
+        Args:
+          sums: H after all of the step's intervals.
+          start, x: as for `products`.
+          momentum, preconditioner: as for `decay` and `add`.
+        """
+        inputs, kept = self._fixed_inputs(start, x), dict(sums.kept)
+        for leaf in self._folded:
+            product = inputs[leaf][:, None, :, None] * sums.deltas[leaf][:, :, None]
+            kept[leaf] = momentum * kept[leaf] + product * self._matrix(preconditioner, leaf)
+        return sums._replace(kept=kept)
 
     def _integral(self, leaf: int, weight: Array, h: Array | None, delta: Array) -> Array:
         """The weighted sum of one parameter's gradients in the form in which it is kept, shape (k, n_outputs, ...)."""
         if h is None or leaf in self._by_delta:
             return jnp.einsum("kj,kjce->kce", weight, delta)
-        if leaf in self.network.fixed_input:
-            return jnp.einsum("kd,kce->kcde", h[:, 0], jnp.einsum("kj,kjce->kce", weight, delta))
         return jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -203,7 +235,7 @@ class Summation:
             for leaf, (h, delta) in enumerate(samples):
                 if leaf in self._by_point:
                     found, regular = sums.with_samples[leaf], sums.with_start[leaf]
-                elif leaf in inputs:
+                elif leaf in self._by_delta:
                     found = (inputs[leaf] @ h.T)[:, None] * jnp.einsum("qce,re->qcr", sums.kept[leaf], delta)
                     regular = jnp.einsum("qce,qe->qc", sums.kept[leaf], inputs[leaf] @ self._matrix(start, leaf))
                 else:
@@ -219,11 +251,11 @@ class Summation:
         return params[leaf].reshape(-1) if axis is None else jnp.moveaxis(params[leaf], axis, 0)
 
     def _fixed_inputs(self, params: Sequence[Array], x: Array) -> dict[int, Array]:
-        """h of the dense layers whose sums are those of delta, shape (m, d)."""
+        """h of the dense layers on the network's input, shape (m, d)."""
         factors = jax.vmap(
             lambda one: self.network.sample_gradients(params, one, lambda y: jnp.ones((1, len(y)), y.dtype))
         )(x)
-        return {leaf: factors[leaf].left for leaf in self._by_delta}
+        return {leaf: factors[leaf].left for leaf in self.network.fixed_input}
 
 
 def _push(weight: Array, h: Array | None, delta: Array, params: Array) -> Array:
@@ -249,4 +281,5 @@ def _full_products(sums: Array, h: Array | None, delta: Array, params: Array) ->
     """Of sums kept in full: with the samples, shape (m, n_outputs, rows), and with the parameters, (m, n_outputs)."""
     flat = sums.reshape(*sums.shape[:2], -1)
     gradients = delta if h is None else (h[:, :, None] * delta[:, None, :]).reshape(len(h), -1)
-    return flat @ gradients.T, flat @ params.reshape(-1)
+    found = flat @ jnp.concatenate([gradients, params.reshape(1, -1)]).T
+    return found[..., :-1], found[..., -1]

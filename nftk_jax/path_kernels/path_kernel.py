@@ -307,27 +307,28 @@ class _Walk:
                 trajectory.network, trajectory.loss, point.start, trajectory.x[rows], trajectory.y[rows]
             )
             intervals = self._intervals(Line(point.start, point.step), x)
-            state = self._sums.decay(state, trajectory.optimiser.momentum)
+            share, momentum = trajectory.optimiser.share, trajectory.optimiser.momentum
             on_gradient = self._on_gradient(point.number)
             later = self._products(state, point, x, samples) if on_gradient else ()
-            state = self._add(state, point, x, samples, intervals)
+            state = self._add(self._sums.decay(state, momentum), point, x, samples, intervals)
             found = self._products(state, point, x, samples)
-            share = trajectory.optimiser.share
             if on_gradient:  # eta_t P_t G_t is (H_t - beta H_(t+1)) / p_t
-                found = [(share + on_gradient) * h - on_gradient * b for h, b in zip(found, later, strict=True)]
+                weights = share + on_gradient, on_gradient * momentum
+                found = [weights[0] * now - weights[1] * then for now, then in zip(found, later, strict=True)]
             else:
-                found = [share * h for h in found]
+                found = [share * now for now in found]
             decay = self._decay(point.number, found[2], np.asarray(state.decay, np.float64))
             yield _Step(point.number, rows, found[0], found[1], decay, intervals)
 
     def _add(self, state: Sums, point: Point, x: Array, samples: list[Factor], intervals: Intervals) -> Sums:
-        """H_t from beta H_(t+1)."""
+        """H_t from what `decay` has left of H_(t+1)."""
         line, coefficients, dtype = Line(point.start, point.step), self.trajectory.coefficients, self._sums.dtype
         scale = coefficients.rate[point.number] * coefficients.on_momentum[point.number]
         for part in intervals.chunks(self._chunk):
             low, high = part.low.astype(dtype), part.high.astype(dtype)
             state = self._sums.add(state, line, x, samples, scale, point.preconditioner, part.query, low, high)
-        return state
+        momentum = self.trajectory.optimiser.momentum
+        return self._sums.fold(state, point.start, x, momentum, point.preconditioner) if self._sums.folds else state
 
     def _products(self, state: Sums, point: Point, x: Array, samples: list[Factor]) -> tuple[np.ndarray, ...]:
         """Of H with the samples' gradients, the same by parameter, and with w; float64."""
