@@ -1,4 +1,4 @@
-"""`python -m nftk_jax.paths`: a network trained by gradient descent, rebuilt from its training samples."""
+"""`python -m nftk_jax.paths`: a network trained by an optimiser's steps, rebuilt from its training samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
 from nftk_jax.commands.run import OutputFlags, Run, write_report
 from nftk_jax.finite.settings import LossName
-from nftk_jax.path_kernels.settings import DescentSettings
+from nftk_jax.path_kernels.settings import DescentSettings, OptimiserName, ScheduleName
 from nftk_jax.progress import StageReport
 from nftk_jax.settings import DtypeName, MLPSettings, ScalingSettings
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Of the training and the test rows, where they are embedded texts.
 Texts = tuple[list[str], list[str]] | None
-#: Learning rate of each loss unless told otherwise.
+#: Learning rate of each loss unless told otherwise, and that of Adam for both.
 LEARNING_RATES = {"mse": 0.02, "cross-entropy": 0.1}
+ADAM_LEARNING_RATE = 0.002
 #: Test samples explained in the report.
 EXPLAINED = 10
 
@@ -52,15 +53,25 @@ class PathsConfig:
     activation: str = MLPSettings.activation
     """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
     steps: int = 60
-    """Steps of gradient descent."""
+    """Steps of the optimiser."""
+    optimiser: OptimiserName = DescentSettings.optimiser
+    """The rule of a step; adam and adamw with b1 = 0.9, b2 = 0.999 and eps = 1e-8."""
     batch_size: int | None = DescentSettings.batch_size
     """Samples of a step; default all of them."""
     learning_rate: float | None = None
-    """Of gradient descent; default 0.02 for mse, 0.1 for cross-entropy."""
+    """The largest of the schedule; default 0.002 for adam and adamw, else 0.02 for mse and 0.1 for cross-entropy."""
+    schedule: ScheduleName = DescentSettings.schedule
+    """How the learning rate falls after the warm-up; linear and cosine end at 0."""
+    warmup: int = DescentSettings.warmup
+    """Steps over which the learning rate rises from 0."""
+    clip: float | None = DescentSettings.clip
+    """Largest norm of the batch's gradient, which is scaled down to it; default no clipping."""
     weight_decay: float = DescentSettings.weight_decay
-    """Of all parameters."""
+    """Of all parameters; sgd and adam add it to the gradient, adamw takes it from the parameters."""
     momentum: float = DescentSettings.momentum
-    """Share of its velocity that a step keeps, from 0 to below 1."""
+    """Share of its velocity that a step of sgd keeps, from 0 to below 1."""
+    nesterov: bool = DescentSettings.nesterov
+    """Nesterov's form of the momentum, of sgd, adam or adamw."""
     quadrature: int = 8
     """Gauss-Legendre nodes on every interval of a step."""
     tolerance: float | None = 1e-3
@@ -108,9 +119,10 @@ def _check_flags(config: PathsConfig) -> tuple[DescentSettings, Rule]:
 
     check_tolerance(config.tolerance)
     _network(config, 1, 1)
-    rate = LEARNING_RATES[config.loss] if config.learning_rate is None else config.learning_rate
-    settings = DescentSettings(config.steps, rate, config.batch_size, config.momentum, config.weight_decay)
-    return settings, gauss_legendre(config.quadrature)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(DescentSettings)}
+    if config.learning_rate is None:
+        values["learning_rate"] = LEARNING_RATES[config.loss] if config.optimiser == "sgd" else ADAM_LEARNING_RATE
+    return DescentSettings(**values), gauss_legendre(config.quadrature)
 
 
 def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSettings:
@@ -218,6 +230,7 @@ def _measure(
         "dataset": dataset.describe(),
         "training": {
             "learning_rate": trajectory.settings.learning_rate,
+            "clipped_steps": int((trajectory.clips < 1).sum()),
             "n_parameters": sum(leaf.size for leaf in trajectory.start),
             "losses": trajectory.losses.tolist(),
         },

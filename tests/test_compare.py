@@ -125,7 +125,16 @@ def test_what_cannot_be_resumed_is_said_in_one_line(data, tmp_path, monkeypatch,
     assert run(compare.command, *arguments)[0] == 130
     status, _, error = run(compare.command, *arguments, "--resume", "--width", 9)
     assert (status, error.count("\n")) == (2, 1)
-    assert "other settings (width was 8, is 9); leave out --resume" in error
+    assert "other settings (width was 8, is 9); start anew with --overwrite instead of --resume" in error
+    status, _, error = run(compare.command, *arguments, "--resume", "--epochs", 2)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "epochs was 3, is 2" in error
+    status, _, error = run(compare.command, *arguments)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "add --resume to go on from it, or --overwrite to start anew" in error
+    monkeypatch.undo()
+    assert run(compare.command, *arguments, "--overwrite")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_interrupted_run_without_a_named_output_says_which_it_was(data, tmp_path, monkeypatch, run):
@@ -189,6 +198,26 @@ def test_bad_flags_end_in_one_line(case, data, tmp_path, monkeypatch, run):
     status, _, error = run(compare.command, "--dataset", data, *flags)
     assert status == 2
     assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+DIVERGING = {
+    "finite": (["--learning-rate", "1e6"], "lower --learning-rate (now 1e+06) or --omega-learning-rate"),
+    "cross-entropy": (["--learning-rate", "1e6", "--loss", "cross-entropy"], "lower --learning-rate (now 1e+06)"),
+    "decay": (["--weight-decay", "1e6"], "lower --weight-decay (now 1e+06), which alone makes the parameters grow"),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_divergence_is_told_while_the_loss_is_finite(case, data, tmp_path, run):
+    flags, message = DIVERGING[case]
+    status, _, error = run(
+        compare.command, "--dataset", data, *FLAGS, "--epochs", 1, *flags, "--output", tmp_path / "o"
+    )
+    assert (status, error.count("\n")) == (1, 1)
+    assert "diverged in epoch 1 for seeds 0, 1: the loss is " in error
+    assert "inf" not in error
     assert message in error
     assert not list(tmp_path.iterdir())
 

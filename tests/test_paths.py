@@ -39,6 +39,10 @@ CASES = {
         "--tolerance",
         "None",
     ],
+    "adamw": [
+        *("--loss", "cross-entropy", "--optimiser", "adamw", "--learning-rate", "0.01", "--weight-decay", "0.1"),
+        *("--schedule", "cosine", "--warmup", "2", "--clip", "0.1", "--batch-size", "5", "--activation", "gelu"),
+    ],
 }
 
 
@@ -58,11 +62,11 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     assert error <= 1e-3 * np.abs(arrays["output"]).max()
     assert metrics["reconstruction"]["max_abs_error"] == pytest.approx(error)
     assert metrics["reconstruction"]["intervals"] == 8 * 15 + metrics["reconstruction"]["bisections"]
-    assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case == "nftk")
+    assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case in ("nftk", "adamw"))
     layers = metrics["layers"]
     names = {"hidden_1", "hidden_2", "readout_2"} | ({"readout_1", "omega_1", "omega_2"} if case == "nftk" else set())
     assert set(layers["names"]) == names
-    assert (layers["omega"] is None) == (case == "relu")
+    assert (layers["omega"] is None) == (case != "nftk")
     assert {path.stem for path in (output / "figures").glob("*.png")} == {
         "reconstruction",
         "influences",
@@ -70,6 +74,10 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
         "classes",
     }
     page = (output / "report.html").read_text()
+    if case == "adamw":
+        assert error <= 1e-5 * np.abs(arrays["output"]).max()
+        assert 0 < metrics["training"]["clipped_steps"] <= 8
+        assert "AdamW, learning rate 0.01 with a cosine schedule after 2 steps of warm-up, gradients clipped" in page
     assert "&lt;cat&gt;" in page
     assert "<cat>" not in page
 
@@ -119,12 +127,28 @@ def test_regression_in_float64(tmp_path, run):
     assert metrics["classes"] is None
 
 
+def test_outputs_that_are_all_zero_are_explained(tmp_path, run):
+    """Constant features and as many rows of one class as of the other: no gradient."""
+    labels = np.arange(12) % 2
+    np.savez(tmp_path / "z.npz", x_train=np.ones((12, 3)), y_train=labels, x_test=np.ones((4, 3)), y_test=labels[:4])
+    flags = ["--loss", "cross-entropy", "--steps", 3, "--width", 4, "--output", tmp_path / "out"]
+    status, _, error = run(paths.command, "--dataset", tmp_path / "z.npz", *flags)
+    assert (status, error) == (0, "")
+    block = json.loads((tmp_path / "out" / "metrics.json").read_text())["reconstruction"]
+    assert (block["largest_output"], block["relative_error"]) == (0, 0)
+
+
 BAD = {
     "diverges": (["--learning-rate", "50"], 1, "lower --learning-rate, 50 now"),
     "tolerance": (["--tolerance", "0"], 2, "--tolerance must be"),
     "quadrature": (["--quadrature", "0"], 2, "--quadrature, the number of nodes, must be"),
     "batch": (["--batch-size", "99"], 2, "--batch-size must be at most"),
     "momentum": (["--momentum", "1"], 2, "--momentum must be"),
+    "momentum of adam": (["--optimiser", "adam", "--momentum", "0.9"], 2, "--momentum must be 0 for adam"),
+    "optimiser": (["--optimiser", "lion"], 2, "lion"),
+    "warmup": (["--warmup", "60"], 2, "--warmup must be below the 60 --steps; got 60"),
+    "clip": (["--clip", "0"], 2, "--clip must be"),
+    "nesterov": (["--nesterov"], 2, "--nesterov must go with a --momentum above 0"),
     "steps": (["--steps", "0"], 2, "--steps must be"),
     "seed": (["--seed", "-1"], 2, "--seed must be"),
     "large seed": (["--seed", str(2**32)], 2, "--seed must be a whole number from 0 to 4294967295; got 4294967296"),

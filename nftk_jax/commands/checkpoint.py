@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,10 @@ Arrays = dict[str, np.ndarray]
 
 #: Least time between two files of one name; what is left out is kept in memory for `Checkpoint.flush`.
 SECONDS = 5.0
+#: Bytes of the digest that a file ends with, after the end of the archive.
+_DIGEST = 32
+#: Bytes that are read at once.
+_BLOCK = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -35,12 +39,13 @@ class Checkpoint(MutableMapping[str, Arrays]):
     Args:
       output: the run's output directory; the checkpoint is the hidden directory beside it.
       settings: what the run computes, as JSON values: a checkpoint of other settings is not taken up.
-      resume: take up what is there; otherwise it is replaced.
+      resume: take up what is there; otherwise it is replaced, as soon as this run saves something.
+      replace: whether it may be, where it holds anything.
       writes: whether this process writes; the others of a run over several processes only read.
       seconds: least time between two files of one name; None is `SECONDS`.
 
     Raises:
-      CheckpointError: there is nothing to resume, or a run with other settings.
+      CheckpointError: there is nothing to resume, or a run with other settings; or something that must not be replaced.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Checkpoint(MutableMapping[str, Arrays]):
         settings: dict[str, Any],
         *,
         resume: bool,
+        replace: bool = True,
         writes: bool = True,
         seconds: float | None = None,
     ) -> None:
@@ -60,6 +66,10 @@ class Checkpoint(MutableMapping[str, Arrays]):
         self._resume, self._full = resume, False
         if resume:
             self._check()
+        elif writes and not replace and any(self.directory.glob("*.npz")):
+            raise CheckpointError(
+                f"an interrupted run left {self.directory}: add `resume` to go on from it, or `overwrite` to start anew"
+            )
 
     def _check(self) -> None:
         file = self.directory / "settings.json"
@@ -68,12 +78,14 @@ class Checkpoint(MutableMapping[str, Arrays]):
         try:
             theirs = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise CheckpointError(f"{file} is damaged; leave out `resume` to start anew") from None
+            raise CheckpointError(f"{file} is damaged; start anew with `overwrite` instead of `resume`") from None
         names = sorted(set(theirs) | set(self._settings))
         different = [name for name in names if theirs.get(name) != self._settings.get(name)]
         if different:
             pairs = ", ".join(f"{name} was {theirs.get(name)!r}, is {self._settings.get(name)!r}" for name in different)
-            raise CheckpointError(f"the interrupted run had other settings ({pairs}); leave out `resume` to start anew")
+            raise CheckpointError(
+                f"the interrupted run had other settings ({pairs}); start anew with `overwrite` instead of `resume`"
+            )
 
     def __getitem__(self, name: str) -> Arrays:
         """The arrays under a name.
@@ -87,11 +99,17 @@ class Checkpoint(MutableMapping[str, Arrays]):
         file = self._file(name)
         if name not in self._written and not (self._resume and file.exists()):
             raise KeyError(name)
+        damaged = CheckpointError(f"{file} is damaged; start anew with `overwrite` instead of `resume`")
         try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            raise CheckpointError(f"{file} is damaged; leave out `resume` to start anew") from None
+            with file.open("rb") as opened:
+                size = os.fstat(opened.fileno()).st_size - _DIGEST
+                if _digest(opened, size) != opened.read():
+                    raise damaged
+                opened.seek(0)
+                with np.load(opened, allow_pickle=False) as arrays:
+                    return dict(arrays)
+        except OSError:
+            raise damaged from None
 
     def __setitem__(self, name: str, arrays: Arrays) -> None:
         self._waiting[name] = arrays
@@ -130,8 +148,9 @@ class Checkpoint(MutableMapping[str, Arrays]):
             aside = self.directory / f"{name}.part"
             try:
                 self._prepare()
-                with aside.open("wb") as file:
+                with aside.open("w+b") as file:
                     np.savez(file, allow_pickle=False, **self._waiting[name])
+                    file.write(_digest(file, file.seek(0, os.SEEK_END)))
                     file.flush()
                     os.fsync(file.fileno())
                 aside.replace(self._file(name))
@@ -167,3 +186,13 @@ class Checkpoint(MutableMapping[str, Arrays]):
         self._written.clear()
         if self._writes:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first bytes of a file; short files have another one."""
+    file.seek(0)
+    total = hashlib.sha256(str(size).encode())
+    while size > 0 and (block := file.read(min(size, _BLOCK))):
+        total.update(block)
+        size -= len(block)
+    return total.digest()

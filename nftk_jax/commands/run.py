@@ -164,14 +164,19 @@ class Run(contextlib.AbstractContextManager["Run"]):
         `also` is what a run that resumes must share besides flags and data.
 
         Raises:
-          CheckpointError: there is nothing to resume, or a run with other settings.
+          CheckpointError: there is nothing to resume, or a run with other settings; or what an interrupted run left is
+            neither to be resumed nor to be overwritten.
           CommandError: an interrupt or a failure after which the run can go on, where something was saved.
         """
         from nftk_jax.commands.checkpoint import Checkpoint, CheckpointError
 
         settings = {name: value for name, value in flatten(self.config).items() if name not in WITHOUT_EFFECT}
         kept = Checkpoint(
-            self.output, {**settings, "sha256": dataset.sha256, **(also or {})}, resume=resume, writes=self.writes
+            self.output,
+            {**settings, "sha256": dataset.sha256, **(also or {})},
+            resume=resume,
+            replace=self.config.files.overwrite,
+            writes=self.writes,
         )
         try:
             yield kept

@@ -26,7 +26,19 @@ from jax import lax
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise, project_omega
 from nftk_jax.finite.settings import AlternatingSettings
-from nftk_jax.finite.training import DivergenceError, Report, Training, count_zeros, empty_history, mean_loss, seed_keys
+from nftk_jax.finite.training import (
+    Report,
+    Training,
+    check_losses,
+    check_not_beyond,
+    count_zeros,
+    empty_history,
+    loss_scale,
+    mean_loss,
+    mean_losses,
+    predict,
+    seed_keys,
+)
 
 
 def ridge_of_anchor(anchor: float, n_rows: int) -> float:
@@ -86,10 +98,14 @@ def alternate(
       norm of the gradient of theta that was left, as a share of the first one.
 
     Raises:
-      DivergenceError: the objective is not finite.
+      ValueError: more rounds are done than there are to be.
+      DivergenceError: the objective of a round, or the loss after the last, is not finite or more than a hundred times
+        its scale, see `loss_scale`.
     """
     training, network, settings = start, start.network, start.settings
     one_round = dataclasses.replace(settings, rounds=1)  # compiled once, however many there are
+    check_not_beyond(start, settings.rounds)
+    scale = loss_scale("mse", predict(network, start.state.start, x), y)
     device_x, device_y = jnp.asarray(x), jnp.asarray(y, x.dtype)
     while training.epoch < settings.rounds:
         report("alternate", training.epoch, settings.rounds)
@@ -98,12 +114,8 @@ def alternate(
             network, one_round, state.params, state.start, device_x, device_y
         )
         objective = np.asarray(objective, np.float64)
-        if not np.isfinite(objective).all():
-            raise DivergenceError(
-                f"the alternating minimisation diverged in round {training.epoch + 1}: the objective is not finite; "
-                f"lower `learning_rate` (now {settings.learning_rate:g}) or `omega_learning_rate` (now "
-                f"{settings.omega_learning_rate:g})"
-            )
+        what = f"the alternating minimisation diverged in round {training.epoch + 1}"
+        check_losses(objective, scale, what, training)
         state = AlternatingState(params, state.start, state.slope if training.epoch else entry)
         seconds, gradient = time.perf_counter() - clock, np.asarray(norm / state.slope)
         training = training.advance(
@@ -111,6 +123,8 @@ def alternate(
         )
         after_round(training)
     report("alternate", settings.rounds, settings.rounds)
+    after = mean_losses("mse", predict(network, training.params, x), y)
+    check_losses(after, scale, "the alternating minimisation diverged in its last round", training)
     return training
 
 

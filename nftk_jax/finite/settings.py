@@ -20,6 +20,20 @@ def check_momentum(value: float) -> None:
         raise ValueError(f"momentum must be from 0 to below 1; got {value!r}")
 
 
+def grows_by_decay(rate: float, decay: float, momentum: float = 0.0) -> bool:
+    """Whether steps of gradient descent on weight decay alone, lambda/2 |w|^2, make the parameters grow.
+
+    With momentum mu, w_(t+1) - (1 + mu - rate lambda) w_t + mu w_(t-1) = 0 has a root below -1 where rate lambda is
+    above 2 (1 + mu).
+    """
+    return rate * decay > 2 * (1 + momentum)
+
+
+def lower_decay(name: str, decay: float, rate_name: str, rate: float) -> str:
+    """The remedy where `grows_by_decay`."""
+    return f"lower `{name}` (now {decay:g}), which alone makes the parameters grow with `{rate_name}` {rate:g}"
+
+
 @dataclasses.dataclass(frozen=True)
 class FiniteSettings:
     """What a network of finite width has besides its depth and activation; fields of `NetworkSettings`.
@@ -76,6 +90,14 @@ class TrainSettings:
         check_momentum(self.momentum)
         check_choice("loss", self.loss, LossName)
 
+    def remedy(self) -> str:
+        """What to lower where the training diverges."""
+        rates = {name: getattr(self, name) for name in ("learning_rate", "omega_learning_rate")}
+        for name, rate in rates.items():
+            if grows_by_decay(rate, self.weight_decay, self.momentum):
+                return lower_decay("weight_decay", self.weight_decay, name, rate)
+        return "lower " + " or ".join(f"`{name}` (now {rate:g})" for name, rate in rates.items())
+
 
 @dataclasses.dataclass(frozen=True)
 class AlternatingSettings:
@@ -110,3 +132,12 @@ class AlternatingSettings:
         check_number("anchor", self.anchor, zero=True)
         for name in ("learning_rate", "omega_learning_rate", "theta_tolerance"):
             check_number(name, getattr(self, name))
+
+    def remedy(self) -> str:
+        """What to lower where the minimisation diverges."""
+        if grows_by_decay(self.learning_rate, self.anchor):
+            return lower_decay("anchor", self.anchor, "learning_rate", self.learning_rate)
+        return (
+            f"lower `learning_rate` (now {self.learning_rate:g}) or `omega_learning_rate` (now "
+            f"{self.omega_learning_rate:g})"
+        )

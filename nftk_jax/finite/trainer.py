@@ -112,7 +112,7 @@ def train_on(
 
     Raises:
       ValueError: sizes do not match, or the journal holds a training of other networks.
-      DivergenceError: a loss is not finite.
+      DivergenceError: see `train` and `alternate`.
     """
     saved = None if journal is None else journal.get(name)
 

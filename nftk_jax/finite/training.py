@@ -31,8 +31,12 @@ Report = Callable[[str, int, int], None]
 _PREDICT_ROWS = 2000
 
 
+#: A loss this many times its scale, see `loss_scale`, counts as divergence.
+DIVERGED = 100.0
+
+
 class DivergenceError(ArithmeticError):
-    """The loss is no longer finite; the message says where and what to lower."""
+    """The loss is not finite or has grown a hundredfold; the message says where and what to lower."""
 
 
 def make_optimizers(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -195,15 +199,19 @@ def train(
       The training after `settings.epochs` epochs; its train_loss is the mean over the epoch, as the parameters moved.
 
     Raises:
-      ValueError: the shapes do not match.
-      DivergenceError: a loss is not finite.
+      ValueError: the shapes do not match, or more epochs are done than there are to be.
+      DivergenceError: the loss of an epoch, or the one after the last, is not finite or more than a hundred times its
+        scale, see `loss_scale`.
     """
     training, network, settings, epochs = start, start.network, start.settings, start.settings.epochs
     if x.shape != (len(y), network.n_inputs) or y.shape != (len(x), network.n_outputs):
         raise ValueError(
             f"x and y must have shapes (n, {network.n_inputs}) and (n, {network.n_outputs}); got {x.shape}, {y.shape}"
         )
+    check_not_beyond(start, epochs)
     one_epoch = dataclasses.replace(settings, epochs=1)  # compiled once, however many there are
+    drawn = start_training(network, settings, start.seeds, x.dtype) if start.epoch else start
+    scale = loss_scale(settings.loss, predict(network, drawn.params, x), y)
     device_x, device_y, keys = jnp.asarray(x), jnp.asarray(y, x.dtype), seed_keys(start.seeds)
     while training.epoch < epochs:
         report("train", training.epoch, epochs)
@@ -211,10 +219,12 @@ def train(
         state, losses = _run_epoch(network, one_epoch, training.state, device_x, device_y, keys, training.epoch)
         losses = np.asarray(losses, np.float64)
         seconds = time.perf_counter() - clock
-        _check_finite(losses, training)
+        check_losses(losses, scale, f"training diverged in epoch {training.epoch + 1}", training)
         training = training.advance(state, train_loss=losses, seconds=seconds)
         after_epoch(training)
     report("train", epochs, epochs)
+    after = mean_losses(settings.loss, predict(network, training.params, x), y)
+    check_losses(after, scale, "training diverged in its last epoch", training)
     return training
 
 
@@ -293,14 +303,50 @@ def sgd_step(
     return TrainState(Params(theta, omega), theta_opt, omega_opt), loss
 
 
-def _check_finite(losses: np.ndarray, training: Training[TrainSettings, TrainState]) -> None:
-    lost = [seed for seed, loss in zip(training.seeds, losses, strict=True) if not np.isfinite(loss)]
-    if lost:
-        settings = training.settings
+def mean_losses(loss: LossName, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The mean loss over rows of every seed's outputs, shape (S,), float64; outputs (S, n, C), y (n, C)."""
+    ones = jnp.ones(len(y), outputs.dtype)
+    return np.asarray([mean_loss(loss, jnp.asarray(one), jnp.asarray(y), ones) for one in outputs], np.float64)
+
+
+def loss_scale(loss: LossName, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What losses are compared with, shape (S,): the larger of the loss at the start and that of outputs of zero.
+
+    Args:
+      loss: which.
+      outputs: of all training rows before the first step, shape (S, n, C).
+      y: targets, shape (n, C).
+    """
+    return np.maximum(mean_losses(loss, outputs, y), mean_losses(loss, np.zeros_like(outputs[:1]), y))
+
+
+def check_losses(losses: np.ndarray, scale: np.ndarray, what: str, training: Training[Any, Any]) -> None:
+    """Refuse losses that are not finite or too large.
+
+    Args:
+      losses: of every seed, shape (S,).
+      scale: from `loss_scale`.
+      what: has happened and when, for the message.
+      training: whose losses they are.
+
+    Raises:
+      DivergenceError: one is, for some seed.
+    """
+    bad = ~np.isfinite(losses) | (losses > DIVERGED * scale)
+    if bad.any():
+        lost = ", ".join(str(seed) for seed, diverged in zip(training.seeds, bad, strict=True) if diverged)
+        found, usual = losses[bad][0], scale[bad][0]
         raise DivergenceError(
-            f"training diverged in epoch {training.epoch + 1} for seed{'s' if len(lost) > 1 else ''} "
-            f"{', '.join(map(str, lost))}: the loss is not finite; lower `learning_rate` (now "
-            f"{settings.learning_rate:g}) or `omega_learning_rate` (now {settings.omega_learning_rate:g})"
+            f"{what} for seed{'s' if bad.sum() > 1 else ''} {lost}: the loss is {found:.3g}, where untrained or zero "
+            f"outputs have {usual:.3g}; {training.settings.remedy()}"
+        )
+
+
+def check_not_beyond(training: Training[Any, Any], epochs: int) -> None:
+    """Raise ValueError where a training to go on from has more than the epochs (or rounds) that are to be done."""
+    if training.epoch > epochs:
+        raise ValueError(
+            f"the saved training has {training.epoch} epochs, more than the {epochs} asked for; start anew"
         )
 
 

@@ -1,12 +1,13 @@
 r"""Weighted sums of query gradients along training steps, and their inner products with sample gradients.
 
-A sum :math:`H = \sum_p a_p \nabla f_k(x; w_p)` over points p of the path is kept, for every query x and output k, in
-one of four forms:
+A sum :math:`H = \sum_p a_p P_p \nabla f_k(x; w_p)` over points p of the path, with diagonal matrices P_p or without, is
+kept, for every query x and output k, in one of five forms:
 
  - a parameter that is no dense layer: in full, (size,);
- - a dense layer on the network's input, whose h is the same everywhere: the sum of delta alone, (e,);
- - any other dense layer, where sums must last for several steps (momentum): in full, (d, e);
- - any other dense layer otherwise: not at all. Its inner product with a sample's gradient is taken point by point as
+ - any dense layer, where there are matrices P_p: in full, (d, e);
+ - otherwise a dense layer on the network's input, whose h is the same everywhere: the sum of delta alone, (e,);
+ - otherwise any other dense layer, where sums must last for several steps (momentum): in full, (d, e);
+ - otherwise any other dense layer: not at all. Its inner product with a sample's gradient is taken point by point as
    <h, h'> <delta, delta'>.
 """
 
@@ -35,22 +36,30 @@ class Sums(NamedTuple):
       kept: the sums that are kept, shape (m, n_outputs, ...), see the module.
       with_samples: of the other parameters, the inner products with this step's samples, shape (m, n_outputs, rows).
       with_start: of those, the inner products with the parameters w themselves, shape (m, n_outputs).
+      deltas: this step's scaled sums of delta, shape (m, n_outputs, e), of the dense layers on the network's input that
+        are kept in full: `fold` adds them.
+      decay: the inner product of this step's average gradient with w, all parameters together, shape (m, n_outputs);
+        zero where it is not asked for.
     """
 
     kept: dict[int, Array]
     with_samples: dict[int, Array]
     with_start: dict[int, Array]
+    deltas: dict[int, Array]
+    decay: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Summation:
-    """How to sum gradients of one network: `decay`, `add` for every chunk of intervals and `products`, once a step.
+    """How to sum gradients of one network: each step `decay`, `add` for every chunk of intervals, `fold`, `products`.
 
     Attributes:
       network: gives the gradients.
       rule: quadrature on every interval.
       rows: number of sample gradients of a step.
       lasting: whether sums last for several steps.
+      preconditioned: whether there are matrices P_p.
+      decoupled: whether the decay of the parameters is decoupled from the gradient, so that `Sums.decay` is needed.
       dtype: name of the parameters' dtype.
     """
 
@@ -58,12 +67,30 @@ class Summation:
     rule: Rule
     rows: int
     lasting: bool
+    preconditioned: bool
+    decoupled: bool
     dtype: str
 
     @property
     def _by_point(self) -> frozenset[int]:
         """The parameters whose gradients are not summed."""
-        return frozenset() if self.lasting else frozenset(self.network.summed_axis) - self.network.fixed_input
+        full = self.lasting or self.preconditioned
+        return frozenset() if full else frozenset(self.network.summed_axis) - self._by_delta
+
+    @property
+    def _by_delta(self) -> frozenset[int]:
+        """The parameters of which the sum of delta is enough."""
+        return frozenset() if self.preconditioned else self.network.fixed_input
+
+    @property
+    def _folded(self) -> frozenset[int]:
+        """The parameters of which a step's sum of delta is enough, but not that of all steps."""
+        return self.network.fixed_input - self._by_delta
+
+    @property
+    def folds(self) -> bool:
+        """Whether `fold` has anything to do."""
+        return bool(self._folded)
 
     @property
     def _shapes(self) -> dict[int, tuple[int, ...]]:
@@ -74,7 +101,7 @@ class Summation:
                 continue
             axis = self.network.summed_axis.get(leaf)
             full = (math.prod(shape),) if axis is None else (shape[axis], shape[1 - axis])
-            shapes[leaf] = full[1:] if leaf in self.network.fixed_input else full
+            shapes[leaf] = full[1:] if leaf in self._by_delta else full
         return shapes
 
     def query_bytes(self) -> int:
@@ -90,7 +117,10 @@ class Summation:
             for leaf, s in enumerate(self.network.shapes)
             if leaf in self.network.summed_axis
         )
-        numbers = len(self.rule.nodes) * self.network.n_outputs * (3 * full + delta + self.rows * bool(self._by_point))
+        nodes = len(self.rule.nodes) * (3 * full + delta + self.rows * bool(self._by_point))
+        dense = frozenset(self.network.summed_axis) - self._by_point - self._folded
+        sums = sum(math.prod(self._shapes[leaf]) for leaf in dense)
+        numbers = self.network.n_outputs * (nodes + sums)
         return max(1, min(n_queries, _CHUNK_BYTES // (numbers * jnp.dtype(self.dtype).itemsize)))
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -101,46 +131,87 @@ class Summation:
             {leaf: jnp.zeros((*shape, *rest), self.dtype) for leaf, rest in self._shapes.items()},
             {leaf: jnp.zeros((*shape, self.rows), self.dtype) for leaf in self._by_point},
             {leaf: jnp.zeros(shape, self.dtype) for leaf in self._by_point},
-        )
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def decay(self, sums: Sums, momentum: float) -> Sums:
-        """momentum H, with nothing yet of this step."""
-        kept = {leaf: momentum * total for leaf, total in sums.kept.items()}
-        return Sums(
-            kept, jax.tree.map(jnp.zeros_like, sums.with_samples), jax.tree.map(jnp.zeros_like, sums.with_start)
+            {leaf: jnp.zeros((*shape, self._shapes[leaf][1]), self.dtype) for leaf in self._folded},
+            jnp.zeros(shape, self.dtype),
         )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def decay(self, sums: Sums, momentum: float) -> Sums:
+        """momentum H, with nothing yet of this step; what `fold` adds to is left to it."""
+        kept = {leaf: total if leaf in self._folded else momentum * total for leaf, total in sums.kept.items()}
+        return Sums(kept, *jax.tree.map(jnp.zeros_like, sums[1:]))
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def add(
-        self, sums: Sums, line: Line, x: Array, samples: Sequence[Factor], query: Array, low: Array, high: Array
+        self,
+        sums: Sums,
+        line: Line,
+        x: Array,
+        samples: Sequence[Factor],
+        scale: float,
+        preconditioner: Sequence[Array] | None,
+        query: Array,
+        low: Array,
+        high: Array,
     ) -> Sums:
-        """H plus the integrals of the gradient over parts of the step w -> w + D.
+        """H plus the scaled and preconditioned integrals of the gradient over parts of the step w -> w + D.
 
         Args:
           sums: H.
           line: of the step.
           x: the queries, shape (m, ...).
           samples: gradients at w, shapes (rows, ...), that the sums will be multiplied with.
+          scale: of the integrals.
+          preconditioner: the diagonal of P, in the parameters' shapes; None where P is 1.
           query, low, high: the intervals, shape (k,).
         """
         nodes, weights = (jnp.asarray(values, self.dtype) for values in self.rule)
         width = (high - low)[:, None]
         weight = width * weights
+        scaled = jnp.asarray(scale, self.dtype) * weight
         along = jax.vmap(jax.vmap(self.network.line_gradients, (None, None, None, 0)), (None, None, 0, 0))
         kept, with_samples, with_start = dict(sums.kept), dict(sums.with_samples), dict(sums.with_start)
+        deltas, decay = dict(sums.deltas), sums.decay
         with jax.default_matmul_precision("highest"):
             for leaf, (h, delta) in enumerate(along(*line, x[query], low[:, None] + width * nodes)):
+                start = self._matrix(line.start, leaf)
                 if leaf in self._by_point:
-                    products = _by_point_products(weight, h, delta, samples[leaf])
+                    products = _by_point_products(scaled, h, delta, samples[leaf])
                     with_samples[leaf] = with_samples[leaf].at[query].add(products)
-                    pushed = weight[..., None] * (h @ self._matrix(line.start, leaf))
-                    with_start[leaf] = with_start[leaf].at[query].add(jnp.einsum("kje,kjce->kc", pushed, delta))
-                elif kept[leaf].ndim == 4:
-                    kept[leaf] = kept[leaf].at[query].add(jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta))
+                    with_start[leaf] = with_start[leaf].at[query].add(_push(scaled, h, delta, start))
+                elif leaf in self._folded:
+                    deltas[leaf] = deltas[leaf].at[query].add(jnp.einsum("kj,kjce->kce", scaled, delta))
                 else:
-                    kept[leaf] = kept[leaf].at[query].add(jnp.einsum("kj,kjce->kce", weight, delta))
-        return Sums(kept, with_samples, with_start)
+                    total = self._integral(leaf, scaled, h, delta)
+                    if preconditioner is not None:
+                        total = total * self._matrix(preconditioner, leaf)
+                    kept[leaf] = kept[leaf].at[query].add(total)
+                if self.decoupled:
+                    decay = decay.at[query].add(_push(weight, h, delta, start))
+        return Sums(kept, with_samples, with_start, deltas, decay)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def fold(
+        self, sums: Sums, start: Sequence[Array], x: Array, momentum: float, preconditioner: Sequence[Array]
+    ) -> Sums:
+        """Add this step's sums of delta, preconditioned, to momentum H: one pass over what is largest.
+
+        Args:
+          sums: H after all of the step's intervals.
+          start, x: as for `products`.
+          momentum, preconditioner: as for `decay` and `add`.
+        """
+        inputs, kept = self._fixed_inputs(start, x), dict(sums.kept)
+        for leaf in self._folded:
+            product = inputs[leaf][:, None, :, None] * sums.deltas[leaf][:, :, None]
+            kept[leaf] = momentum * kept[leaf] + product * self._matrix(preconditioner, leaf)
+        return sums._replace(kept=kept)
+
+    def _integral(self, leaf: int, weight: Array, h: Array | None, delta: Array) -> Array:
+        """The weighted sum of one parameter's gradients in the form in which it is kept, shape (k, n_outputs, ...)."""
+        if h is None or leaf in self._by_delta:
+            return jnp.einsum("kj,kjce->kce", weight, delta)
+        return jnp.einsum("kj,kjd,kjce->kcde", weight, h, delta)
 
     @functools.partial(jax.jit, static_argnums=0)
     def products(
@@ -164,7 +235,7 @@ class Summation:
             for leaf, (h, delta) in enumerate(samples):
                 if leaf in self._by_point:
                     found, regular = sums.with_samples[leaf], sums.with_start[leaf]
-                elif leaf in inputs:
+                elif leaf in self._by_delta:
                     found = (inputs[leaf] @ h.T)[:, None] * jnp.einsum("qce,re->qcr", sums.kept[leaf], delta)
                     regular = jnp.einsum("qce,qe->qc", sums.kept[leaf], inputs[leaf] @ self._matrix(start, leaf))
                 else:
@@ -187,6 +258,13 @@ class Summation:
         return {leaf: factors[leaf].left for leaf in self.network.fixed_input}
 
 
+def _push(weight: Array, h: Array | None, delta: Array, params: Array) -> Array:
+    """sum_j weight_j <gradient_j, w>, shape (k, n_outputs), of one parameter w in the form of its gradient's sum."""
+    if h is None:
+        return jnp.einsum("kj,kjce,e->kc", weight, delta, params)
+    return jnp.einsum("kj,kje,kjce->kc", weight, h @ params, delta)
+
+
 def _by_point_products(weight: Array, h: Array, delta: Array, sample: Factor) -> Array:
     """sum_j weight_j <h_j, h'> <delta_j, delta'>, shape (k, n_outputs, rows), without an array of all its addends."""
     left = weight[..., None] * (h @ sample.left.T)
@@ -203,4 +281,5 @@ def _full_products(sums: Array, h: Array | None, delta: Array, params: Array) ->
     """Of sums kept in full: with the samples, shape (m, n_outputs, rows), and with the parameters, (m, n_outputs)."""
     flat = sums.reshape(*sums.shape[:2], -1)
     gradients = delta if h is None else (h[:, :, None] * delta[:, None, :]).reshape(len(h), -1)
-    return flat @ gradients.T, flat @ params.reshape(-1)
+    found = flat @ jnp.concatenate([gradients, params.reshape(1, -1)]).T
+    return found[..., :-1], found[..., -1]

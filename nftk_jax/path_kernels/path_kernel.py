@@ -1,19 +1,28 @@
 r"""Path kernels: a trained network rebuilt from its training samples (Domingos 2020, made exact for finite steps).
 
-One step of training moves the parameters by D = -eps v with v_t = mu v_(t-1) + 1/|B| sum_i grad l_i(w_t) + lambda w_t,
-and f moves by
+Step t of training moves the parameters by D_t, and f by
 
-.. math:: f(x; w + D) - f(x; w) = \int_0^1 \langle \nabla f(x; w + s D), D \rangle \, ds .
+.. math:: f(x; w_t + D_t) - f(x; w_t) = \int_0^1 \langle \nabla f(x; w_t + s D_t), D_t \rangle \, ds
+    = \langle G_t(x), D_t \rangle ,
 
-D is a sum over samples, so the integral splits into one term a sample; momentum hands a sample's share on to later
-steps. With :math:`G_t(x)` the average of :math:`\nabla f(x; \cdot)` along step t, and
-:math:`H_t = G_t + \mu H_{t+1}` summed from the last step backwards,
+with :math:`G_t(x)` the average of :math:`\nabla f(x; \cdot)` along the step. D_t is a sum over samples, so the product
+splits into one term a sample; momentum hands a sample's share on to later steps. In the notation of `optimiser.py`,
 
 .. math::
-    f(x; w_T) = f(x; w_0) - \epsilon\lambda \sum_t \langle H_t(x), w_t \rangle
-        - \epsilon \sum_i \sum_{t: i \in B_t} \frac{1}{|B_t|} \langle H_t(x), \nabla_w \ell_i(w_t) \rangle .
+    D_t = -\eta_t \left( P_t (p_t m_t + q_t u_t) + \lambda' w_t \right), \quad m_t = a \sum_{s \le t} \beta^{t-s} u_s,
+    \quad u_t = \lambda w_t + \frac{c_t}{|B_t|} \sum_{i \in B_t} \nabla \ell_i(w_t) .
 
-The sum over t in the last expression is the term of sample i. As eps -> 0 it becomes Theorem 1:
+The steps' products with u_s are collected from the last step backwards in
+:math:`H_t = \eta_t p_t P_t G_t + \beta H_{t+1}` and :math:`K_t = a H_t + \eta_t q_t P_t G_t`, and
+
+.. math::
+    f(x; w_T) = f(x; w_0) - \sum_t \langle \lambda K_t(x) + \lambda' \eta_t G_t(x), w_t \rangle
+        - \sum_i \sum_{t: i \in B_t} \frac{c_t}{|B_t|} \langle K_t(x), \nabla_w \ell_i(w_t) \rangle .
+
+c_t and P_t are those of the recorded path. They depend on the samples as well, which these terms do not show: a term is
+a sample's share in the steps as they were taken, not its effect on the size of later steps.
+
+The last sum over t is the term of sample i. For gradient descent it becomes Theorem 1 as eta -> 0:
 :math:`\nabla \ell_i = \sum_k \ell'_{ik} \nabla f_k(x_i)`, and the term is the loss-weighted path kernel of Remark 2.
 The kernel between x and a sample takes the gradient at x along the step and that of the sample at its start, so it is
 not symmetric, and its coefficients depend on x (Remark 1).
@@ -32,10 +41,10 @@ import numpy as np
 
 from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.path_kernels.checks import as_samples, check_finite, check_samples
-from nftk_jax.path_kernels.gradient_sums import Summation
+from nftk_jax.path_kernels.gradient_sums import Summation, Sums
 from nftk_jax.path_kernels.gradients import Array, Factor, Line, Network
 from nftk_jax.path_kernels.quadrature import Intervals, Rule, check_tolerance, gauss_legendre, measure_errors, refine
-from nftk_jax.path_kernels.trajectory import Loss, Report, Trajectory
+from nftk_jax.path_kernels.trajectory import Loss, Point, Report, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +56,7 @@ class PathTerms:
     Attributes:
       terms: what every sample contributed, shape (n_queries, n, n_outputs), float64.
       start: the outputs before training, shape (n_queries, n_outputs): b of Theorem 1.
-      regulariser: what weight decay contributed, same shape (Remark 4).
+      regulariser: what weight decay contributed, added to the gradient or decoupled from it, same shape (Remark 4).
       output: the trained network's own outputs, same shape.
       by_parameter: the sum over samples split by parameter, shape (n_parameters, n_queries, n_outputs).
       names: of those parameters.
@@ -79,9 +88,13 @@ class PathTerms:
 
     @property
     def relative_error(self) -> float:
-        """`max_abs_error` over max |output|; infinite where all outputs are zero and the reconstruction is not."""
-        error, largest = self.max_abs_error, float(np.abs(self.output).max())
-        return error / largest if largest else (np.inf if error else 0.0)
+        """`max_abs_error` over max |output|; where all outputs are zero, over the largest of what adds up to them."""
+        return self.max_abs_error / _largest(self.output, self.start, self.regulariser, self.terms)
+
+
+def _largest(*arrays: np.ndarray) -> float:
+    """max |a| of the first array that is not all zero; 1 where all are."""
+    return next((found for a in arrays if (found := float(np.abs(a).max()))), 1.0)
 
 
 @lenient_jax()
@@ -100,8 +113,8 @@ def path_terms(
       trajectory: the training.
       x: queries, shape (n_queries, ...), of the training inputs' kind: floats, or whole numbers.
       rule: quadrature along a step; Gauss-Legendre with 8 nodes where None.
-      tolerance: bound on the error of the quadrature as a share of max |f|, kept by bisecting intervals; None applies
-        the rule once a step.
+      tolerance: bound on the error of the quadrature as a share of max |f|, or of that before training where all
+        outputs are zero, kept by bisecting intervals; None applies the rule once a step.
       memory_bytes: what gradients of the queries may take; queries are treated in tiles of that size.
       report: called with the stage "path", the steps done and their number, over all tiles.
 
@@ -120,12 +133,12 @@ def path_terms(
     regulariser, by_parameter = np.zeros_like(walk.output), np.zeros((len(names), *walk.output.shape))
     intervals, errors = 0, np.zeros(len(walk.x))
     for tile, step in walk.steps(report):
-        rate = settings.learning_rate / len(step.rows)
-        terms[tile, :, as_slice(step.rows, len(trajectory.x))] -= rate * step.products
-        by_parameter[:, tile] -= rate * step.split
-        regulariser[tile] -= settings.learning_rate * settings.weight_decay * step.with_params
+        share = trajectory.clips[step.number] / len(step.rows)
+        terms[tile, :, as_slice(step.rows, len(trajectory.x))] -= share * step.products
+        by_parameter[:, tile] -= share * step.split
+        regulariser[tile] -= step.decay
         intervals += len(step.intervals)
-        errors[tile] += np.bincount(step.intervals.query, step.intervals.error, len(step.with_params))
+        errors[tile] += np.bincount(step.intervals.query, step.intervals.error, len(step.decay))
     check_finite("the terms", terms)
     return PathTerms(
         terms=np.moveaxis(terms, 1, 2),
@@ -190,9 +203,10 @@ def path_kernel(trajectory: Trajectory, x1: Array, x2: Array, *, rule: Rule | No
     rule = rule or gauss_legendre(8)
     x1, x2 = _as_queries("x1", x1, trajectory), _as_queries("x2", x2, trajectory)
     total = 0.0
-    for _, start, step in trajectory.points():
-        total = total + np.asarray(_kernel_along(trajectory.network, rule, start, step, x1, x2), np.float64)
-    return trajectory.settings.learning_rate * np.asarray(total)
+    for number, start, step, _ in trajectory.points():
+        average = np.asarray(_kernel_along(trajectory.network, rule, start, step, x1, x2), np.float64)
+        total = total + float(trajectory.coefficients.rate[number]) * average
+    return np.asarray(total)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -233,17 +247,19 @@ class _Step(NamedTuple):
     """What one step of training contributes to a tile of queries.
 
     Attributes:
+      number: t, from 0.
       rows: the samples of the step.
-      products: <H_t(x), gradient of sample i's loss>, shape (m, n_outputs, len(rows)), float64.
+      products: <K_t(x), gradient of sample i's loss>, shape (m, n_outputs, len(rows)), float64.
       split: the same summed over samples, by parameter, shape (n_parameters, m, n_outputs).
-      with_params: <H_t(x), w_t>, shape (m, n_outputs).
+      decay: <lambda K_t(x) + lambda' eta_t G_t(x), w_t>, shape (m, n_outputs).
       intervals: of the quadrature.
     """
 
+    number: int
     rows: np.ndarray
     products: np.ndarray
     split: np.ndarray
-    with_params: np.ndarray
+    decay: np.ndarray
     intervals: Intervals
 
 
@@ -255,16 +271,18 @@ class _Walk:
     ) -> None:
         """Prepare; the arguments are those of `path_terms`."""
         check_tolerance(tolerance)
-        network, settings = trajectory.network, trajectory.settings
+        network, settings, optimiser = trajectory.network, trajectory.settings, trajectory.optimiser
         size, dtype = trajectory.batches.shape[1], trajectory.start[0].dtype
         self.trajectory, self.x = trajectory, _as_queries("x", x, trajectory)
         self.output = np.asarray(trajectory.network.output(trajectory.end, self.x), np.float64)
         check_finite("the trained network's outputs", self.output)
         self.start = np.asarray(trajectory.network.output(trajectory.start, self.x), np.float64)
-        largest = float(np.abs(self.output).max())
+        largest = _largest(self.output, self.start)
         self._allowed = None if tolerance is None else tolerance * largest / settings.steps
         self._rounding = largest * float(jnp.finfo(dtype).eps)
-        self._sums = Summation(network, rule, size, settings.momentum > 0, str(dtype))
+        lasting, preconditioned = optimiser.momentum > 0, optimiser.second is not None
+        decoupled = optimiser.decoupled_decay > 0
+        self._sums = Summation(network, rule, size, lasting, preconditioned, decoupled, str(dtype))
         self._queries = max(1, min(len(self.x), memory_bytes // self._sums.query_bytes()))
         self._chunk = self._sums.chunk(self._queries)
 
@@ -281,19 +299,50 @@ class _Walk:
         report("path", total, total)
 
     def _tile(self, x: Array) -> Iterator[_Step]:
-        sums, trajectory = self._sums, self.trajectory
-        state = sums.zeros(len(x))
-        for number, start, step in trajectory.points():
-            rows, line = trajectory.batches[number], Line(start, step)
-            data = trajectory.x[rows], trajectory.y[rows]
-            samples = _sample_gradients(trajectory.network, trajectory.loss, start, *data)
-            intervals = self._intervals(line, x)
-            state = sums.decay(state, trajectory.settings.momentum)
-            for part in intervals.chunks(self._chunk):
-                low, high = part.low.astype(sums.dtype), part.high.astype(sums.dtype)
-                state = sums.add(state, line, x, samples, part.query, low, high)
-            products, split, with_params = (np.asarray(a, np.float64) for a in sums.products(state, start, x, samples))
-            yield _Step(rows, products, split, with_params, intervals)
+        trajectory = self.trajectory
+        state = self._sums.zeros(len(x))
+        for point in trajectory.points():
+            rows = trajectory.batches[point.number]
+            samples = _sample_gradients(
+                trajectory.network, trajectory.loss, point.start, trajectory.x[rows], trajectory.y[rows]
+            )
+            intervals = self._intervals(Line(point.start, point.step), x)
+            share, momentum = trajectory.optimiser.share, trajectory.optimiser.momentum
+            on_gradient = self._on_gradient(point.number)
+            later = self._products(state, point, x, samples) if on_gradient else ()
+            state = self._add(self._sums.decay(state, momentum), point, x, samples, intervals)
+            found = self._products(state, point, x, samples)
+            if on_gradient:  # eta_t P_t G_t is (H_t - beta H_(t+1)) / p_t
+                weights = share + on_gradient, on_gradient * momentum
+                found = [weights[0] * now - weights[1] * then for now, then in zip(found, later, strict=True)]
+            else:
+                found = [share * now for now in found]
+            decay = self._decay(point.number, found[2], np.asarray(state.decay, np.float64))
+            yield _Step(point.number, rows, found[0], found[1], decay, intervals)
+
+    def _add(self, state: Sums, point: Point, x: Array, samples: list[Factor], intervals: Intervals) -> Sums:
+        """H_t from what `decay` has left of H_(t+1)."""
+        line, coefficients, dtype = Line(point.start, point.step), self.trajectory.coefficients, self._sums.dtype
+        scale = coefficients.rate[point.number] * coefficients.on_momentum[point.number]
+        for part in intervals.chunks(self._chunk):
+            low, high = part.low.astype(dtype), part.high.astype(dtype)
+            state = self._sums.add(state, line, x, samples, scale, point.preconditioner, part.query, low, high)
+        momentum = self.trajectory.optimiser.momentum
+        return self._sums.fold(state, point.start, x, momentum, point.preconditioner) if self._sums.folds else state
+
+    def _products(self, state: Sums, point: Point, x: Array, samples: list[Factor]) -> tuple[np.ndarray, ...]:
+        """Of H with the samples' gradients, the same by parameter, and with w; float64."""
+        return tuple(np.asarray(a, np.float64) for a in self._sums.products(state, point.start, x, samples))
+
+    def _on_gradient(self, number: int) -> float:
+        """q_t / p_t of a step."""
+        coefficients = self.trajectory.coefficients
+        return float(coefficients.on_gradient[number] / coefficients.on_momentum[number])
+
+    def _decay(self, number: int, coupled: np.ndarray, decoupled: np.ndarray) -> np.ndarray:
+        """What the decay takes in a step, from <K_t(x), w_t> and <G_t(x), w_t>."""
+        optimiser, rate = self.trajectory.optimiser, float(self.trajectory.coefficients.rate[number])
+        return optimiser.decay * coupled + optimiser.decoupled_decay * rate * decoupled
 
     def _intervals(self, line: Line, x: Array) -> Intervals:
         if self._allowed is None:

@@ -108,9 +108,8 @@ def _head(metrics: Metrics) -> str:
     text = (
         f"{kind[0].upper()}{kind[1:]} with {count(config['depth'])} hidden layers of {count(config['width'])} units "
         f"({page.as_text(config['activation'])}), trained on {count(data['n_train'])} samples for "
-        f"{count(config['steps'])} steps of {batches} ({page.as_text(config['loss'])}, learning rate "
-        f"{significant(metrics['training']['learning_rate'])}), and rebuilt on {count(data['n_test'])} test rows as a "
-        "sum of one term for every training sample."
+        f"{count(config['steps'])} steps of {batches} ({page.as_text(config['loss'])}, {_descent_words(metrics)}), and "
+        f"rebuilt on {count(data['n_test'])} test rows as a sum of one term for every training sample."
     )
     tiles = [
         (significant(block["relative_error"], 2), "largest error, of the largest output", ""),
@@ -125,9 +124,25 @@ def _head(metrics: Metrics) -> str:
     return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}"
 
 
+def _descent_words(metrics: Metrics) -> str:
+    """Optimiser, learning rate and clipping."""
+    config, training = metrics["config"], metrics["training"]
+    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[config["optimiser"]]
+    words = f"{name}, learning rate {significant(training['learning_rate'])}"
+    if config["schedule"] != "constant":
+        words += f" with a {config['schedule']} schedule"
+    if config["warmup"]:
+        words += f" after {count(config['warmup'])} steps of warm-up"
+    if config["clip"] is not None:
+        words += (
+            f", gradients clipped to norm {significant(config['clip'])} in {count(training['clipped_steps'])} steps"
+        )
+    return words
+
+
 def _reconstruction(metrics: Metrics, figure: str) -> str:
     text = (
-        "Every step of gradient descent moves the parameters by a sum over samples, so what a step changes in an "
+        "Every step of the optimiser moves the parameters by a sum over samples, so what a step changes in an "
         "output is a sum over samples too: the integral, along the step, of the product of the output's gradient "
         "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect "
         "of weight decay and all terms together are the trained network's output, up to the error of the integrals."

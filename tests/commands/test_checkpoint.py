@@ -72,6 +72,28 @@ def test_it_is_a_mapping_of_what_this_run_and_the_interrupted_one_saved(tmp_path
             del resumed[absent]
 
 
+def test_what_an_interrupted_run_left_is_not_replaced_unless_that_is_asked_for(tmp_path):
+    started(tmp_path, a=np.ones(1))
+    with pytest.raises(CheckpointError, match=r"left .*: add `resume` to go on from it, or `overwrite` to st"):
+        Checkpoint(tmp_path / "out", SETTINGS, resume=False, replace=False)
+    Checkpoint(tmp_path / "out", SETTINGS, resume=False, replace=False, writes=False)  # its first process has asked
+    assert Checkpoint(tmp_path / "out", SETTINGS, resume=True)["state"]["a"] == 1
+
+
+def test_every_damage_to_a_file_is_noticed(tmp_path, rng):
+    started(tmp_path, a=rng.normal(size=(3, 2)), b=np.arange(4), c=np.asarray(7))
+    file = tmp_path / ".out-checkpoint" / "state.npz"
+    whole = file.read_bytes()
+    assert Checkpoint(tmp_path / "out", SETTINGS, resume=True)["state"]["c"] == 7
+    damaged = [whole[:-n] + bytes(n) for n in range(1, len(whole))]  # a tail of zeros, as after a power failure
+    damaged += [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in range(len(whole))]
+    damaged += [whole[:n] for n in range(0, len(whole), 7)]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            Checkpoint(tmp_path / "out", SETTINGS, resume=True)["state"]
+
+
 def cut(directory):
     file = directory / "state.npz"
     file.write_bytes(file.read_bytes()[:40])

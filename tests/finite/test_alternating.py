@@ -142,8 +142,20 @@ def test_divergence_and_misuse_are_named(rng):
     x, y, _ = draw(rng)
     network = NetworkSettings(MLP(2), 5, 2, width=8, parametrisation="ntk", readouts="all")
     start = start_alternating(network, AlternatingSettings(learning_rate=100.0), [0], x.dtype)
-    with pytest.raises(DivergenceError, match=r"round 1: .*lower `learning_rate`"):
+    with pytest.raises(DivergenceError, match=r"in round 1 for seed 0: .*lower `learning_rate`"):
         alternate(start, x, y)
+    finite = AlternatingSettings(1, 2, omega_steps=0, learning_rate=50.0)
+    with pytest.raises(DivergenceError, match=r"in round 1 for seed 0: the loss is \d.*lower `learning_rate`"):
+        alternate(start_alternating(network, finite, [0], x.dtype), x, y)
+    omega = AlternatingSettings(1, 2, omega_steps=1, omega_learning_rate=1e6)
+    with pytest.raises(DivergenceError, match=r"in its last round for seed 0: the loss is \d"):
+        alternate(start_alternating(network, omega, [0], x.dtype), x, y)
+    anchored = AlternatingSettings(5, 100, learning_rate=0.1, anchor=30.0)
+    with pytest.raises(DivergenceError, match=r"lower `anchor` \(now 30\), which alone makes the parameters grow"):
+        alternate(start_alternating(network, anchored, [0], x.dtype), x, y)
+    done = alternate(start_alternating(network, AlternatingSettings(2, 5), [0], x.dtype), x, y)
+    with pytest.raises(ValueError, match="has 2 epochs, more than the 1 asked for"):
+        alternate(dataclasses.replace(done, settings=AlternatingSettings(1, 5)), x, y)
     for change in ({"rounds": 0}, {"theta_steps": 0}, {"omega_steps": -1}, {"anchor": -1.0}, {"theta_tolerance": 0.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             AlternatingSettings(**change)

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 
 from nftk_jax.finite.networks import NetworkSettings, Params, apply, initialise
-from nftk_jax.finite.settings import TrainSettings
+from nftk_jax.finite.settings import TrainSettings, grows_by_decay
 from nftk_jax.finite.training import (
     DivergenceError,
     Training,
@@ -167,6 +167,52 @@ def test_divergence_is_named_with_the_epoch_and_the_seeds(data):
     x, y = data
     with pytest.raises(DivergenceError, match=r"epoch 1 for seeds 0, 1: .*lower `learning_rate`"):
         trained(NFTK, TrainSettings(batch_size=4, learning_rate=50.0), 1e3 * x, y, seeds=[0, 1], epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 22, "loss": "cross-entropy"}, r"in epoch 1 for seeds 0, 1: the loss is \d"),
+        (
+            {"batch_size": 44},
+            r"in its last epoch for seeds 0, 1: the loss is \d.*where untrained or zero outputs have \d",
+        ),
+    ],
+)
+def test_a_finite_loss_far_above_the_start_is_divergence(change, message, data):
+    """One batch an epoch: no epoch shows what the last step did."""
+    x, y = data
+    with pytest.raises(DivergenceError, match=message + r".*lower `learning_rate` \(now 10000\)"):
+        trained(NFTK, TrainSettings(learning_rate=1e4, **change), x, y, seeds=[0, 1], epochs=1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_where_the_decay_diverges_it_is_the_decay_that_is_to_be_lowered(momentum, data):
+    x, y = data
+    settings = TrainSettings(batch_size=4, weight_decay=500.0, momentum=momentum)
+    with pytest.raises(
+        DivergenceError, match=r"lower `weight_decay` \(now 500\), which alone .* `learning_rate` 0\.02$"
+    ):
+        trained(NFTK, settings, x, y, seeds=[0], epochs=3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("excess", [-0.02, 0.02])
+def test_decay_alone_makes_parameters_grow_where_the_recursion_does(momentum, excess):
+    rate, decay = 0.1, 2 * (1 + momentum) * (1 + excess) / 0.1
+    w, velocity, sizes = 1.0, 0.0, []
+    for _ in range(2000):
+        velocity = momentum * velocity + decay * w
+        w -= rate * velocity
+        sizes.append(abs(w))
+    assert (max(sizes[-100:]) > 1) == grows_by_decay(rate, decay, momentum) == (excess > 0)
+
+
+def test_a_training_that_is_further_on_than_asked_for_is_refused(data):
+    x, y = data
+    done = trained(NFTK, TrainSettings(), x, y, seeds=[0], epochs=3)
+    with pytest.raises(ValueError, match="has 3 epochs, more than the 2 asked for; start anew"):
+        train(dataclasses.replace(done, settings=TrainSettings(epochs=2)), x, y)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5, True])

@@ -207,6 +207,61 @@ def test_outputs_that_are_all_zero_have_an_error(rng, data):
     assert path_terms(trajectory, data[2]).relative_error == 0
 
 
+def test_outputs_that_a_relu_has_lost_are_measured_by_those_before(x64):
+    """f = relu(w x) from w = 1/2, on the target -1: the first step takes w to -5/2, and f is zero from there on."""
+    one = np.ones((1, 1))
+    trajectory = record(lambda p, x: jax.nn.relu(x * p["w"]), {"w": 0.5 * one}, (one, -one), learning_rate=1.0)
+    for tolerance in (None, 1e-3):
+        found = path_terms(trajectory, one, tolerance=tolerance)
+        assert (found.output, found.start) == (0, 0.5)
+        assert 0 < found.relative_error == pytest.approx(found.max_abs_error / 0.5)
+    assert found.relative_error <= 1e-3
+    assert found.bisections > 0
+
+
+class Batches:
+    """A linear network and its 50 samples: the first has no loss at the start, those of the others are about 1."""
+
+    def __init__(self, rng):
+        self.x = rng.normal(size=(50, P)).astype(np.float32)
+        self.params = {"w": np.zeros((P, 1), np.float32)}
+        self.y = (self.x @ rng.normal(size=(P, 1)) / np.sqrt(P)).astype(np.float32)
+        self.y[0] = 0
+
+    def record(self, rate, *, loss=None, order=range(50), **more):
+        problem = Problem(lambda p, x: x @ p["w"], self.x, self.y, loss or sample_loss("mse"))
+        settings = DescentSettings(len(order), rate, 1, **more)
+        return record_trajectory(problem, self.params, settings, batches=np.asarray(order)[:, None])
+
+
+def test_divergence_is_not_judged_by_the_first_batch(rng):
+    recorded = Batches(rng).record(0.02, order=np.concatenate([np.arange(50), np.arange(50)]))
+    assert recorded.losses[0] == 0 < recorded.losses[1]
+    assert recorded.losses[50:].sum() < 0.5 * recorded.losses[:50].sum()
+
+
+def test_a_constant_in_the_loss_is_nothing_to_divergence(rng):
+    """A loss may be negative, as that of a density."""
+    batches, loss = Batches(rng), sample_loss("mse")
+    shifted = batches.record(0.02, loss=lambda f, y: loss(f, y) - 5)
+    np.testing.assert_allclose(shifted.losses, batches.record(0.02).losses - 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_a_finite_loss_far_above_the_start_is_divergence(steps, rng):
+    order = np.arange(1, 1 + steps) % 50
+    with pytest.raises(DivergenceError, match=r"was 0.578 for untrained or zero .* lower `learning_rate`, 300 now$"):
+        Batches(rng).record(300.0, order=order)
+
+
+@pytest.mark.parametrize("more", [{"optimiser": "adamw"}, {"optimiser": "sgd"}, {"momentum": 0.9}])
+def test_where_the_decay_diverges_it_is_the_decay_that_is_to_be_lowered(more, rng):
+    batches = Batches(rng)
+    batches.params = {"w": np.ones((P, 1), np.float32)}
+    with pytest.raises(DivergenceError, match=r"lower `weight_decay` \(now 500\), which alone makes the param"):
+        batches.record(0.01, weight_decay=500.0, **more)
+
+
 def test_a_loss_that_begins_at_infinity_is_not_put_down_to_the_learning_rate(rng, data):
     with pytest.raises(DivergenceError, match="the loss is inf before the first step"):
         record(lambda p, x: 1e20 * plain(p, x), draw(rng), data)

@@ -146,7 +146,7 @@ def test_terms_are_the_sums_over_explicit_jacobians_and_velocities(descent, rng,
     velocity = np.zeros((N, len(long(trajectory.start))))
     regular = np.zeros(velocity.shape[1])
     terms, regulariser = np.zeros((M, N, C)), np.zeros((M, C))
-    for t, start, step in reversed(list(trajectory.points())):
+    for t, start, step, _ in reversed(list(trajectory.points())):
         rows = trajectory.batches[t]
         outputs = trajectory.network.output(start, trajectory.x[rows])
         slopes = jax.vmap(jax.grad(trajectory.loss))(outputs, trajectory.y[rows])
