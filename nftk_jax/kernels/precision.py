@@ -1,4 +1,4 @@
-"""The global settings of JAX that the numerics count on, set for a while: double precision, and no strict modes."""
+"""The global settings of JAX that the numerics count on, set for a while: full precision, and no strict modes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ def lenient_jax() -> Iterator[None]:
     """JAX's defaults for what its strict modes forbid, in this thread; also a decorator, `@lenient_jax()`.
 
     People who set `jax_numpy_rank_promotion`, `jax_numpy_dtype_promotion` or `jax_transfer_guard` mean their own code.
+    So do those who ask for fast products: inside, float32 is float32 on every device, in neural_tangents' products too.
+    GPUs and TPUs would otherwise round the factors of a product to 10 bits or fewer.
     """
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.transfer_guard("allow"):
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.transfer_guard("allow"),
+        jax.default_matmul_precision("highest"),
+    ):
         yield
 
 
