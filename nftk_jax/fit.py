@@ -71,6 +71,9 @@ class FitConfig:
     one."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
+    influence: int = 0
+    """Explain this many test rows by the training rows that raise and lower their scores most, and list training rows
+    that look mislabelled."""
     dry_run: bool = False
     """Print the plan (memory, seconds, solver) and compute nothing."""
 
@@ -96,6 +99,7 @@ def main(config: FitConfig) -> None:
         if config.class_weight == "balanced" and dataset.classes is None:
             raise CommandError(f"--class-weight balanced needs classes, and {dataset.name} has numbers as targets")
         plan = _plan(dataset, kernel, settings)
+        _check_influence(config, plan, dataset)
         if config.dry_run:
             _print_plan(run.console, plan, dataset, kernel)
             return
@@ -124,6 +128,19 @@ def _settings(config: FitConfig) -> tuple[Kernel, LearnSettings]:
     config.kernels.check()
     network = network_kernel(config.mlp, config.kernels.depth_numbers)
     return with_members(network, config.kernels.members), gather(LearnSettings, flatten(config))
+
+
+def _check_influence(config: FitConfig, plan: Plan, dataset: Dataset) -> None:
+    """Refuse to explain test rows where that would fail after everything else."""
+    from nftk_jax.model.systems import check_rows_fit
+
+    if config.influence < 0:
+        raise CommandError(f"--influence must be 0 or a number of test rows; got {config.influence}")
+    if not config.influence:
+        return
+    if plan.solve.solver == "nystroem":
+        raise CommandError("--influence needs all training rows, and --solver nystroem keeps landmarks; leave one out")
+    check_rows_fit(len(dataset.x_train))
 
 
 def _describe(kernel: Kernel) -> str:
@@ -194,6 +211,7 @@ def _compute(
     from sklearn.utils.class_weight import compute_sample_weight
 
     from nftk_jax.assessment.assess import assess
+    from nftk_jax.assessment.influence import explain
     from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
 
@@ -210,6 +228,8 @@ def _compute(
         checkpoint.flush()
         baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
         found = assess(dataset, learned, resamples=config.resamples, baseline_rows=baseline_rows, report=report)
+        if config.influence:
+            found["influence"] = explain(dataset, learned.model, config.influence, report)
         identifiability = found["identifiability"]
         identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
         return found, learned.model
@@ -232,7 +252,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, d
                 table.writerow([name, *row, *map(repr, cells)])
     write_report(
         directory,
-        lambda folder: save_figures(metrics, folder, mean_images(dataset)),
+        lambda folder: save_figures(metrics, folder, mean_images(dataset), dataset),
         lambda figures: render_report(metrics, figures),
     )
 

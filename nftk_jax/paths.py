@@ -252,7 +252,11 @@ def _measure(
         },
         "classes": classes_block,
         "influences": influence.influences(
-            terms, labels, query_labels, queries=influence.choose_queries(terms, query_labels, EXPLAINED), texts=texts
+            terms,
+            labels,
+            query_labels,
+            queries=influence.choose_queries(terms.output, query_labels, EXPLAINED),
+            texts=texts,
         ),
     }
     if classes:

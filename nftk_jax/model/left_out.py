@@ -13,7 +13,7 @@ Intervals are those of the jackknife+ (Barber et al. 2021), sets of labels its f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +94,21 @@ def joint_influence(model: NFTKModel, x: Any, rows: Any) -> np.ndarray:
             for there, cross in system.crosses(queries):
                 changes[there, system.outputs] = (cross.T @ less) * model.target_scale[system.outputs]
                 check_finite(x[there], changes[there])
+    return changes
+
+
+@enable_x64()
+def joint_influences(model: NFTKModel, x: Any, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """`joint_influence` of a group of training rows for each new row, all of them with one factor per system."""
+    queries, changes = model.queries(x), np.zeros((len(x), len(model.omega)))
+    for system in model.systems():
+        dual_coef = system.coefficients(model.dual_coef)
+        for there, cross in system.crosses(queries):
+            for number, column in zip(range(there.start, there.stop), cross.T, strict=True):
+                members = np.flatnonzero(np.isin(system.rows, groups[number]))
+                if members.size:
+                    change = column @ system.without(members, dual_coef)
+                    changes[number, system.outputs] = change * model.target_scale[system.outputs]
     return changes
 
 

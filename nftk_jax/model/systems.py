@@ -178,9 +178,14 @@ def _bind(model: NFTKModel, kind: KindName) -> Rows:
     return kernel.bind(model.scaled(model.x_train, np.float64), scale=model.scale, inputs=inputs)
 
 
+def check_rows_fit(n: int) -> None:
+    """Raise MemoryError where the kernel of n training rows cannot be factored on this machine."""
+    _check_memory(n, _MATRICES * 8 * padded_size(n) ** 2)
+
+
 def _factor(model: NFTKModel, bound: Rows, outputs: np.ndarray, rows: np.ndarray) -> System:
     size = padded_size(len(rows))
-    _check_memory(len(rows), _MATRICES * 8 * size**2)
+    check_rows_fit(len(rows))
     own = bound if len(rows) == bound.n else bound.take(rows)
     weight = np.ones(len(rows)) if model.weight is None else model.weight[rows]
     mean, weight = weight / weight.sum(), pad_rows(weight, size, weight.max())

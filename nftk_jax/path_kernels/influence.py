@@ -42,15 +42,6 @@ def influences(
     for query in queries:
         output = int(terms.output[query].argmax())
         shares = terms.terms[query, :, output]
-        order = np.argsort(shares, kind="stable")
-
-        def listed(rows: Sequence[int], shares: np.ndarray = shares) -> list[dict[str, Any]]:
-            return [
-                {"sample": int(i), "label": None if labels is None else int(labels[i]), "term": float(shares[i])}
-                | _text(texts, 0, i)
-                for i in rows
-            ]
-
         parts = (terms.start[query, output], terms.regulariser[query, output], shares.sum())
         found.append(
             {
@@ -62,14 +53,40 @@ def influences(
                 "regulariser": float(parts[1]),
                 "sum_of_terms": float(parts[2]),
                 "completeness_error": float(abs(sum(parts) - terms.output[query, output])),
-                "positive_sum": float(shares[shares > 0].sum()),
-                "negative_sum": float(shares[shares < 0].sum()),
-                "positive": listed([i for i in order[::-1][:most] if shares[i] > 0]),
-                "negative": listed([i for i in order[:most] if shares[i] < 0]),
+                **strongest(shares, labels, most, texts),
                 **_text(texts, 1, query),
             }
         )
     return found
+
+
+def strongest(
+    shares: np.ndarray,
+    labels: np.ndarray | None,
+    most: int = 6,
+    texts: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """What all samples add to an output on either side, and those that add most: parts of `influences`.
+
+    Args:
+      shares: what each sample adds, shape (n,).
+      labels, most, texts: see `influences`.
+    """
+    order = np.argsort(shares, kind="stable")
+
+    def listed(rows: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {"sample": int(i), "label": None if labels is None else int(labels[i]), "term": float(shares[i])}
+            | _text(texts, 0, i)
+            for i in rows
+        ]
+
+    return {
+        "positive_sum": float(shares[shares > 0].sum()),
+        "negative_sum": float(shares[shares < 0].sum()),
+        "positive": listed([i for i in order[::-1][:most] if shares[i] > 0]),
+        "negative": listed([i for i in order[:most] if shares[i] < 0]),
+    }
 
 
 def _text(texts: tuple[Sequence[str], Sequence[str]] | None, part: int, row: int) -> dict[str, str]:
@@ -80,19 +97,19 @@ def _text(texts: tuple[Sequence[str], Sequence[str]] | None, part: int, row: int
     return {"text": whole if len(whole) <= EXCERPT else f"{whole[:EXCERPT].rsplit(maxsplit=1)[0]} ..."}
 
 
-def choose_queries(terms: PathTerms, query_labels: np.ndarray | None, count: int) -> list[int]:
+def choose_queries(output: np.ndarray, query_labels: np.ndarray | None, count: int) -> list[int]:
     """Queries to explain: the first of every class, then the first that are wrong, then the first of all.
 
     Args:
-      terms: of all queries.
+      output: of all queries, shape (n_queries, n_outputs).
       query_labels: class indices, shape (n_queries,); None for regression.
       count: how many at most.
     """
-    everyone = np.arange(len(terms.output))
+    everyone = np.arange(len(output))
     if query_labels is None:
         return everyone[:count].tolist()
     first = np.sort(np.unique(query_labels, return_index=True)[1])
-    wrong = np.flatnonzero(terms.output.argmax(axis=1) != query_labels)
+    wrong = np.flatnonzero(output.argmax(axis=1) != query_labels)
     order = np.concatenate([first[: max(1, count - 2)], wrong[:2], first, everyone])
     return order[np.sort(np.unique(order, return_index=True)[1])][:count].tolist()
 

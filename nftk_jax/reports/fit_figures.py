@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from nftk_jax.assessment.identifiability import normalise_rows
+from nftk_jax.datasets import Dataset
 from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import Columns, columns_of, labels_of
 from nftk_jax.reports.displays import MOST_BARS, AlignmentDisplay, ContributionDisplay, OmegaDisplay, thousandths
 from nftk_jax.reports.formats import finite, fixed, percent, weight
 from nftk_jax.reports.intervals import draw_inference
 from nftk_jax.reports.maps import draw_contribution_maps, draw_omega_maps
+from nftk_jax.reports.path_figures import draw_influences
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
@@ -276,7 +278,9 @@ def _draw_many(metrics: Metrics, shares: Shares, display: ContributionDisplay, t
     return figure
 
 
-def save_figures(metrics: Metrics, directory: Path, means: np.ndarray | None = None) -> dict[str, Path | bytes]:
+def save_figures(
+    metrics: Metrics, directory: Path, means: np.ndarray | None = None, dataset: Dataset | None = None
+) -> dict[str, Path | bytes]:
     """Draw every figure and write it, see `figures.save`.
 
     Args:
@@ -284,10 +288,11 @@ def save_figures(metrics: Metrics, directory: Path, means: np.ndarray | None = N
       directory: where to write; made if it does not exist.
       means: the mean image of every class, shape (C, height, width) or (C, height, width, channels); None where the
         samples are no images.
+      dataset: whose images are drawn where some were explained.
 
     Returns:
       What the report embeds, by figure: "omega", "inference" (where Omega was tested), "omega_maps" and
-      "contribution_maps" (groups of an image's pixels),
+      "contribution_maps" (groups of an image's pixels), "influence" (images that were explained),
       "contributions" (where they were measured), "baselines", "search" (where there was one), "identifiability".
     """
     drawings = {
@@ -300,4 +305,7 @@ def save_figures(metrics: Metrics, directory: Path, means: np.ndarray | None = N
         "search": partial(draw_search, metrics),
         "identifiability": partial(draw_identifiability, metrics),
     }
+    if dataset is not None and metrics.get("influence"):
+        explained, images = metrics["influence"]["predictions"], (dataset.x_train, dataset.x_test, dataset.image_shape)
+        drawings["influence"] = partial(draw_influences, metrics, explained, *images)
     return figures.save(drawings, directory, figure_format(metrics))

@@ -14,6 +14,7 @@ from nftk_jax.reports.colours import cell_style
 from nftk_jax.reports.columns import columns_of, labels_of
 from nftk_jax.reports.contributions import contributions_section
 from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, shorten, significant, weight
+from nftk_jax.reports.influence import influence_section
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
@@ -52,6 +53,8 @@ _FIGURES = {
     "lower it. Pale hatched shares say nothing by themselves.",
     "contribution_maps": "The same on the images: blue parts raise the R² of a {noun}, orange parts lower it. The "
     "share of groups that hold the whole image stands below.",
+    "influence": "Test images beside the training images that raise (blue) and lower (orange) their largest score "
+    "most, with what each adds to it.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
     "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
@@ -91,6 +94,7 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
         contributions_section(
             metrics, *(_figure(metrics, figures, name) for name in ("contributions", "contribution_maps"))
         ),
+        influence_section(metrics, _figure(metrics, figures, "influence")),
         _baselines(metrics, figures),
         _identifiability(metrics, figures),
         _search(metrics, figures),

@@ -43,18 +43,19 @@ def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarra
 
 
 def draw_influences(
-    metrics: Metrics, x_train: np.ndarray, x_test: np.ndarray, shape: tuple[int, ...] | None
+    metrics: Metrics, explained: list[Metrics], x_train: np.ndarray, x_test: np.ndarray, shape: tuple[int, ...] | None
 ) -> figures.Figure | None:
     """The explained test images, each beside the training images with its largest terms; None where no images are.
 
     Args:
       metrics: the content of metrics.json.
+      explained: what it holds of these test rows.
       x_train, x_test: flattened images, shapes (n, p) and (n_queries, p).
       shape: of one image, or None where the samples are none.
     """
     if shape is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
         return None
-    rows = metrics["influences"][:_MOST_ROWS]
+    rows = explained[:_MOST_ROWS]
     names = figures.printable([clean(name) for name in metrics["dataset"]["class_names"]], 10)
     figure = figures.new_figure(0.95 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), 2 * _MOST_SAMPLES + 1, squeeze=False)
@@ -137,7 +138,7 @@ def save_figures(
     """
     drawings = {
         "reconstruction": lambda: draw_reconstruction(metrics, output, rebuilt),
-        "influences": lambda: draw_influences(metrics, x_train, x_test, image_shape),
+        "influences": lambda: draw_influences(metrics, metrics["influences"], x_train, x_test, image_shape),
         "layers": lambda: draw_layers(metrics),
         "classes": lambda: draw_classes(metrics),
     }

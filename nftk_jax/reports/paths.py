@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nftk_jax.reports import page
 from nftk_jax.reports.formats import DASH, MINUS, clean, count, duration, fixed, memory, percent, significant
+from nftk_jax.reports.influence import listed
 from nftk_jax.reports.reading import Metrics
 
 _CAPTIONS = {
@@ -177,7 +178,7 @@ def _influences(metrics: Metrics, figure: str) -> str:
         cells += [page.number_cell(fixed(row[key], 3), row[key]) for key in parts]
         cells.append(page.number_cell(significant(row["completeness_error"], 2), row["completeness_error"]))
         if not shown:
-            cells += [page.cell(page.small(_listed(row[side], names))) for side in ("positive", "negative")]
+            cells += [page.cell(page.small(listed(row[side], names))) for side in ("positive", "negative")]
         rows.append(page.row(cells))
     headers = [">test row", "its class", "largest output", *(f">{name}" for name in parts.values()), ">missing"]
     text = (
@@ -185,8 +186,8 @@ def _influences(metrics: Metrics, figure: str) -> str:
         "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
         "its start; so a term belongs to this training and this test row, not to leaving the sample out."
     )
-    listed = page.table(headers + ([] if shown else ["raise it most", "lower it most"]), rows)
-    return page.section("Which samples made a prediction", page.paragraph(text), figure, listed, _texts(metrics))
+    table = page.table(headers + ([] if shown else ["raise it most", "lower it most"]), rows)
+    return page.section("Which samples made a prediction", page.paragraph(text), figure, table, _texts(metrics))
 
 
 def _texts(metrics: Metrics) -> str:
@@ -206,15 +207,6 @@ def _texts(metrics: Metrics) -> str:
             cells.append(page.cell("") if first is None else quoted(first["text"], first["label"], note))
         rows.append(page.row(cells))
     return page.table(["test text", "the training text that raises it most", "that lowers it most"], rows, "wide")
-
-
-def _listed(entries: list[Metrics], names: list[str]) -> str:
-    """Samples with their classes and terms, as HTML."""
-    shown = []
-    for entry in entries[:3]:
-        label = "" if entry["label"] is None else f" ({page.as_text(names[entry['label']])})"
-        shown.append(f"{count(entry['sample'])}{label} {fixed(entry['term'], 3, sign=True)}")
-    return ", ".join(shown)
 
 
 def _classes(figure: str) -> str:
