@@ -28,7 +28,7 @@ class KernelLabel:
     """One column of Omega.
 
     Attributes:
-      kind: ntk, nngp, increment, layer, rbf, laplace, function, gram, or a name of your own.
+      kind: ntk, nngp, increment, layer, rbf, laplace, matern, linear, function, gram, or a name of your own.
       depth: of the network, or the number of its layer; None if there is no network.
       group: name of the features that the kernel sees; empty for all features.
       name: the name to display, without the group; empty is "kind depth".
