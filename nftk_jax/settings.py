@@ -35,13 +35,13 @@ FigureFormat = Literal["png", "pdf", "svg"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
 RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
-#: Training rows that the search takes from a larger set unless told otherwise.
+#: Training rows that the search takes from a larger set by default.
 SEARCH_ROWS = 3000
-#: Up to so many kernels get that default. More kernels get fewer rows, so that their Gram matrices take no more memory.
+#: Up to this many kernels get that default. More kernels get fewer rows, so that Gram matrices take no more memory.
 SEARCH_KERNELS = 40
-#: Up to so many training rows ``precision="auto"`` solves in float64.
+#: Up to this many training rows ``precision="auto"`` solves in float64.
 FLOAT64_ROWS = 2000
-#: Folds of the objective `kfold`, and of the other objectives up to so many search rows.
+#: Folds of the objective `kfold`, and of the other objectives up to this many search rows.
 FOLDS, FOLD_ROWS = 5, 600
 
 #: Seeds are whole numbers below this. Of larger seeds, JAX's keys keep only the last 32 bits in float32.

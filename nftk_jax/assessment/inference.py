@@ -29,7 +29,7 @@ from nftk_jax.progress import report_stages
 from nftk_jax.settings import check_choice, check_count, check_level
 from nftk_jax.solvers.solver import Report
 
-#: Up to so many targets get intervals, which take most of the time, unless they are asked for.
+#: Up to this many targets get intervals by default, which take most of the time.
 _INTERVAL_TARGETS = 32
 
 

@@ -39,7 +39,7 @@ from neural_tangents import stax
 def _own(phi: Callable[[Any], Any], activation: str) -> Any:
     """A layer with the kernel of `duals.py`, where that of stax is NaN at zero rows or at angle 0.
 
-    stax.Hermite's kernel, moreover, holds at unit variance alone.
+    Moreover, stax.Hermite's kernel holds only at unit variance.
     """
     kernel = dual(activation)
     return stax.Elementwise(
