@@ -1,4 +1,4 @@
-"""NFTKClassifier and NFTKRegressor: the scikit-learn face of `learn`."""
+"""NFTKClassifier and NFTKRegressor: scikit-learn estimators around `learn`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _NFTKEstimator(Parameters):
     def _training_rows(
         self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
     ) -> dict[str, Any]:
-        """The rows of positive weight, with the splits of `cv` among them: fields of `TrainingRows`."""
+        """The rows of positive weight and the splits of `cv` restricted to them, as fields of `TrainingRows`."""
         x = np.arange(len(x))[:, None] if isinstance(x, KernelStack) else x
         splits = runs = None
         if self.cv is not None:
@@ -93,7 +93,7 @@ class _NFTKEstimator(Parameters):
         return super().__sklearn_clone__()
 
     def _inputs(self, x: Any) -> Any:
-        """New inputs, shape (m, p), or their kernels with the training rows."""
+        """New inputs, shape (m, p), or the kernels between new rows and the training rows."""
         check_is_fitted(self)
         return read(self, x, reset=False)
 
@@ -102,7 +102,7 @@ class _NFTKEstimator(Parameters):
         return self.model_.decision_function(inputs, split=split)
 
     def contributions(self, x: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
-        """Every kernel's share of R^2, shape (n_outputs, n_kernels), see `NFTKModel.contributions`."""
+        """Each kernel's share of R^2, shape (n_outputs, n_kernels), see `NFTKModel.contributions`."""
         inputs = self._inputs(x)
         if sample_weight is not None:
             sample_weight = read_weight(sample_weight, inputs)
@@ -110,10 +110,10 @@ class _NFTKEstimator(Parameters):
 
     @property
     def loo_predictions_(self) -> np.ndarray:
-        """What the model without a training row says of it, shape (n, n_outputs), see `NFTKModel.loo_predictions`.
+        """Each training row's scores from the model without that row, shape (n, n_outputs).
 
-        Scores of ``model_.decision_function``, for the training rows of positive weight, in their order. They are
-        computed when they are asked for.
+        They are scores of ``model_.decision_function`` for the training rows of positive weight, in their order,
+        computed on access. See `NFTKModel.loo_predictions`.
         """
         check_is_fitted(self)
         return self.model_.loo_predictions()
@@ -127,30 +127,31 @@ class _NFTKEstimator(Parameters):
     def influence(
         self, x: Any, *, top: int | None = None, rows: Any = None
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """How much the scores of ``model_.decision_function`` would change without training rows, exactly.
+        """How much the scores of ``model_.decision_function`` would change without some training rows, exactly.
 
-        At fixed Omega, ridge, scaling and centring, without a refit: see `NFTKModel.influence`.
+        Omega, ridge, scaling and centring stay fixed, and nothing is refitted. See `NFTKModel.influence`.
 
         Args:
           x: inputs, shape (m, n_features).
-          top: keep the so many training rows of the largest changes, per row of `x` and output. None keeps all.
+          top: return only this many training rows, those with the largest changes, per row of `x` and output. None
+            returns all.
           rows: positions of training rows, or a mask of them, that are removed together. Positions count the rows of
             positive weight.
 
         Returns:
-          Changes, shape (m, n, n_outputs); with `top` positions of training rows and their changes, both of shape
-          (m, top, n_outputs); with `rows` the changes without all of these, shape (m, n_outputs).
+          Changes, shape (m, n, n_outputs). With `top`, positions of training rows and their changes, both of shape
+          (m, top, n_outputs). With `rows`, the changes without all of these rows, shape (m, n_outputs).
 
         Raises:
-          ValueError: `top` or `rows` are out of range, or `solver="nystroem"` kept landmarks alone.
-          MemoryError: the result or the kernel of all training rows does not fit memory.
+          ValueError: `top` or `rows` are out of range, or the model keeps only the landmarks of `solver="nystroem"`.
+          MemoryError: the result or the kernel of all training rows exceeds the memory.
         """
         inputs = self._inputs(x)
         return self.model_.influence(inputs, top=top, rows=rows)
 
 
 class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
-    __doc__ = f"""Infinite-width NFT-K for classes: one-hot kernel ridge regression, one learned kernel per class.
+    __doc__ = f"""Infinite-width NFT-K for classes: one-hot kernel ridge regression with one learned kernel per class.
 {PARAMETERS}      classes_: the labels, in the order of the scores' columns.
     """
 
@@ -160,10 +161,10 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         Args:
           x: inputs, shape (n_samples, n_features).
           y: labels, shape (n_samples,), of at least two classes.
-          sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
-          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. They are
-            handed to `cv`. Without `cv`, or where it is a number of folds, whole runs are held out: one at a time up to
-            ten runs, else five folds or as many as `cv` says. Groups of features are the parameter `groups`.
+          sample_weight: shape (n_samples,), >= 0. A row of weight 2 counts as two rows, a row of weight 0 as none.
+          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. A splitter
+            `cv` gets them. Otherwise whole runs are held out: in as many folds as `cv` says, or without `cv` one run at
+            a time up to ten runs, and above that in five folds. Groups of features are the parameter `groups`.
 
         Raises:
           ValueError: the data or a parameter is unusable.
@@ -184,9 +185,9 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
     def decision_function(self, x: Any, split: bool = False) -> np.ndarray:
         """Logits, whose softmax is `predict_proba`, shape (n_samples, n_classes).
 
-        For two classes the second's less the first's, shape (n_samples,). The scores f_c(x) of the paper's eq. 14 are
-        ``model_.decision_function(x)``. With `split` what every kernel adds to these scores, shape (n_kernels,
-        n_samples, n_classes); with ``model_.target_mean`` that adds up to them.
+        For two classes, the logit of the second class minus that of the first, shape (n_samples,). The scores f_c(x) of
+        the paper's eq. 14 are ``model_.decision_function(x)``. With `split`, the part of each kernel in these scores,
+        shape (n_kernels, n_samples, n_classes). The parts and ``model_.target_mean`` add up to the scores.
         """
         scores = self._scores(x, split=split)
         if split:
@@ -195,14 +196,14 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict(self, x: Any) -> np.ndarray:
-        """Labels of the largest probabilities, shape (n_samples,)."""
+        """Labels with the largest probabilities, shape (n_samples,)."""
         scores = self._scores(x)
         return self.model_.labels(scores)
 
     def predict_proba(self, x: Any) -> np.ndarray:
         """Probabilities of the classes, shape (n_samples, n_classes).
 
-        A logistic regression, or one temperature (`decision`), fitted on the scores of rows that were held out.
+        They come from a logistic regression or a temperature (see `decision`), fitted on the scores of held-out rows.
         """
         scores = self._scores(x)
         return self.model_.probabilities(scores)
@@ -212,30 +213,30 @@ class NFTKClassifier(ClassifierMixin, _NFTKEstimator):
         return np.log(np.maximum(self.predict_proba(x), np.finfo(np.float64).tiny))
 
     def predict_set(self, x: Any, level: float = 0.95) -> np.ndarray:
-        """Sets of labels that hold a new row's label with probability `level` (jackknife+, Romano et al. 2020).
+        """Sets of labels that contain a new row's label with probability `level` (jackknife+, Romano et al. 2020).
 
-        For exchangeable rows, and Omega, ridge, centring and calibration that were not learned from them, the
-        probability is 2 `level` - 1 at least, and about `level` in practice; docs/error-rates.md has what was measured
-        with all of these learned. It is an average over rows of all classes. A set may be empty: the row then resembles
-        no class as much as the training rows resemble their own.
+        If rows are exchangeable and Omega, ridge, centring and calibration were not learned from them, the probability
+        is at least 2 `level` - 1, and about `level` in practice. docs/error-rates.md shows the coverage measured with
+        all of these learned. It is an average over rows of all classes. A set may be empty: the row then resembles no
+        class as much as the training rows resemble their own.
 
         Args:
           x: inputs, shape (m, n_features).
-          level: between 0 and 1; n training rows allow n / (n + 1) at most.
+          level: between 0 and 1, with n training rows at most n / (n + 1).
 
         Returns:
           Whether each label of `classes_` is in the set, shape (m, n_classes), bool.
 
         Raises:
-          ValueError: `level` is out of range, or `solver="nystroem"` kept landmarks alone.
-          MemoryError: the kernel of all training rows does not fit memory.
+          ValueError: `level` is out of range, or the model keeps only the landmarks of `solver="nystroem"`.
+          MemoryError: the kernel of all training rows exceeds the memory.
         """
         inputs = self._inputs(x)
         return label_sets(self.model_, inputs, level)
 
 
 class NFTKRegressor(RegressorMixin, _NFTKEstimator):
-    __doc__ = f"""Infinite-width NFT-K for real targets, one learned kernel per target.
+    __doc__ = f"""Infinite-width NFT-K for real targets: kernel ridge regression with a learned kernel per target.
 {PARAMETERS}    """
 
     def __sklearn_tags__(self) -> Tags:
@@ -249,12 +250,12 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         Args:
           x: inputs, shape (n_samples, n_features).
           y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is missing there, and
-            is learned on the other rows, from its choice of held-out rows to its solve. Targets that are missing in the
-            same rows are learned together; every further set of rows takes a search of its own.
-          sample_weight: shape (n_samples,), >= 0: a row of weight 2 counts as two rows, one of weight 0 as none.
-          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. They are
-            handed to `cv`. Without `cv`, or where it is a number of folds, whole runs are held out: one at a time up to
-            ten runs, else five folds or as many as `cv` says. Groups of features are the parameter `groups`.
+            everything about it is learned on the other rows. Targets that are missing in the same rows are learned
+            together. Each further set of rows needs its own search.
+          sample_weight: shape (n_samples,), >= 0. A row of weight 2 counts as two rows, a row of weight 0 as none.
+          groups: the run (session, subject, ...) of every row, shape (n_samples,), whole numbers or text. A splitter
+            `cv` gets them. Otherwise whole runs are held out: in as many folds as `cv` says, or without `cv` one run at
+            a time up to ten runs, and above that in five folds. Groups of features are the parameter `groups`.
 
         Raises:
           ValueError: the data or a parameter is unusable.
@@ -271,16 +272,16 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         return self
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """R^2 of the predictions, averaged over outputs, for targets of any size.
+        """R^2 of the predictions, averaged over outputs. Targets may have any size.
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is left out there, and
-            one that is there in fewer than two rows is left out of the average.
+          y: targets, shape (n_samples,) or (n_samples, n_outputs). Rows in which a target is NaN are left out for this
+            target. A target with values in fewer than two rows is left out of the average.
           sample_weight: shape (n_samples,).
 
         Raises:
-          ValueError: the data are unusable, or no target is there in two rows.
+          ValueError: the data are unusable, or no target has values in two rows.
         """
         y, found = without_extremes(np.asarray(y, np.float64), self.predict(x))
         if not np.isnan(y).any():
@@ -310,21 +311,21 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
     def predict(
         self, x: Any, return_std: bool = False, covariance: KindName = "ntk", split: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Targets and, on request, how uncertain the function is there, or what every kernel adds.
+        """Predict targets and, on request, their standard deviations or the part of each kernel.
 
         Args:
           x: inputs, shape (n_samples, n_features).
-          return_std: also return the posterior standard deviation of the Gaussian-process view, see
+          return_std: also return the posterior standard deviation of the corresponding Gaussian process, see
             `NFTKModel.posterior_std`.
-          covariance: of its prior: "ntk", the learned kernel, whose posterior mean is the prediction, or "nngp", the
+          covariance: of the prior: "ntk" is the learned kernel, whose posterior mean is the prediction. "nngp" is the
             covariance of the same networks at initialisation.
-          split: return what every kernel adds to the targets, shape (n_kernels, n_samples, n_outputs); with
-            ``model_.target_mean`` that adds up to them.
+          split: return the part of each kernel in the targets, shape (n_kernels, n_samples, n_outputs). The parts and
+            ``model_.target_mean`` add up to the targets.
 
         Returns:
-          Targets, shape (n_samples,) or (n_samples, n_outputs), as `y` was given; with `return_std` a pair of these and
-          the standard deviations, of the same shape. The deviation is that of the function; the noise of a new target
-          of weight one, with deviation ``model_.noise_std``, comes on top.
+          Targets, shape (n_samples,) or (n_samples, n_outputs), as `y` was given. With `return_std`, the pair of
+          targets and standard deviations, both of this shape. The deviation is that of the function. A new target of
+          weight one has additional noise, of deviation ``model_.noise_std``.
         """
         if split and return_std:
             raise ValueError("the parts of `split=True` have no standard deviation; leave out `return_std`")
@@ -336,24 +337,24 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
         return mean, std[:, 0] if self._single_output else std
 
     def predict_interval(self, x: Any, level: float = 0.95) -> np.ndarray:
-        """Intervals that hold a new target with probability `level`, by the jackknife+ (Barber et al. 2021).
+        """Intervals that contain a new target with probability `level`, by the jackknife+ (Barber et al. 2021).
 
-        They are made of exact leave-one-out predictions and residuals, see `NFTKModel.influence`, and need no Gaussian
-        noise. For exchangeable rows, and Omega, ridge and centring that were not learned from them, the probability is
-        2 `level` - 1 at least, and about `level` in practice; docs/error-rates.md has what was measured with all of
-        these learned. Rows count by their sample weights. The width changes little with x: for how much is known of
-        the function at x, see ``predict(x, return_std=True)``.
+        They use exact leave-one-out predictions and residuals (see `NFTKModel.influence`) and need no Gaussian noise.
+        If rows are exchangeable and Omega, ridge and centring were not learned from them, the probability is at least
+        2 `level` - 1, and about `level` in practice. docs/error-rates.md shows the coverage measured with all of these
+        learned. Rows count by their sample weights. The width changes little with x. How well the function is known at
+        x is shown by ``predict(x, return_std=True)``.
 
         Args:
           x: inputs, shape (m, n_features).
-          level: between 0 and 1; n training rows allow n / (n + 1) at most.
+          level: between 0 and 1, with n training rows at most n / (n + 1).
 
         Returns:
           Lower and upper ends, shape (m, 2) or (m, n_outputs, 2), as `y` was given.
 
         Raises:
-          ValueError: `level` is out of range, or `solver="nystroem"` kept landmarks alone.
-          MemoryError: the kernel of all training rows does not fit memory.
+          ValueError: `level` is out of range, or the model keeps only the landmarks of `solver="nystroem"`.
+          MemoryError: the kernel of all training rows exceeds the memory.
         """
         inputs = self._inputs(x)
         intervals = jackknife_intervals(self.model_, inputs, level)

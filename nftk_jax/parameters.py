@@ -1,4 +1,4 @@
-"""What the estimators are given: parameters with defaults and documentation, and the kernel and settings they name."""
+"""The estimators' parameters: defaults, documentation, and the kernel and settings that they name."""
 
 from __future__ import annotations
 
@@ -36,73 +36,77 @@ from nftk_jax.settings import (
     shown,
 )
 
-#: Where the estimators' defaults differ from those of the settings, on purpose: they are for tables, the command is for
-#: the paper's images and texts. docs/library.md says why, benchmarks/defaults.py measures it.
+#: These defaults deliberately differ from those of the settings. The estimators are for tables, and the command is for
+#: the paper's images and texts. docs/library.md gives the reasons, benchmarks/defaults.py the measurements.
 B_STD: float = 1.0
 DECISION: DecisionName = "logistic"
 
 PARAMETERS = """
     Args:
       depth: hidden layers L; the kernels of depths 1 to L are combined.
-      depths: which of them, such as ``[1, 3]``; `depth` is then the largest, unless given. None is all.
+      depths: use only these depths, such as ``[1, 3]``. `depth` is then the largest of them, unless given. None is all.
       activation: a name of `nftk_jax.kernels.activations.ACTIVATIONS`.
       w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
-        the kernels are homogeneous in x, and classes that differ by |x| alone cannot be told apart.
+        the kernels are homogeneous in x, and classes that differ only by |x| cannot be told apart.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
-      kernel: any `Kernel` in place of the MLP's; `depth` to `basis` are then without effect. None is the MLP. With
-        "precomputed" `x` is the kernel itself: (n, n) or (L, n, n) for `fit` and (m, n) or (L, m, n) between new rows
-        and those for `predict`, dense, sparse, or a `KernelStack`, which scikit-learn can split.
-      groups: groups of features, each of which gets these kernels: names with their columns, or the name of every
-        column's group, see `read_groups`. "prefixes" are the blocks of a ColumnTransformer. None is one of all columns.
+      kernel: any `Kernel` in place of the MLP. `depth` to `basis` are then ignored. None is the MLP. "precomputed"
+        means that `x` holds kernel values, not inputs: (n, n) or (L, n, n) for `fit`, and (m, n) or (L, m, n) between m
+        new rows and the n training rows for `predict`. It may be dense, sparse, or a `KernelStack`, which scikit-learn
+        can split.
+      groups: groups of features, each of which gets its own kernels: names with their columns, or the group name of
+        every column, see `read_groups`. "prefixes" are the blocks of a ColumnTransformer. None is one group of all
+        columns.
       family: the former name of `kernel`.
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
         "evidence", "gcv", "train" or "alignment".
       constraint: "simplex" or "orthant".
-      penalty, penalty_norm: on Omega.
+      penalty, penalty_norm: weight and norm of the penalty on Omega.
       weights: "per-class", "shared" or "uniform".
-      ridge: absolute, in units of the kernel's unit mean diagonal, or "auto": the best on the held-out rows under
-        uniform weights, by the log-loss of a logistic decision and by the squared error elsewhere; or "learned" with
-        Omega, from there on.
+      ridge: an absolute number, in units of the kernel's unit mean diagonal; or "auto", the best ridge on the held-out
+        rows under uniform weights (by log-loss with a logistic decision, and by squared error otherwise); or "learned",
+        which starts from "auto" and learns the ridge together with Omega.
       method, step_size: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
-      tolerance, max_iterations: of the descent.
-      n_search: rows used to learn Omega; None takes all up to 3000, and fewer for more than forty kernels.
-      cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities: a number of folds, any
-        scikit-learn splitter, or an iterable of pairs of row numbers (from 0, or masks): those to solve on and those
-        held out. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs
-        can. None takes 5 folds, stratified for classes, up to 600 rows, and above that holds out one third once.
-      uniform_level: keep equal weights for a class unless a test rejects them; of the classes that leave them, this
-        share at most is wrong. 1 keeps whatever was learned. Of the simplex, weights per class, and objectives that
-        hold rows out.
-      scaling: of the inputs: "auto" standardises features of every type, except images of a `KernelFamily` (told by its
-        `input_shape`), which "images" divides by one number, and its row numbers, which stay as they are. Rows of
-        pixels for other kernels want "images": 255 divides uint8 ones, the largest absolute value all others.
+      tolerance, max_iterations: when the descent stops.
+      n_search: rows used to learn Omega. None takes all up to 3000, and fewer for more than forty kernels.
+      cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities. A number of folds, any
+        scikit-learn splitter, or an iterable of pairs (rows to solve on, rows held out) of row numbers from 0, or
+        masks. An iterator, such as ``KFold(5).split(x)``, serves one fit and cannot be cloned; a list of its pairs can.
+        None takes 5 folds, stratified for classes, up to 600 rows; above that, one third is held out once.
+      uniform_level: keep equal weights for a class unless a test rejects them. Of the classes that leave equal weights,
+        at most this share is wrong. 1 keeps whatever was learned. The rule applies on the simplex, to weights per
+        class, and to objectives that hold rows out.
+      scaling: of the inputs. "auto" standardises features of every type. There are two exceptions: for images of a
+        `KernelFamily` (recognised by its `input_shape`) "auto" is "images", and its row numbers stay as they are.
+        "images" divides by one number: 255 for uint8, and the largest absolute value otherwise. Choose it for rows of
+        pixels with other kernels.
       unit_norm: give every row of the scaled inputs length one.
-      decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
-        regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
-        temperature, so that the largest score wins.
-      solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
+      decision: how scores become probabilities and labels (ignored in regression). "logistic" fits a logistic
+        regression on the scores of held-out rows. It also finds a class that lies between others, which least squares
+        hides. "scores" fits one temperature, so the largest score wins.
+      solver, solver_tolerance, landmarks: how the ridge regression on all rows is solved: "cholesky", "cg", "nystroem"
+        or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
-      random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
-        numpy's.
-      verbose: show on standard error how far the long stages of `fit` are, and the time left.
+      random_state: seed for the choice of search rows and held-out rows: a whole number below 2^32, a RandomState, or
+        None for numpy's.
+      verbose: show the progress of `fit`'s long stages on standard error, with the time left.
 
     Attributes:
       omega_: weights of the kernels scaled to unit mean diagonal, shape (n_outputs, L).
-      kernel_omega_: omega_ / scale_, what `combined_kernel` takes, shape (n_outputs, L).
-      kernel_labels_: one `KernelLabel` for every column of omega_.
+      kernel_omega_: omega_ / scale_, which `combined_kernel` takes, shape (n_outputs, L).
+      kernel_labels_: one `KernelLabel` per column of omega_.
       groups_: the column numbers of every group; empty without groups.
       scale_: mean diagonal of every kernel, shape (L,).
       ridge_: absolute ridges, shape (n_outputs,).
-      dual_coef_: shape (n_samples, n_outputs); rows of sample weight zero are left out, and all but the landmarks after
-        Nystroem's method.
+      dual_coef_: shape (n_samples, n_outputs). Rows of sample weight zero are left out. After Nystroem's method only
+        the landmarks remain.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
       model_: the `NFTKModel`, which can be saved.
 """
 
 
 class Parameters(BaseEstimator):
-    """An estimator as scikit-learn sees it: parameters that are stored as they are given."""
+    """An estimator as scikit-learn expects it: parameters are stored unchanged."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -191,7 +195,7 @@ class Parameters(BaseEstimator):
         return isinstance(self.kernel, str) and self.kernel == "precomputed"
 
     def _settings(self, x: Any) -> tuple[Kernel, LearnSettings]:
-        """The kernel and the settings that the parameters name; scikit-learn wants them unchecked until `fit`.
+        """The kernel and the settings that the parameters name. scikit-learn wants no checks before `fit`.
 
         Raises:
           ValueError: a parameter is out of range.

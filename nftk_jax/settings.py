@@ -1,8 +1,8 @@
 """Every setting, choice and default, declared once, without JAX.
 
-The commands' flags, the estimators' parameters and the library's settings are these frozen dataclasses: a command nests
-them and shows their fields as flags, an estimator takes the fields it wants as parameters. The attribute docstrings are
-the flags' help.
+The commands' flags, the estimators' parameters and the library's settings come from these frozen dataclasses. A
+command nests them and shows their fields as flags. An estimator takes the fields it needs as parameters. The attribute
+docstrings are the help of the flags.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ FigureFormat = Literal["png", "pdf", "svg"]
 
 #: Ridges that ``ridge="auto"`` tries, in units of the kernel's mean diagonal.
 RIDGE_GRID = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-12, 5))
-#: Training rows that the search takes from a larger set unless told otherwise.
+#: Training rows that the search takes from a larger set by default.
 SEARCH_ROWS = 3000
-#: So many kernels have that default; more of them get fewer rows, so that their Gram matrices take no more memory.
+#: Up to this many kernels get that default. More kernels get fewer rows, so that Gram matrices take no more memory.
 SEARCH_KERNELS = 40
-#: Up to so many training rows ``precision="auto"`` solves in float64.
+#: Up to this many training rows ``precision="auto"`` solves in float64.
 FLOAT64_ROWS = 2000
-#: Folds of the objective `kfold`, and of every other up to so many search rows.
+#: Folds of the objective `kfold`, and of the other objectives up to this many search rows.
 FOLDS, FOLD_ROWS = 5, 600
 
-#: Seeds are whole numbers below this. Of larger ones JAX's keys take the last 32 bits alone in float32.
+#: Seeds are whole numbers below this. Of larger seeds, JAX's keys keep only the last 32 bits in float32.
 SEEDS = 2**32
 
 Settings = TypeVar("Settings")
@@ -62,7 +62,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is True or False; NumPy's, 1 and 0 are."""
+    """Raise ValueError unless `value` is True or False. NumPy's booleans, 1 and 0 pass too."""
     if getattr(value, "shape", ()) != () or value not in (True, False):
         raise ValueError(f"{name} must be True or False; got {shown(value)}")
 
@@ -82,7 +82,7 @@ def check_seed(value: Any, *, name: str = "seed") -> None:
 def check_number(name: str, value: Any, *, zero: bool = False, instead: str = "") -> None:
     """Raise ValueError unless `value` is a finite number > 0, or >= 0 where `zero` says so.
 
-    `instead` names for the message what the caller takes in place of a number.
+    `instead` is what the caller accepts in place of a number, for the message.
     """
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
@@ -105,12 +105,12 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MLPSettings:
-    """The network whose kernels Omega weighs; the fields of `MLP`."""
+    """The network whose kernels Omega weighs. The fields are those of `MLP`."""
 
     depth: int = 10
     """Hidden layers L; the kernels of depths 1 to L are combined."""
     activation: str = "relu"
-    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    """relu, erf, gelu, leaky_relu(0.1), ... : any activation that neural_tangents has in closed form."""
     w_std: float = math.sqrt(2.0)
     """Standard deviation of the weights (NTK parametrisation)."""
     b_std: float = 0.0
@@ -118,8 +118,8 @@ class MLPSettings:
     readout_bias: float = 0.0
     """Standard deviation of the readout's bias."""
     basis: BasisName = "depths"
-    """Kernels that Omega weighs: of each depth; what each further layer of depth adds; or what the parameters of each
-    layer contribute to the kernel of the deepest network."""
+    """Kernels that Omega weighs. depths: the kernel of each depth; increments: what each further layer adds; layers:
+    what the parameters of each layer contribute to the kernel of the deepest network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +127,13 @@ class ScalingSettings:
     """What is done to the inputs before a kernel sees them.
 
     Raises:
-      ValueError: `scaling` is no such choice, or `unit_norm` neither True nor False.
+      ValueError: `scaling` is none of its choices, or `unit_norm` is neither True nor False.
     """
 
     scaling: ScalingName = "auto"
-    """Of the inputs: images divides by one number, standardise works by feature; auto decides by the data's shape."""
+    """Scaling of the inputs. images: divide by one number; standardise: by feature; auto: by the data's shape."""
     unit_norm: bool = False
-    """Give every row of the scaled inputs length one, so that a kernel sees angles alone."""
+    """Give every row of the scaled inputs length one, so that a kernel sees only angles."""
 
     def __post_init__(self) -> None:
         check_choice("scaling", self.scaling, ScalingName)
@@ -151,35 +151,36 @@ class SearchSettings:
     """
 
     objective: ObjectiveName = "validation"
-    """What Omega minimises: the error on held-out rows, of k-fold cross-validation or leave-one-out; the negative log
-    marginal likelihood; generalised cross-validation; the regularised training loss of the paper's eq. 9; or 1 -
-    centred kernel-target alignment."""
+    """What Omega minimises: the error on held-out rows (validation), of k-fold cross-validation (kfold) or of
+    leave-one-out (loo); the negative log marginal likelihood (evidence); generalised cross-validation (gcv); the
+    regularised training loss of the paper's eq. 9 (train); or 1 - centred kernel-target alignment (alignment)."""
     constraint: ConstraintName = "simplex"
-    """Set that Omega is kept in: weights of a class add up to one, or are merely >= 0."""
+    """Set that Omega is kept in. simplex: weights >= 0 that add up to one per class; orthant: weights >= 0."""
     penalty: float = 0.0
     """Weight of the penalty on Omega."""
     penalty_norm: PenaltyNorm = "l1"
-    """Norm of the penalty: sum of Omega, or half its sum of squares."""
+    """Norm of the penalty. l1: the sum of Omega; l2: half its sum of squares."""
     weights: WeightsName = "per-class"
-    """Learn one row of Omega per class, one for all classes, or none."""
+    """Learn one row of Omega per class, one shared row for all classes, or none (uniform)."""
     ridge: float | Literal["auto", "learned"] = "auto"
-    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
-    every class together with Omega."""
+    """Ridge in units of the kernel's unit mean diagonal. auto: chosen on held-out rows; learned: starts there, and one
+    ridge per class is learned together with Omega."""
     method: MethodName = "quasi-newton"
-    """How Omega descends: by curvatures that it learns, or the paper's eq. 16 with a fixed step, which may diverge."""
+    """How Omega descends: by steps with curvature, or by the paper's eq. 16 with a fixed step, which may diverge."""
     step_size: float = 1.0
-    """Fixed step of projected-gradient, for errors in units of their value at the start."""
+    """Fixed step of projected-gradient, for errors divided by their value at the start."""
     tolerance: float = 1e-3
-    """Projected gradient at which a class has converged: one unit of weight then gains less than this share."""
+    """Projected gradient at which a class has converged: moving one unit of weight gains less than this share."""
     max_iterations: int = 100
     """Steps after which the descent stops."""
     n_search: int | None = None
-    """Training rows used to learn Omega; default all up to 3000, and fewer for more than forty kernels."""
+    """Training rows used to learn Omega. Default: all, but at most 3000, and fewer for more than forty kernels."""
     cv: int | None = None
-    """Folds that hold rows out; default 5 up to 600 rows of the search, and one split that holds out a third above."""
+    """Folds that hold rows out. Default: 5 up to 600 rows of the search; above, one split that holds out a third."""
     uniform_level: float = 0.05
-    """Keep equal weights for a class unless a test rejects them: of the classes that leave them, this share at most is
-    wrong (simplex, per-class weights, objectives that hold rows out); 1 keeps whatever was learned."""
+    """Keep equal weights for a class unless a test rejects them. Of the classes that leave equal weights, at most this
+    share is wrong. 1 keeps whatever was learned. (For the simplex, per-class weights, and objectives that hold rows
+    out.)"""
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ObjectiveName)
@@ -205,13 +206,13 @@ class SearchSettings:
         return self.ridge == "learned"
 
     def folds(self, n_search: int) -> int:
-        """How many folds the search rows are cut into; 1 is one split, which holds out a third."""
+        """How many folds the search rows are divided into. 1 is one split, which holds out a third."""
         if self.cv is not None:
             return self.cv
         return FOLDS if self.objective == "kfold" or n_search <= FOLD_ROWS else 1
 
     def rows(self, n_train: int, n_kernels: int) -> int:
-        """How many of the training rows the search takes.
+        """How many of the training rows the search uses.
 
         >>> tuple(SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160))
         (3000, 3000, 1500)
@@ -229,16 +230,17 @@ class SolveSettings:
     """
 
     solver: SolverName = "auto"
-    """How the ridge regression is solved: one factorisation per class; conjugate gradients for all classes, which keep
-    no kernel; on --landmarks only, an approximation for more rows than those can take. auto: the quicker exact one."""
+    """How the ridge regression is solved. cholesky: one factorisation per class; cg: conjugate gradients for all
+    classes together, which store no kernel; nystroem: an approximation on --landmarks, for more rows than the others
+    can take; auto: the quicker of the exact two."""
     solver_tolerance: float | None = None
-    """Relative residual at which cg stops; default 1e-4, 1e-3 with a low-rank preconditioner, and 1e-10 in float64."""
+    """Relative residual at which cg stops. Default: 1e-4, with a low-rank preconditioner 1e-3, and in float64 1e-10."""
     landmarks: int | None = None
     """Training rows that nystroem keeps; default 4096."""
     inputs: InputsName = "auto"
-    """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
+    """Lengths of the scaled rows. sphere: all equal; general: any; auto: measured."""
     precision: PrecisionName = "auto"
-    """Of kernels and solves; auto is float64 up to 2000 training rows."""
+    """Precision of kernels and solves. auto: float64 up to 2000 training rows, float32 above."""
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SolverName)
@@ -252,7 +254,7 @@ class SolveSettings:
             check_count("landmarks", self.landmarks)
 
     def dtype(self, n_train: int) -> DtypeName:
-        """The precision on so many training rows."""
+        """The precision for so many training rows."""
         if self.precision == "auto":
             return "float64" if n_train <= FLOAT64_ROWS else "float32"
         return self.precision
@@ -270,15 +272,15 @@ class LearnSettings:
       seed: draws the search rows, the held-out rows, and pivots or landmarks of the solver.
 
     Raises:
-      ValueError: `decision` is no such choice, or the seed is no whole number from 0 to 2^32 - 1.
+      ValueError: `decision` is none of its choices, or the seed is no whole number from 0 to 2^32 - 1.
     """
 
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
     solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
     scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
     decision: DecisionName = "scores"
-    """How scores become probabilities, and so labels: the largest score wins, or a logistic regression on the held-out
-    rows' scores."""
+    """How scores become probabilities and labels. scores: the largest score wins; logistic: a logistic regression on
+    the scores of held-out rows."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -287,9 +289,9 @@ class LearnSettings:
 
 
 def gather(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings class from flat values by name; nested classes take theirs from the same values.
+    """Make a settings class from flat values by name. Nested classes take their fields from the same values.
 
-    Names that `kind` does not have are left alone, fields without a value keep their default.
+    Names that `kind` does not have are ignored. Fields without a value keep their default.
 
     >>> gather(LearnSettings, {"objective": "loo", "seed": 3}).search.objective
     'loo'
@@ -304,7 +306,7 @@ def gather(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def flatten(settings: Any) -> dict[str, Any]:
-    """The values of settings and of all that they nest, by name."""
+    """The values of settings and of all nested settings, by name."""
     found = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

@@ -29,7 +29,7 @@ from nftk_jax.progress import report_stages
 from nftk_jax.settings import check_choice, check_count, check_level
 from nftk_jax.solvers.solver import Report
 
-#: Up to so many targets get intervals, which take most of the time, unless they are asked for.
+#: Up to this many targets get intervals by default, which take most of the time.
 _INTERVAL_TARGETS = 32
 
 
@@ -46,29 +46,29 @@ def infer(
     random_state: Any = 0,
     verbose: bool = False,
 ) -> InferenceTable:
-    """Test which kernels every class or target needs, and give every weight an interval.
+    """Test which kernels each class or target needs, and give each weight an interval.
 
-    The kernels are the model's, on their unit mean diagonals. The weights that are tested are shares of variance in the
-    Gaussian-process view, estimated anew by the restricted likelihood; `omega_`, which the search has chosen by its
-    objective, plays no part. Measured error rates: docs/error-rates.md.
+    The kernels are those of the model, scaled to unit mean diagonal. The tested weights are shares of variance in a
+    Gaussian process, estimated anew by the restricted likelihood. `omega_`, which the search chose by its objective,
+    plays no part. docs/error-rates.md has measured error rates.
 
     Args:
       model: fitted.
       x: the training inputs, shape (n, p), or other rows of the same kind.
       y: their labels, shape (n,), or targets, shape (n,) or (n, C); NaN is missing.
-      level: of the tests; the intervals of a row hold jointly with one less this.
-      sample_weight: shape (n,), >= 0; None is 1 everywhere. The noise of a row is that of the mean of so many.
-      n_rows: use at most so many rows, spread evenly over all. The time grows with their third power.
+      level: of the tests. The intervals of a row of Omega hold together with probability 1 - `level`.
+      sample_weight: shape (n,), >= 0; None is 1 everywhere. A row of weight w has the noise of a mean of w rows.
+      n_rows: use at most this many rows, spread evenly. The time grows with their third power.
       adjustment: for many tests, see `InferenceTable`.
-      intervals: find intervals; None does so for up to 32 targets. They take most of the time.
+      intervals: whether to find intervals, which take most of the time. None does so for up to 32 targets.
       random_state: seed of the draws.
-      verbose: show on standard error how far the tests are.
+      verbose: show the progress of the tests on standard error.
 
     Returns:
       Tests and intervals, see `InferenceTable`.
 
     Raises:
-      ValueError: inputs or targets do not fit the model, an argument is out of range, or a target is there in fewer
+      ValueError: inputs or targets do not fit the model, an argument is out of range, or a target has values in fewer
         than four of the rows.
 
     >>> model = NFTKRegressor(depth=2).fit(x, y)             # doctest: +SKIP
@@ -106,12 +106,12 @@ def infer(
 
 
 def _names(model: NFTKModel) -> np.ndarray:
-    """Of the classes or targets, as text, shape (C,)."""
+    """Names of the classes or targets, as text, shape (C,)."""
     return np.array([str(one) for one in (range(len(model.omega)) if model.classes is None else model.classes)])
 
 
 def _parts(targets: np.ndarray, weight: np.ndarray | None, n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Targets that are missing in the same rows, the most rows first, and at most so many rows that have them."""
+    """Targets by the rows that they have, sets with most rows first, with at most `n_rows` rows of each set."""
     for members, there in sorted(group_by_presence(targets), key=lambda one: -len(one[1])):
         rows = there if weight is None else there[weight[there] > 0]
         rows = rows[spread_rows(len(rows), n_rows)]
@@ -121,7 +121,7 @@ def _parts(targets: np.ndarray, weight: np.ndarray | None, n_rows: int) -> Itera
 
 
 def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTable:
-    """`infer` for a model that has just been learned, on rows of its search, whose kernels are in memory."""
+    """As `infer`, for a model that has just been learned, on the rows of its search, whose kernels are in memory."""
     model, tables, clusters = learned.model, [], None
     names, rng = _names(model), np.random.default_rng(learned.settings.seed + 3)
     known = learned.found.p_uniform
@@ -145,8 +145,8 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
 def zeros_under_uniform(learned: Learned) -> float | None:
     """The share of zeros that the same search leaves for targets drawn from the fit with equal weights.
 
-    One target is drawn for each output; the search sees at most `INFERENCE_ROWS` rows. None where there are many
-    targets, or no split is left on these rows.
+    One target is drawn for each output. The search sees at most `INFERENCE_ROWS` rows. None if there are many targets,
+    or if no split is left on these rows.
     """
     settings = learned.settings.search
     if len(learned.model.omega) > _INTERVAL_TARGETS:

@@ -1,4 +1,4 @@
-"""Tests and intervals of Omega for every target, in one table."""
+"""Tests and intervals of Omega for all targets, in one table."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from nftk_jax.inference.multiplicity import AdjustmentName, adjust
 from nftk_jax.inference.uniform import UniformFit
 from nftk_jax.kernels.kernel import KernelLabel
 
-#: Rows that tests and intervals are made on, at most: each factorisation takes n^3 operations, for every target.
+#: Most rows that tests and intervals use: each factorisation takes n^3 operations, for every target.
 INFERENCE_ROWS = 400
-#: Of more classes times kernels than this fewer rows are used, so that the time stays; but not fewer than the second.
+#: With more classes times kernels than this, fewer rows are used, so that the time stays, but at least the second.
 _MOST_CELLS, _FEWEST_ROWS = 64, 200
-#: A label of fewer rows is not tested: the laws of the statistics are those of many rows.
+#: A label with fewer rows is not tested, because the laws of the statistics hold for many rows.
 LEAST_ROWS = 10
-#: A test may find a better fit than the one it began with; so often all are repeated then.
+#: If a test finds a better fit than the one it began with, all tests are repeated, at most this often.
 _ROUNDS = 3
 
 
 def inference_rows(n_targets: int, n_kernels: int) -> int:
-    """How many rows the tests of so many targets and kernels take by default.
+    """How many rows a run uses for the tests of this many targets and kernels.
 
     >>> [inference_rows(10, kernels) for kernels in (3, 10, 34)], inference_rows(100, 4)
     ([400, 345, 229], 217)
@@ -39,26 +39,26 @@ def inference_rows(n_targets: int, n_kernels: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceTable:
-    """What the data say about every weight, with stated error rates.
+    """Tests and intervals of every weight, with stated error rates.
 
-    The tests are of the Gaussian-process view: Omega are shares of the signal's variance, most likely by the restricted
-    likelihood. Kernels that the data could not tell apart are tested together, as a cluster. C is the number of classes
-    or targets, L of kernels, K of clusters and G of feature groups.
+    The tests treat the target as a Gaussian process. Omega holds shares of the signal's variance, estimated by the
+    restricted likelihood. Kernels that the data cannot tell apart form a cluster and are tested together. There are C
+    classes or targets, L kernels, K clusters and G feature groups.
 
     Attributes:
-      kernels, targets, groups: names; no groups where there are fewer than two.
-      clusters: column numbers of every cluster, K lists; a kernel that stands alone is a cluster of one.
-      n_rows: rows that were used.
-      level: nominal error rate of `needed`, and one less the joint confidence of the intervals of a row.
-      adjustment: what the level is of: "holm", any false finding within a row; "holm-all", any false finding at all; or
-        "fdr", the share of false findings over all rows.
+      kernels, targets, groups: names; `groups` is empty if there are fewer than two.
+      clusters: column numbers of each cluster, K lists. A kernel that can be told from all others is a cluster of one.
+      n_rows: number of rows used.
+      level: nominal error rate of `needed`. The intervals of a row of Omega hold together with probability 1 - `level`.
+      adjustment: what `level` bounds: "holm", the chance of any false finding in a row of Omega; "holm-all", the chance
+        of any false finding at all; or "fdr", the share of false findings over all rows.
       p_uniform: p-value of "all weights are equal", shape (C,), from draws of the fit with equal weights.
-      ridge: ratio of the noise's variance to the signal's, shape (C,); infinite where there is no signal.
+      ridge: variance of the noise over variance of the signal, shape (C,); infinite if there is no signal.
       cluster_omega: most likely weights of whole clusters, shape (C, K).
       cluster_p_value: p-values of "no kernel of this cluster is needed", shape (C, K), not adjusted; 1 for a class with
-        fewer than `LEAST_ROWS` rows, which has no test.
-      cluster_interval: ends of the profile intervals of the weights, shape (C, K, 2), jointly for a row; NaN where
-        intervals were not asked for.
+        fewer than `LEAST_ROWS` rows, which is not tested.
+      cluster_interval: ends of the profile intervals of the weights, shape (C, K, 2), which hold together for a row of
+        Omega; NaN if intervals were not requested.
       group_p_value: p-values of "no kernel of this feature group is needed", shape (C, G).
     """
 
@@ -78,37 +78,37 @@ class InferenceTable:
 
     @property
     def cluster_names(self) -> tuple[str, ...]:
-        """A name for every cluster: of its kernel, two kernels, the first and the last, or two and how many more."""
+        """A name per cluster: its kernel, two kernels, the first and the last, or two and the number of others."""
         return tuple(_name([self.kernels[one] for one in cluster], cluster) for cluster in self.clusters)
 
     @property
     def cluster_needed(self) -> np.ndarray:
-        """Clusters without which the target is not explained, at `level` after adjustment, shape (C, K)."""
+        """Which clusters a target needs, at `level` after adjustment, shape (C, K)."""
         return adjust(self.cluster_p_value, self.adjustment) <= self.level
 
     @property
     def group_needed(self) -> np.ndarray:
-        """The same of feature groups, shape (C, G)."""
+        """Which feature groups a target needs, at `level` after adjustment, shape (C, G)."""
         return adjust(self.group_p_value, self.adjustment) <= self.level
 
     @property
     def omega(self) -> np.ndarray:
-        """Most likely weights, shape (C, L); that of a cluster is shared out evenly within it."""
+        """Most likely weights, shape (C, L). The weight of a cluster is divided evenly among its kernels."""
         return (self.cluster_omega / self._sizes)[:, self._owner]
 
     @property
     def p_value(self) -> np.ndarray:
-        """The p-value of every kernel's cluster, shape (C, L)."""
+        """The p-value of each kernel's cluster, shape (C, L)."""
         return self.cluster_p_value[:, self._owner]
 
     @property
     def needed(self) -> np.ndarray:
-        """Whether the kernel's cluster is needed, shape (C, L). Within a cluster any one kernel may do."""
+        """Whether each kernel's cluster is needed, shape (C, L). Which of its kernels is needed cannot be told."""
         return self.cluster_needed[:, self._owner]
 
     @property
     def interval(self) -> np.ndarray:
-        """Ends of every kernel's interval, shape (C, L, 2). Another kernel of its cluster may hold all its weight."""
+        """Ends of each kernel's interval, shape (C, L, 2). In a cluster of several they begin at 0."""
         interval = self.cluster_interval[:, self._owner]
         interval[:, (self._sizes > 1)[self._owner], 0] *= 0.0
         return interval
@@ -125,13 +125,13 @@ class InferenceTable:
         return owner
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, by name; numbers that are not finite are None."""
+        """Plain Python values, by name. Numbers that are not finite become None."""
         derived = ("cluster_names", "cluster_needed", "group_needed", "omega", "p_value", "needed", "interval")
         names = [field.name for field in dataclasses.fields(self)]
         return {name: _plain(getattr(self, name)) for name in (*names, *derived)}
 
     def __str__(self) -> str:
-        """A line for every target and cluster."""
+        """One line per target and cluster."""
         width = max(8, *map(len, self.cluster_names))
         lines = [
             f"Tests of Omega on {self.n_rows} rows, level {self.level:g} ({self.adjustment})",
@@ -150,11 +150,11 @@ class InferenceTable:
 
 
 def join(outputs: Sequence[np.ndarray], tables: Sequence[InferenceTable]) -> InferenceTable:
-    """The tables of several sets of targets as one, in the order of all targets; rows are the fewest.
+    """Join the tables of several sets of targets, in the order of all targets. `n_rows` is the smallest.
 
     Args:
-      outputs: positions of every table's targets among all.
-      tables: of the same kernels and clusters.
+      outputs: positions of each table's targets among all targets.
+      tables: all for the same kernels and clusters.
     """
     if len(tables) == 1:
         return tables[0]
@@ -168,7 +168,7 @@ def join(outputs: Sequence[np.ndarray], tables: Sequence[InferenceTable]) -> Inf
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """What was found for one target."""
+    """The results for one target."""
 
     omega: np.ndarray
     ridge: float
@@ -222,14 +222,14 @@ class Inference:
         p_uniform: np.ndarray | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> InferenceTable:
-        """Test every target.
+        """Test all targets.
 
         Args:
           targets: their names.
           level, adjustment: see `InferenceTable`.
           intervals: whether to find intervals, which take most of the time.
-          p_uniform: as from `UniformFit.p_values`, where it is known already; None draws for it.
-          report: called with the number of targets done and of all.
+          p_uniform: the result of `UniformFit.p_values`, if it is known already; None computes it.
+          report: called with the number of targets done and the number of all.
         """
         rows = []
         with threadpool_limits(1):  # many factorisations of small matrices, which threads would wait for one another in
@@ -274,7 +274,7 @@ class Inference:
     def _examine(
         self, number: int, components: Components, known: tuple[np.ndarray, np.ndarray], level: float | None
     ) -> _Row:
-        """Tests, and intervals at a level, against the best fit that is known so far."""
+        """Tests, and intervals at a level, against the best fit known so far."""
         information, inflation = known
         n_sets = len(inflation)
         ratios = np.array([components.drop([one]) for one in range(n_sets)]) / inflation
@@ -293,7 +293,7 @@ class Inference:
         return _Row(components.shares, ridge, p, interval, group_p)
 
     def _test_group(self, name: str, components: Components, known: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-        """P-value of "no kernel of this group is needed"; 1 where a cluster goes beyond the group."""
+        """P-value of "no kernel of this group is needed"; 1 if a cluster extends beyond the group."""
         information, inflation, p = known
         members = {number for number, label in enumerate(self._labels) if label.group == name}
         sets = [number for number, cluster in enumerate(self.clusters) if set(cluster) <= members]

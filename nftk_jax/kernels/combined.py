@@ -1,4 +1,4 @@
-"""Combined kernels sum_l omega_{c,l} K^(l) (paper eq. 15) of any `Kernel`, between any rows: pure and traceable."""
+"""Combined kernels sum_l omega_{c,l} K^(l) (paper eq. 15) of any `Kernel` between any rows, pure and traceable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Plan = tiles.Plan | stacks.Plan
 
-#: Rows and columns of the blocks that Gram matrices of few rows are made of.
+#: Rows and columns of the blocks from which Gram matrices of few rows are assembled.
 _BLOCK_ROWS = 128
 
 
@@ -42,24 +42,24 @@ def combined_kernel(
 ) -> jax.Array:
     """Evaluate K_c = sum_l omega[c, l] K^(l) for every class c (paper eq. 15), unscaled.
 
-    Traceable by jit and vmap; differentiable in `omega`, and in the inputs except on the sphere route. Every gradient
-    is finite: at identical and opposite rows, where an NTK has a kink, the angle's part is taken as 0. NTKs of a
-    homogeneous activation without hidden biases, and NTKs of inputs on one sphere, go through a series in the angle
-    (`mlp.kernel_route`).
+    It can be traced by jit and vmap. It is differentiable in `omega`, and in the inputs except on the sphere route.
+    Every gradient is finite. At identical and opposite rows, where an NTK has a kink, the angle's part of the gradient
+    is set to 0. A series in the angle evaluates NTKs of a homogeneous activation without hidden biases, and NTKs of
+    inputs on one sphere (`mlp.kernel_route`).
 
     Args:
       kernel: L kernels, such as an `MLP`.
-      omega: weights of the unscaled kernels, shape (C, L); the identity gives every kernel by itself.
+      omega: weights of the unscaled kernels, shape (C, L). The identity gives each kernel separately.
       x1: inputs, shape (n1, p), float32 or float64.
-      x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, symmetric and with their exact diagonal.
-      inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at concrete arrays.
-      memory_budget: bytes of temporary arrays beside the result, about.
+      x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, which are symmetric with an exact diagonal.
+      inputs: "sphere" promises rows of one length, "general" promises nothing, and "auto" checks concrete arrays.
+      memory_budget: approximate bytes of temporary arrays beside the result.
 
     Returns:
       Kernels, shape (C, n1, n2), dtype of `x1`.
 
     Raises:
-      ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.
+      ValueError: shapes do not match, or the inputs are not on a sphere although `inputs` says so.
     """
     a, b = as_inputs(x1, x2)
     for x in (a,) if b is None else (a, b):
@@ -92,7 +92,7 @@ def combined_ntk(
     inputs: InputsName = "auto",
     memory_budget: int = MEMORY_BUDGET,
 ) -> jax.Array:
-    """`combined_kernel` under the name that the NTKs of an `MLP` have: sum_l omega[c, l] Theta^(l) (paper eq. 15)."""
+    """`combined_kernel` for an `MLP`: sum_l omega[c, l] Theta^(l) for every class c (paper eq. 15)."""
     return combined_kernel(mlp, omega, x1, x2, inputs=inputs, memory_budget=memory_budget)
 
 
@@ -132,11 +132,11 @@ def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2
 
 
 def _gram_of_blocks(block: Callable[..., jax.Array], diagonal: np.ndarray, x: np.ndarray) -> jax.Array:
-    """Gram matrices of few rows from blocks of one size, so that one program serves every number of rows.
+    """Gram matrices of few rows from blocks of one size, so that one program serves any number of rows.
 
     Args:
-      block: of two arrays of rows to their kernels, shape (C, m, m).
-      diagonal: what the diagonals are, shape (C, n), float64.
+      block: maps two arrays of rows to their kernels, shape (C, m, m).
+      diagonal: the diagonals, shape (C, n), float64.
       x: inputs, shape (n, p), 1 <= n <= `PADDED_ROWS`.
     """
     n, size = len(x), min(_BLOCK_ROWS, padded_size(len(x)))
@@ -157,7 +157,7 @@ def _gram_of_blocks(block: Callable[..., jax.Array], diagonal: np.ndarray, x: np
 
 
 def widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> list[jax.Array]:
-    """Inputs with columns that change no kernel, so that few numbers of features are compiled."""
+    """Inputs with added columns that change no kernel, so that programs are compiled for few numbers of features."""
     size = padded_features(arrays[0].shape[1])
     if size == arrays[0].shape[1] or len(arrays[-1]) > PADDED_ROWS or any(isinstance(x, Tracer) for x in arrays):
         return list(arrays)
@@ -166,7 +166,7 @@ def widen(kernel: Kernel, series: KernelSeries | None, *arrays: jax.Array) -> li
 
 
 def split(series: KernelSeries, budget: int, dtype: Any) -> tuple[Plan, KernelSeries]:
-    """What a compiled function of a series takes as static, and its arrays."""
+    """The static part of a series for a compiled function, and its arrays."""
     cast = lambda a: None if a is None else jnp.asarray(a, dtype)  # noqa: E731
     of_groups = not isinstance(series.form, Form)
     plan = stacks.Plan(series.form, budget) if of_groups else tiles.Plan(series.form, series.radial, budget)
@@ -204,7 +204,7 @@ def _series_rectangle(plan: Plan, omega: jax.Array, series: Any, x1: jax.Array, 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _series_gram(plan: Plan, omega: jax.Array, series: Any, x: jax.Array, known: jax.Array | None) -> jax.Array:
-    """The Gram matrices; `known` holds the diagonals of all kernels, shape (L, n), where the series does not."""
+    """The Gram matrices. `known` holds the diagonals of all kernels, shape (L, n), if the series does not give them."""
     if known is None:
         diagonal = plan.diagonal(jnp.matmul(omega, series.at_zero, precision=tiles.HIGHEST), x)
     else:

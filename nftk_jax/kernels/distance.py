@@ -1,4 +1,4 @@
-"""Kernels of the Euclidean distance between two inputs, Gaussian (RBF), Laplace and Matern, and of their product."""
+"""Kernels of the distance between two inputs (Gaussian or RBF, Laplace, Matern), and the linear kernel."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class DistanceKernel(Kernel):
     """One kernel k(|x - x'| / width).
 
     Args:
-      width: > 0, in units of the (scaled) inputs; "auto" is the median distance between different training rows.
-      factor: > 0, of a width that is "auto": 2 is twice the median distance.
+      width: > 0, in units of the (scaled) inputs. "auto" is the median distance between different training rows.
+      factor: > 0, multiplies a width that is "auto": 2 is twice the median distance.
 
     Raises:
-      ValueError: `width` is neither, or `factor` is not positive.
+      ValueError: `width` is neither positive nor "auto", or `factor` is not positive.
     """
 
     width: float | Literal["auto"] = "auto"
@@ -53,7 +53,7 @@ class DistanceKernel(Kernel):
 
     @property
     def basis(self) -> str:
-        """What the kernel is called without its width, and `of_distance` knows it by."""
+        """The name of the kernel without its width, which `of_distance` takes."""
         return self.kind
 
     def fitted(self, x: np.ndarray) -> Kernel:
@@ -119,13 +119,13 @@ class RBF(DistanceKernel):
 class Laplace(DistanceKernel):
     r"""exp(-|x - x'| / width).
 
-    It has the function space of the ReLU NTK on the sphere (Chen & Xu 2021), which makes it the natural rival.
+    On the sphere it has the same function space as the ReLU NTK (Chen & Xu 2021), so it is the natural baseline.
     """
 
     kind = "laplace"
 
 
-#: Those that a model is compared with.
+#: The kernels of the baselines.
 DISTANCE_KERNELS: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Laplace}
 
 
@@ -133,15 +133,15 @@ DISTANCE_KERNELS: dict[str, type[DistanceKernel]] = {"rbf": RBF, "laplace": Lapl
 class Matern(DistanceKernel):
     r"""Matern's kernel of smoothness nu: (1 + r) exp(-r) for 3/2 and (1 + r + r^2 / 3) exp(-r) for 5/2.
 
-    r = sqrt(2 nu) |x - x'| / width (Rasmussen & Williams 2006, eq. 4.17). It is as rough as Laplace for nu = 1/2 and as
-    smooth as RBF for nu to infinity.
+    r = sqrt(2 nu) |x - x'| / width (Rasmussen & Williams 2006, eq. 4.17). For nu = 1/2 it would be Laplace's kernel,
+    and for nu to infinity the RBF kernel.
 
     Args:
-      width: as in every distance kernel.
+      width: > 0, or "auto", as for `RBF`.
       nu: 1.5 or 2.5.
 
     Raises:
-      ValueError: `width` or `nu` is none of these.
+      ValueError: `width`, `factor` or `nu` has another value.
     """
 
     nu: float = 1.5
@@ -163,7 +163,7 @@ class Matern(DistanceKernel):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Kernel):
-    """<x, x'> / p: the one of linear regression, in the units of the NTK."""
+    """<x, x'> / p: the kernel of linear regression, in the units of the NTK."""
 
     @property
     def labels(self) -> tuple[KernelLabel, ...]:
@@ -204,7 +204,7 @@ def _at(basis: str, squares: jax.Array, width: jax.Array | float) -> jax.Array:
 
 @jax.jit
 def square_distances(x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """|x - x'|^2 of all pairs of rows, shape (n1, n2); identical rows are only about 0 apart."""
+    """|x - x'|^2 of all pairs of rows, shape (n1, n2). For identical rows it is 0 only up to rounding."""
     squares = (x2**2).sum(1)
 
     def row(x):
@@ -217,12 +217,12 @@ def square_distances(x1: jax.Array, x2: jax.Array) -> jax.Array:
 
 @jax.jit
 def square_distances_within(x: jax.Array) -> jax.Array:
-    """The same between the rows of x, with zeros on the diagonal, shape (n, n)."""
+    """`square_distances` between the rows of x, with zeros on the diagonal, shape (n, n)."""
     index = jnp.arange(len(x))
     return square_distances(x, x).at[index, index].set(0.0)
 
 
 def median_distance(squares: jax.Array) -> float:
-    """The median distance between different rows, 1 if there are none, from squared distances (n, n)."""
+    """The median distance between different rows, from squared distances (n, n); 1 if there are none."""
     sample = np.asarray(squares[:_MEDIAN_ROWS, :_MEDIAN_ROWS], np.float64)
     return math.sqrt(float(np.median(sample[sample > 0]))) if (sample > 0).any() else 1.0

@@ -1,4 +1,4 @@
-"""Any list of kernels as a family: functions of neural_tangents, functions of one's own, or precomputed Grams."""
+"""Families of kernels from neural_tangents, from functions of your own, or from precomputed Gram matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nftk_jax.settings import ScalingName, shown
 
 #: Row numbers up to this are exact in float32.
 _LARGEST_ROW = 2**24
-#: |K - K^T| of a Gram matrix, over its largest entry, that passes; and that inexact arithmetic may explain.
+#: Largest |K - K^T| of a Gram matrix, relative to its largest entry: that is accepted, and that rounding may explain.
 _ROUNDING, _ROUGH_ROUNDING = 1e-5, 1e-2
 
 
@@ -34,16 +34,16 @@ class KernelFamily(Kernel):
     r"""Kernels Theta^(1), ..., Theta^(L) of any kind, given by functions.
 
     A function maps rows (n1, \*input_shape) and (n2, \*input_shape) to their kernel (n1, n2). It must be symmetric,
-    positive semi-definite and cheap enough to be evaluated again wherever a tile is needed. One that JAX cannot trace,
-    such as scikit-learn's ``rbf_kernel``, is called with NumPy arrays of the rows while compiled programs wait for it:
-    slower, and without gradients in the inputs; it must not call JAX itself. Two families are equal if they are one
-    object, so that a copy shares what is compiled.
+    positive semi-definite and cheap, because it is evaluated again for every tile. A function that JAX cannot trace,
+    such as scikit-learn's ``rbf_kernel``, is called with NumPy arrays while compiled programs wait for it. This is
+    slower and gives no gradients in the inputs, and the function must not call JAX itself. Two families are equal if
+    they are the same object, so a copy shares compiled programs.
 
     Args:
-      functions: the kernels, at least one; a mapping from names to functions names Omega's columns.
-      input_shape: of one sample, as the functions take it; inputs are rows (n, p), p its product. None is (p,).
-      n_rows: inputs are not features but numbers 0, ..., n_rows - 1 of rows that the functions know, as a column
-        (n, 1); None for features. See `precomputed`.
+      functions: the kernels, at least one. A mapping from names to functions names the columns of Omega.
+      input_shape: shape of one sample, as the functions take it. Inputs are rows (n, p), p its product. None is (p,).
+      n_rows: if given, inputs are not features but row numbers 0, ..., n_rows - 1, as a column (n, 1), and the
+        functions know these rows. None for features. See `precomputed`.
 
     Raises:
       ValueError: there is no function, one cannot be called, or a size is not positive.
@@ -79,11 +79,11 @@ class KernelFamily(Kernel):
         Import ``stax`` from `nftk_jax.kernels.neural_tangents`: neural_tangents' own import fails on JAX 0.6 and later.
 
         Args:
-          kernel_functions: the ``kernel_fn`` of every network, the third of ``init_fn, apply_fn, kernel_fn``.
-          input_shape: of one sample, channels last, such as (28, 28, 1); None is (p,).
+          kernel_functions: the ``kernel_fn`` of each network, the third of ``init_fn, apply_fn, kernel_fn``.
+          input_shape: shape of one sample, channels last, such as (28, 28, 1); None is (p,).
 
         Raises:
-          ValueError: a ``kernel_fn`` cannot be called, or as for the class.
+          ValueError: a ``kernel_fn`` cannot be called, or the class refuses an argument.
         """
         if not all(callable(function) for function in kernel_functions):
             raise ValueError(
@@ -94,11 +94,11 @@ class KernelFamily(Kernel):
 
     @classmethod
     def precomputed(cls, grams: ArrayLike | KernelStack | Sequence[Any]) -> KernelFamily:
-        """Kernels that are known on n rows, training and test together; the inputs are row numbers, shape (m, 1).
+        """Kernels given by Gram matrices on n rows, training and test together. The inputs are row numbers (m, 1).
 
         Args:
-          grams: Gram matrices, shape (L, n, n), float32 or float64; or whatever `KernelStack` takes, such as a list of
-            sparse matrices, or a stack itself. They are copied; the copy is given back with the family.
+          grams: Gram matrices, shape (L, n, n), float32 or float64; or a `KernelStack`, or what it takes, such as a
+            list of sparse matrices. They are copied. The copy is freed together with the family.
 
         Raises:
           ValueError: the matrices are not real, square, finite and symmetric, or have more than 2^24 rows.
@@ -145,7 +145,7 @@ class KernelFamily(Kernel):
             )
 
     def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        """ "auto" leaves row numbers alone, and is "images" for images."""
+        """As in `Kernel`; "auto" leaves row numbers alone, and is "images" for images."""
         if self.n_rows is None:
             return "images" if scaling == "auto" and len(self.input_shape or ()) > 1 else scaling
         if scaling not in ("auto", "none") or unit_norm:
@@ -188,14 +188,14 @@ class KernelFamily(Kernel):
         return self._handle.evaluate(x1, x2)
 
     def to_dict(self) -> dict[str, Any] | None:
-        """Of precomputed kernels how many rows they know, and their names: a saved model holds no Gram matrix."""
+        """For precomputed kernels their number of rows and their names; a saved model holds no Gram matrix."""
         if self.n_rows is None:
             return None
         return {"type": "precomputed", "n_rows": self.n_rows, "names": [label.name for label in self.labels]}
 
     @classmethod
     def without_grams(cls, n_rows: int, names: Sequence[str]) -> KernelFamily:
-        """What a saved model knows of precomputed kernels: it predicts from a `KernelStack` alone."""
+        """The family of a saved model with precomputed kernels. It can only predict from a `KernelStack`."""
         return cls({str(name): _unknown for name in names}, n_rows=int(n_rows))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,11 +205,11 @@ class KernelFamily(Kernel):
 def stack_products(
     kernel: Kernel, stack: KernelStack, omega: np.ndarray, rows: np.ndarray, dual_coef: np.ndarray
 ) -> np.ndarray:
-    """omega_cl K_l alpha_c of precomputed kernels between new rows and the n rows of the fit, in float64.
+    """omega_cl K_l alpha_c for precomputed kernels between new rows and the n rows of the fit, in float64.
 
     Args:
-      kernel: made by `KernelFamily.precomputed` from the kernels of these n rows.
-      stack: the same kernels between m new rows and the n rows; dense or sparse.
+      kernel: from `KernelFamily.precomputed` on these n rows.
+      stack: the same kernels between m new rows and the n rows, dense or sparse.
       omega: weights of the unscaled kernels, shape (C, L).
       rows: numbers of the rows that have coefficients, shape (k, 1).
       dual_coef: shape (k, C).
@@ -230,7 +230,7 @@ def stack_kernel(kernel: Kernel, stack: KernelStack, weights: np.ndarray, rows: 
     """sum_l weights_l K_l between the new rows of a stack and some rows of the fit.
 
     Args:
-      kernel, stack: as of `stack_products`.
+      kernel, stack: as in `stack_products`.
       weights: of the unscaled kernels, shape (L,).
       rows: numbers of the rows, shape (k, 1).
 
@@ -249,7 +249,7 @@ def stack_kernel(kernel: Kernel, stack: KernelStack, weights: np.ndarray, rows: 
 
 
 def _check_stack(kernel: Kernel, stack: KernelStack) -> int:
-    """How many rows the kernels of the fit have; ValueError unless a stack has these kernels with all of them."""
+    """The number of rows of the fit. Raises ValueError unless a stack has the kernels of the fit, with all its rows."""
     if not isinstance(kernel, KernelFamily) or kernel.n_rows is None:
         raise ValueError(f"a KernelStack goes with precomputed kernels; the model has {kernel!r}: give it inputs")
     names = tuple(label.name for label in kernel.labels)
@@ -266,7 +266,7 @@ def _check_stack(kernel: Kernel, stack: KernelStack) -> int:
 
 
 def _checked(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """One function's kernel, if it is one."""
+    """The kernel of one function. Raises ValueError if the function does not return a kernel."""
     family = handle.family
     try:
         k = family.functions[number](x1, x2)
@@ -276,7 +276,7 @@ def _checked(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.
 
 
 def _kernel(family: KernelFamily, number: int, x1: Any, x2: Any, k: Any) -> Any:
-    """What a function returned, if it is a kernel of these rows."""
+    """What a function returned. Raises ValueError unless it is a kernel of these rows."""
     shape = getattr(k, "shape", None)
     if isinstance(k, tuple) or shape != (len(x1), len(x2)):
         raise ValueError(
@@ -289,7 +289,7 @@ def _kernel(family: KernelFamily, number: int, x1: Any, x2: Any, k: Any) -> Any:
 
 
 def _asymmetric(number: int, gap: float, largest: float) -> str:
-    """What is wrong with a Gram matrix that differs from its transpose."""
+    """The message for a Gram matrix that differs from its transpose."""
     found = f"Gram matrix {number} differs from its transpose by {gap:g}"
     if gap <= _ROUGH_ROUNDING * largest:
         return f"{found}, more than rounding explains; give (K + K.T) / 2"
@@ -301,9 +301,9 @@ def _asymmetric(number: int, gap: float, largest: float) -> str:
 
 
 def _call_back(handle: _Handle, number: int, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """The kernel of a function that JAX cannot trace, called with arrays of NumPy whenever a program runs.
+    """The kernel of a function that JAX cannot trace, called with NumPy arrays whenever a program runs.
 
-    Rows and entries travel as words of 32 bits: JAX calls back from a thread in which 64-bit types may be switched off.
+    Rows and entries are passed as 32-bit words, because JAX calls back from a thread in which 64-bit types may be off.
     """
     dtype, shape = np.dtype(x1.dtype), (len(x1), len(x2))
 
@@ -336,7 +336,7 @@ def _looks_up(function: Callable[..., Any]) -> bool:
 
 
 def _unknown(x1: Any, x2: Any) -> Any:
-    """In place of the function of a kernel whose Gram matrix was not saved."""
+    """Replaces the function of a kernel whose Gram matrix was not saved."""
     raise ValueError(
         "the model was saved without its Gram matrices: give it KernelStack(K), K between new rows and those of the "
         "fit; or give `load_model` the `kernel` of the fit, KernelFamily.precomputed(K)"
@@ -344,7 +344,7 @@ def _unknown(x1: Any, x2: Any) -> Any:
 
 
 class _Handle(Kernel):
-    """A family as compiled programs know it: they outlive it in JAX's caches, and must not keep its functions."""
+    """A family as compiled programs see it. They outlive it in JAX's caches, so they must not keep its functions."""
 
     def __init__(self, family: KernelFamily) -> None:
         self._labels, self._symmetric, self._family = family.labels, family.symmetric, weakref.ref(family)

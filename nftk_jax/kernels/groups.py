@@ -1,4 +1,4 @@
-"""Groups of features: from what a user gives to names and column numbers, and a family of kernels for each group."""
+"""Groups of features: how a user's groups become column numbers, and a family of kernels for each group."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from nftk_jax.kernels.composed import KernelSum
 from nftk_jax.kernels.kernel import Columns, Kernel
 from nftk_jax.settings import shown
 
-#: The numbers of every group's columns, by its name.
+#: The column numbers of each group, by its name.
 Groups = dict[str, tuple[int, ...]]
 
 _IMAGE_WORDS = "patches:RxC, rows:N or columns:N"
 
 
 def read_groups(groups: Any, n_features: int, names: Sequence[str] | None = None) -> Groups:
-    """The column numbers of every group.
+    """Read the column numbers of each group.
 
     Args:
       groups: one of
 
         - a mapping from names to columns: a slice, column numbers from 0, a mask, shape (p,), names of columns, "rest"
-          (those that no other group lists) or "all". Groups may overlap;
-        - the name of every column's group, shape (p,);
-        - "prefixes": columns named "block__column", as a ColumnTransformer names its output, by their block.
-      n_features: p, columns of the inputs.
-      names: of the columns, shape (p,); None where they have none.
+          (the columns that no other group lists) or "all". Groups may overlap;
+        - the group name of every column, shape (p,);
+        - "prefixes": columns are named "block__column", as a ColumnTransformer names its output, and the blocks are the
+          groups.
+      n_features: p, the number of columns of the inputs.
+      names: of the columns, shape (p,); None if they have none.
 
     Returns:
-      Names with column numbers, in the order that was given, or of the first column.
+      Names with column numbers, in the given order, or in the order of each group's first column.
 
     Raises:
-      ValueError: a group is empty, has columns that there are not or one of them twice, or two groups hold the same
-        columns, so that nothing tells their kernels apart.
+      ValueError: a group is empty, names a column that does not exist or one column twice, or two groups hold the same
+        columns, so their kernels would be the same.
     """
     if isinstance(groups, str):
         found = _by_prefix(groups, names)
@@ -66,24 +67,24 @@ def read_groups(groups: Any, n_features: int, names: Sequence[str] | None = None
 
 
 def image_groups(spec: str, shape: Sequence[int], x: np.ndarray | None = None) -> Groups:
-    """Patches or bands of an image as groups of its pixels, and "all", the whole image.
+    """Patches or bands of an image as groups of its pixels, and the group "all", the whole image.
 
     Args:
-      spec: "patches:RxC" (R rows of C patches), "rows:N" or "columns:N" (N bands). Their sizes differ by at most one
-        pixel where they do not divide the image. Patches are named "r1c1" by row and column, bands by their pixels,
-        "rows 1-7", all from 1.
-      shape: of one image, (height, width) or (height, width, channels); every pixel keeps its channels.
-      x: training inputs, shape (n, p): groups that are constant on them are left out. None leaves all.
+      spec: "patches:RxC" (R rows of C patches), "rows:N" or "columns:N" (N bands). If the image cannot be divided
+        evenly, sizes differ by at most one pixel. Patches are named by row and column, such as "r1c1", and bands by
+        their pixels, such as "rows 1-7". All numbers start at 1.
+      shape: of one image, (height, width) or (height, width, channels). A pixel includes its channels.
+      x: training inputs, shape (n, p). Groups that are constant on them are left out. None keeps all groups.
 
     Returns:
       Names with column numbers of the flattened image.
 
     Raises:
-      ValueError: `spec` is none of these, cuts more than there are pixels, or makes a single part, or `shape` is of no
-        image.
+      ValueError: `spec` is none of these, asks for more parts than pixels, or makes a single part; or `shape` is not
+        the shape of an image.
 
     Warns:
-      UserWarning: groups were left out; names them.
+      UserWarning: groups were left out. The message names them.
 
     >>> {name: len(columns) for name, columns in image_groups("rows:2", (5, 4)).items()}
     {'rows 1-3': 12, 'rows 4-5': 8, 'all': 20}
@@ -118,25 +119,25 @@ def image_groups(spec: str, shape: Sequence[int], x: np.ndarray | None = None) -
 
 
 def group_kernel(kernel: Kernel, groups: Groups) -> Kernel:
-    """These kernels on every group of features, labelled with its name."""
+    """The kernels on each group of features, labelled with the group's name."""
     families = [kernel.on(_as_columns(columns), group=name) for name, columns in groups.items()]
     return families[0] if len(families) == 1 else KernelSum(tuple(families))
 
 
 def geometry_columns(kernel: Kernel, n_features: int) -> list[int]:
-    """How many columns every geometry has: kernels that see the same columns share their cosines and lengths."""
+    """How many columns each distinct selection has. Kernels on the same columns share their cosines and lengths."""
     some = np.zeros((1, n_features))
     return list({str(part.columns): part.select(some).shape[1] for part in kernel.parts}.values())
 
 
 def _as_columns(columns: tuple[int, ...]) -> Columns:
-    """Neighbouring columns as a slice, which needs no copy."""
+    """Neighbouring columns as a slice, which needs no copy; others unchanged."""
     neighbours = columns == tuple(range(columns[0], columns[0] + len(columns)))
     return slice(columns[0], columns[-1] + 1) if neighbours else columns
 
 
 def without_constant(groups: Groups, x: np.ndarray) -> Groups:
-    """The groups with a column that varies over the rows of `x`, shape (n, p)."""
+    """The groups that have a column which varies over the rows of `x`, shape (n, p)."""
     varies = (x != x[:1]).any(axis=0)
     constant = [name for name, columns in groups.items() if not varies[list(columns)].any()]
     if constant:
@@ -176,7 +177,7 @@ def _by_prefix(word: str, names: Sequence[str] | None) -> Groups:
 
 
 def _by_name(groups: Any, n_features: int) -> Groups:
-    """From the name of every column's group, shape (p,)."""
+    """Groups from the group name of every column, shape (p,)."""
     array = np.asarray(groups)
     if array.shape != (n_features,) or array.dtype.kind not in "UOiu":
         raise ValueError(
@@ -190,7 +191,7 @@ def _by_name(groups: Any, n_features: int) -> Groups:
 
 
 def _by_columns(groups: Mapping[Any, Any], n_features: int, names: Sequence[str] | None) -> Groups:
-    """From a mapping of names to columns."""
+    """Groups from a mapping of names to columns."""
     values: dict[str, Any] = {}
     for given, value in groups.items():
         name = _name(given)
@@ -218,7 +219,7 @@ def _name(given: Any) -> str:
 
 
 def _columns(name: str, value: Any, n_features: int, names: Sequence[str] | None) -> tuple[int, ...]:
-    """Column numbers of one group, of a slice, numbers, a mask or names."""
+    """Column numbers of one group, from a slice, numbers, a mask or names."""
     if isinstance(value, slice):
         ends = [end for end in (value.start, value.stop) if end is not None]
         if not all(isinstance(end, (int, np.integer)) and abs(end) <= n_features for end in ends):

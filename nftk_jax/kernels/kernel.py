@@ -1,7 +1,7 @@
-"""What a kernel is: L positive semi-definite functions of two inputs, which Omega weighs, and how kernels are joined.
+"""The interface `Kernel`: L positive semi-definite functions of two inputs, which Omega weighs, and how to join them.
 
-Everything with kernels implements `Kernel`; everything that needs kernel entries binds one to rows (`Kernel.bind`) and
-asks the `Rows`. A kernel of one's own defines `labels` and `evaluate`.
+All kernels implement `Kernel`. Code that needs kernel entries binds a kernel to rows (`Kernel.bind`) and asks the
+`Rows`. A kernel of your own defines `labels` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class KernelLabel:
     """One column of Omega.
 
     Attributes:
-      kind: ntk, nngp, increment, layer, rbf, laplace, function, gram, or a name of one's own.
-      depth: of the network, or the number of its layer; None where there is no network.
-      group: name of the features that the kernel sees; empty for all of them.
-      name: what a person reads, without the group; empty is "kind depth".
-      detail: what sets the kernel apart from others of its kind, such as the activation; a sum puts it before the name
-        where its kernels of that kind differ in it.
+      kind: ntk, nngp, increment, layer, rbf, laplace, matern, linear, function, gram, or a name of your own.
+      depth: of the network, or the number of its layer; None if there is no network.
+      group: name of the features that the kernel sees; empty for all features.
+      name: the name to display, without the group; empty is "kind depth".
+      detail: what distinguishes the kernel from others of its kind, such as the activation. A sum puts it before the
+        name if its kernels of that kind differ in it.
     """
 
     kind: str
@@ -48,9 +48,9 @@ class KernelLabel:
 
 
 class Part(NamedTuple):
-    """A kernel that is evaluated by itself, and what it sees: columns of the inputs, then columns of those, and so on.
+    """A kernel that is evaluated by itself, and the columns that it sees.
 
-    Without `columns` it sees all.
+    `columns` selects columns of the inputs, then columns of that selection, and so on. Empty, it selects all.
     """
 
     kernel: Kernel
@@ -63,21 +63,21 @@ class Part(NamedTuple):
         return x
 
     def promise(self, inputs: InputsName) -> InputsName:
-        """What a promise about whole rows says of these columns: some columns of rows on a sphere may be off one."""
+        """The promise about these columns that follows from one about whole rows: parts of rows may leave a sphere."""
         return "auto" if self.columns and inputs == "sphere" else inputs
 
 
 class Kernel(abc.ABC):
     """L positive semi-definite kernels on the same inputs.
 
-    Kernels are immutable. A subclass defines `labels` and `evaluate`; the other methods have defaults that evaluate
-    blocks, which a subclass may replace by something faster. Two kernels are the same for compiled programs if they are
-    equal, which for a plain subclass means one object.
+    Kernels are immutable. A subclass defines `labels` and `evaluate`. The other methods have defaults that evaluate
+    blocks, and a subclass may replace them by something faster. Compiled programs are shared by kernels that are equal.
+    For a plain subclass this means the same object.
     """
 
     @property
     def word(self) -> str:
-        """What one column of Omega is called: "depth", "increment", "layer" or "kernel"."""
+        """The noun for one column of Omega: "depth", "increment", "layer" or "kernel"."""
         return "kernel"
 
     @property
@@ -87,13 +87,13 @@ class Kernel(abc.ABC):
 
     @property
     def symmetric(self) -> bool:
-        """Whether the kernels are known to be symmetric, so that `diagonals` need not look."""
+        """Whether the kernels are known to be symmetric, so that `diagonals` need not check."""
         return False
 
     @property
     @abc.abstractmethod
     def labels(self) -> tuple[KernelLabel, ...]:
-        """One label for every column of Omega."""
+        """One label per column of Omega."""
 
     @abc.abstractmethod
     def evaluate(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -110,17 +110,17 @@ class Kernel(abc.ABC):
         return (Part(self),)
 
     def check(self, x: Any) -> None:
-        """Raise ValueError unless `x` holds inputs of this kernel, shape (n, p); the values of traced ones pass."""
+        """Raise ValueError unless `x` holds inputs of this kernel, shape (n, p). Traced values are not checked."""
         if x.ndim != 2:
             raise ValueError(f"inputs must have shape (n, p); got {x.shape}")
 
     def fitted(self, x: np.ndarray) -> Kernel:
-        """The kernel with every parameter that was left to the training inputs `x`, shape (n, p), scaled."""
+        """The kernel with its open parameters set from the training inputs `x`, shape (n, p), scaled."""
         del x
         return self
 
     def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
-        """The scaling that goes with this kernel's inputs where a user asks for `scaling`.
+        """The scaling to use for this kernel's inputs if a user asks for `scaling`.
 
         Raises:
           ValueError: the inputs must not be scaled as asked.
@@ -131,14 +131,14 @@ class Kernel(abc.ABC):
     def diagonals(self, x: Any) -> np.ndarray:
         """K^(l)(x_i, x_i), shape (L, n), float64, without a Gram matrix, for concrete inputs (n, p).
 
-        Raises ValueError where JAX cannot trace `evaluate`, or its results are not finite or not symmetric.
+        Raises ValueError if JAX cannot trace `evaluate`, or its results are not finite or not symmetric.
         """
         x = np.asarray(x)
         self.check(x)
         return blocks.float64_diagonals(self, x)
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
-        """The same for traced inputs, in their dtype, with about `budget` bytes of temporary arrays."""
+        """As `diagonals`, for traced inputs, in their dtype, with about `budget` bytes of temporary arrays."""
         return blocks.diagonals(self, budget, x)
 
     def combined(self, budget: int, omega: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -153,41 +153,41 @@ class Kernel(abc.ABC):
         return blocks.combined(self, budget, omega, x1, x2)
 
     def looked_up(self, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> np.ndarray | None:
-        """`combined` of kernels whose entries are in memory, without a program; None where they must be computed."""
+        """As `combined`, for kernels whose entries are in memory, without compiling; None if they must be computed."""
         del omega, x1, x2
         return None
 
     def series(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
-        """Series in the angle that give the kernels on these inputs, or None where there are none.
+        """Series in the angle that give the kernels on these inputs, or None if there are none.
 
-        Of columns that are not cut out yet, inputs have a shape, a dtype and `__array__` alone.
+        If columns are not selected yet, the inputs have only a shape, a dtype and `__array__`.
         """
         del x1, x2, inputs
         return None
 
     def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
-        """`series`, or the function of distances that the kernel is: what kernels of many groups are summed by."""
+        """`series`, or the kernel as a function of distances. Sums over many groups use it."""
         return self.series(x1, x2, inputs)
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
-        """Inputs (n, size) with the same kernels as `x`, shape (n, p <= size); `x` itself where there are none."""
+        """Inputs (n, size) with the same kernels as `x`, shape (n, p <= size); `x` itself if there are none."""
         del size
         return x
 
     def singles(self) -> np.ndarray:
-        """Weights of the kernels that leave one network, or one kernel, alone: shape (K, L)."""
+        """Rows of Omega that select a single network, or a single kernel: shape (K, L)."""
         return np.eye(self.n_kernels)
 
     def nngp(self) -> Kernel:
         """The covariances at initialisation of the networks whose tangent kernels these are.
 
         Raises:
-          ValueError: the kernel is not one of networks of every depth.
+          ValueError: the kernels are not those of networks of every depth.
         """
         raise ValueError(f"{self!r} has no NNGP kernel; use covariance='ntk', or an MLP of basis 'depths'")
 
     def to_dict(self) -> dict[str, Any] | None:
-        """Plain values from which `saved.from_dict` makes the kernel again; None where no file can hold it."""
+        """Plain values from which `saved.from_dict` makes the kernel again; None if no file can hold it."""
         return None
 
     def bind(
@@ -199,18 +199,18 @@ class Kernel(abc.ABC):
         store_bytes: int = 0,
         mesh: Mesh | None = None,
     ) -> Rows:
-        """The kernels on rows.
+        """Bind the kernels to rows.
 
         Args:
-          x: inputs, shape (n, p), float32 or float64; every process holds all of them. They are not copied: leave the
-            array as it is while the rows are used.
+          x: inputs, shape (n, p), float32 or float64. Every process holds all of them. They are not copied, so do not
+            change the array while the rows are used.
           scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
-          inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at them.
-          store_bytes: what entries (or angles) that are kept between passes may take on every device.
-          mesh: of devices along one axis; None is all there are.
+          inputs: "sphere" promises rows of one length, "general" promises nothing, and "auto" checks them.
+          store_bytes: memory on each device for entries (or angles) that are kept between passes.
+          mesh: devices along one axis; None is all devices.
 
         Raises:
-          ValueError: these are no inputs of this kernel.
+          ValueError: `x` does not hold inputs of this kernel.
         """
         return Rows(self, x, scale=scale, inputs=inputs, store_bytes=store_bytes, mesh=mesh)
 
@@ -219,7 +219,7 @@ class Kernel(abc.ABC):
 
         Args:
           columns: a slice, or column numbers.
-          group: what these features are called; labels begin with it.
+          group: name of these features; labels begin with it.
 
         Raises:
           ValueError: `columns` is neither.
@@ -240,10 +240,10 @@ class Kernel(abc.ABC):
         """Some of the kernels: this family with fewer columns of Omega.
 
         Args:
-          chosen: their positions, from 0, each once; they keep the family's order.
+          chosen: positions of the kernels, from 0, each once. The kernels keep the family's order.
 
         Raises:
-          ValueError: these are no such positions.
+          ValueError: `chosen` holds anything else.
         """
         from nftk_jax.kernels.composed import KernelSubset
 
@@ -262,7 +262,7 @@ class Kernel(abc.ABC):
         return self if len(numbers) == self.n_kernels else KernelSubset(self, tuple(sorted(numbers.tolist())))
 
     def __add__(self, other: Kernel) -> Kernel:
-        """The kernels of both, those of `other` after these."""
+        """The kernels of both, with those of `other` last."""
         from nftk_jax.kernels.composed import KernelSum
 
         if not isinstance(other, Kernel):

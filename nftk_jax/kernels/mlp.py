@@ -1,4 +1,4 @@
-"""The multilayer perceptron as a kernel: one family of NTKs (or NNGP kernels), and the way each input takes to them."""
+"""The multilayer perceptron as a family of NTKs (or NNGP kernels), and which way they are evaluated."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ class MLP(Kernel):
 
     .. math:: g^{(l+1)} = \frac{w_{std}}{\sqrt{n_l}} W h^{(l)} + b_{std}\, b, \qquad h^{(l)} = \phi(g^{(l)})
 
-    Every dense layer, the readout included, has the weight scale `w_std`; the readout's bias has its own scale, and
-    none by default (the paper's eq. 4).
+    Every dense layer, the readout included, has the weight scale `w_std`. The readout's bias has its own scale, which
+    is 0 by default (the paper's eq. 4).
 
-    It also names the family of kernels that Omega weighs:
+    `basis` chooses the family of kernels that Omega weighs:
 
     - "depths": :math:`\Theta^{(1)}, \ldots, \Theta^{(L)}`, one network of each depth;
     - "increments": :math:`\Theta^{(1)}, \Theta^{(2)} - \Theta^{(1)}, \ldots, \Theta^{(L)} - \Theta^{(L-1)}`, what each
-      further layer adds. They span what the depths span. Not every increment is positive semi-definite;
-    - "layers": what the parameters of each dense layer, the readout last, contribute to :math:`\Theta^{(L)}`, which is
-      their sum: L + 1 kernels of one network.
+      further layer adds. They span the same kernels as the depths. Not every increment is positive semi-definite;
+    - "layers": what the parameters of each dense layer, the readout last, contribute to :math:`\Theta^{(L)}`. These are
+      L + 1 kernels of one network, and :math:`\Theta^{(L)}` is their sum.
 
     Args:
       depth: number of hidden layers L >= 1.
-      activation: a name of `ACTIVATIONS`, with parameters in brackets where it takes any: ``"leaky_relu(0.1)"``.
+      activation: a name of `ACTIVATIONS`, with its parameters in brackets if it has any: ``"leaky_relu(0.1)"``.
       w_std: standard deviation of the weights before the width's scaling, > 0.
       b_std: standard deviation of the hidden layers' biases, >= 0.
       readout_bias: standard deviation of the readout's bias, >= 0.
       basis: "depths", "increments" or "layers".
-      kind: "ntk", or "nngp": the covariances of the networks' outputs at initialisation (basis "depths").
+      kind: "ntk", or "nngp" for the covariances of the networks' outputs at initialisation (only with basis "depths").
 
     Raises:
       ValueError: a field is outside its range; the message names it.
@@ -119,11 +119,11 @@ class MLP(Kernel):
         return basis_kernels(self, x1, x2).astype(x1.dtype)
 
     def diagonals(self, x: Any) -> np.ndarray:
-        """Theta^(l)(x_i, x_i), shape (L, n), float64, whatever the dtype of `x`: no Gram matrix is made.
+        """Theta^(l)(x_i, x_i), shape (L, n), float64 for any dtype of `x`, without a Gram matrix.
 
-        The diagonal depends on |x|^2 / p alone: homogeneous architectures have f_l(0) |x|^2 / p + readout_bias^2,
-        piecewise linear activations with biases a recursion in numbers, the others one scalar kernel for every distinct
-        |x|.
+        The diagonal depends only on |x|^2 / p. For homogeneous architectures it is f_l(0) |x|^2 / p + readout_bias^2.
+        For piecewise linear activations with biases it is a recursion in numbers, and for the others one scalar kernel
+        per distinct |x|.
         """
         x = np.asarray(x)
         self.check(x)
@@ -138,7 +138,7 @@ class MLP(Kernel):
             return np.asarray(_scalar_diagonals(self, jnp.asarray(padded)))[:, inverse.reshape(-1)]
 
     def traced_diagonals(self, budget: int, x: jax.Array) -> jax.Array:
-        """The same: one number for every row, differentiable in x and finite where x = 0."""
+        """As `diagonals`, for traced inputs: differentiable in x, and finite at x = 0."""
         del budget
         square = jnp.mean(x * x, axis=1)
         if parse_activation(self.activation)[0] in HOMOGENEOUS:
@@ -150,7 +150,7 @@ class MLP(Kernel):
         return recursion(self, budget, omega, x1, x2)
 
     def series(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
-        """The series of the route that `kernel_route` finds; None for the recursion, or where no series converges."""
+        """The series of the route that `kernel_route` finds; None for the recursion, or if no series converges."""
         route, q = kernel_route(self, x1, x2, inputs=inputs)
         if route == "recursion":
             return None
@@ -166,16 +166,16 @@ class MLP(Kernel):
         return KernelSeries(found.form, True, scale * found.coefficients, scale * found.at_zero, bias)
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
-        """Columns of zeros, and all inputs longer: the kernels depend on <x, x'> / p."""
+        """Inputs with added columns of zeros, rescaled, because the kernels depend on <x, x'> / p."""
         return pad_features(x, size) * x.dtype.type(np.sqrt(size / max(1, x.shape[1])))
 
     def _biased(self) -> np.ndarray:
-        """Which kernels hold the readout's bias: every depth, of the increments the first, of the layers the last."""
+        """Which kernels contain the readout's bias: all depths, the first increment, or the last layer."""
         everyone, one_hot = np.ones(self.n_kernels), np.eye(self.n_kernels)
         return {"depths": everyone, "increments": one_hot[0], "layers": one_hot[-1]}[self.basis]
 
     def singles(self) -> np.ndarray:
-        """The identity; for "increments" depth l is the sum of the first l of them."""
+        """The identity; for "increments", depth l is the sum of the first l increments."""
         return np.tri(self.depth) if self.basis == "increments" else np.eye(self.n_kernels)
 
     def nngp(self) -> MLP:
@@ -197,14 +197,15 @@ def _mean_square_range(x: np.ndarray) -> np.ndarray:
 def kernel_route(
     mlp: MLP, x1: jax.Array, x2: jax.Array | None = None, *, inputs: InputsName = "auto"
 ) -> tuple[Route, float | jax.Array]:
-    """Which way the kernels of these inputs are evaluated.
+    """Choose how the kernels of these inputs are evaluated.
 
-    - "angle": a homogeneous activation and no hidden biases: Theta^(l) = |x||x'|/p f_l(angle) + readout_bias^2. The
-      series in the angle, any inputs, traced or not.
-    - "sphere": all rows of both arrays have one length (`inputs="sphere"`: the caller says so; `"auto"`: concrete
-      arrays are looked at, to a relative tolerance of 1e-5, or 1e-7 in float64). The series in the angle at that
-      length.
-    - "recursion": everything else, traced arrays under `inputs="auto"`, and traced ones of a step function, included.
+    - "angle", by a series in the angle: for a homogeneous activation without hidden biases, and any inputs, traced or
+      not. Theta^(l) = |x||x'|/p f_l(angle) + readout_bias^2.
+    - "sphere", by the series in the angle at one length: if all rows of both arrays have that length. With
+      `inputs="sphere"` the caller says so. With `"auto"` concrete arrays are checked, to a relative tolerance of 1e-5,
+      or 1e-7 in float64.
+    - "recursion": for everything else. This includes traced arrays with `inputs="auto"`, and traced arrays of a step
+      function.
 
     Returns:
       The route, and |x|^2 / p on a sphere (1 otherwise).

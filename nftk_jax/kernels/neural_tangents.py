@@ -39,7 +39,7 @@ from neural_tangents import stax
 def _own(phi: Callable[[Any], Any], activation: str) -> Any:
     """A layer with the kernel of `duals.py`, where that of stax is NaN at zero rows or at angle 0.
 
-    stax.Hermite's kernel, moreover, holds at unit variance alone.
+    Moreover, stax.Hermite's kernel holds only at unit variance.
     """
     kernel = dual(activation)
     return stax.Elementwise(
@@ -123,10 +123,10 @@ def own_array(name: str, x: ArrayLike) -> jax.Array:
 
 @lenient_jax()
 def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
-    """Evaluate Theta^(1..L), the NTK of every depth, straight from neural_tangents (derivation eqs. 26-27).
+    """Evaluate Theta^(1..L), the NTK of every depth, directly with neural_tangents (derivation eqs. 26-27).
 
-    The depths share the recursion: one neural_tangents Kernel passes through a hidden block at a time, and the readout
-    is applied at every depth.
+    The depths share the recursion. One neural_tangents Kernel passes through the hidden blocks, one at a time, and the
+    readout is applied at every depth.
 
     Args:
       mlp: the architecture; Theta^(l) has l hidden layers and one linear readout.
@@ -134,11 +134,11 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`.
 
     Returns:
-      The unscaled kernels, shape (L, n1, n2), dtype of `x1` (float64 wherever JAX's x64 mode is on, since
-      neural_tangents promotes). Traceable by jit; differentiable in x where the inputs differ.
+      The unscaled kernels, shape (L, n1, n2), dtype of `x1`. (It is always float64 if JAX's x64 mode is on, because
+      neural_tangents promotes.) They can be traced by jit, and are differentiable in x if the inputs differ.
 
     Raises:
-      ValueError: the inputs are not matrices with one number of columns.
+      ValueError: the inputs are not matrices with the same number of columns.
     """
     return jnp.stack(list(_sweep(mlp, x1, x2, "ntk")))
 

@@ -1,6 +1,6 @@
-"""Kernels on rows of inputs: the only place that decides how entries are evaluated, padded, tiled and spread.
+"""Kernels bound to rows of inputs: the only place that decides how entries are evaluated, padded, tiled and spread.
 
-`Kernel.bind` makes a `Rows`. Solvers, the search, the model and the certificate ask it for entries or products.
+`Kernel.bind` returns a `Rows`. Solvers, the search, the model and the certificate ask it for entries or products.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _SMALL_QUERY_BYTES, _QUERY_BYTES = 2**20, 2**23
 
 
 class Rows:
-    """The kernels K^(l) / scale_l on n rows X; made by `Kernel.bind`.
+    """The kernels K^(l) / scale_l on n rows X, as `Kernel.bind` returns them.
 
     Args:
       kernel: L kernels.
-      x: inputs, shape (n, p), float32 or float64; every process holds all of them.
+      x: inputs, shape (n, p), float32 or float64. Every process holds all of them.
       scale: Omega weighs K^(l) / scale_l, shape (L,); None is 1 everywhere.
-      inputs: what is promised of the rows, see `Kernel.bind`.
-      store_bytes: what entries (or angles) that are kept between passes may take on every device.
-      mesh: of devices along one axis; None is all there are.
+      inputs: the promise about the rows, see `Kernel.bind`.
+      store_bytes: memory on each device for entries (or angles) that are kept between passes.
+      mesh: devices along one axis; None is all devices.
 
     Attributes:
-      kernel, x, scale: as given; `scale` has shape (L,), float64.
+      kernel, x, scale: as given. `scale` has shape (L,), float64.
       n: number of rows.
-      dtype: of the entries.
+      dtype: dtype of the entries.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Rows:
 
     @property
     def padded_rows(self) -> int:
-        """Rows of arrays that are spread over the mesh; those beyond `n` mean nothing."""
+        """Number of rows of arrays that are spread over the mesh. Rows beyond `n` mean nothing."""
         return operators.padded_rows(self.n, self.mesh.devices.size)
 
     @functools.cached_property
@@ -101,14 +101,14 @@ class Rows:
 
     @functools.cached_property
     def _padded(self) -> jax.Array:
-        """The rows and copies of the first, so that few sizes are compiled and rows of one length stay so."""
+        """The rows and copies of the first row, so that few sizes are compiled and rows of one length stay so."""
         if padded_size(self.n) == self.n or not self.n:
             return jnp.asarray(self.x)
         return jax.device_put(np.concatenate([self.x, np.repeat(self.x[:1], padded_size(self.n) - self.n, axis=0)]))
 
     @lenient_jax()
     def storing(self, store_bytes: int) -> Rows:
-        """The same rows with that many bytes of entries (or angles) in every device's memory, which products read."""
+        """The same rows with up to `store_bytes` of entries (or angles) in the memory of each device, for products."""
         rows = Rows(
             self.kernel, self.x, scale=self.scale, inputs=self._inputs, store_bytes=store_bytes, mesh=self._mesh
         )
@@ -127,17 +127,17 @@ class Rows:
 
     @property
     def kept(self) -> jax.Array | None:
-        """Every kernel on the rows, shape (L, n, n), where `keeping` has put them in memory."""
+        """All kernels on the rows, shape (L, n, n), if `keeping` has put them in memory; None otherwise."""
         return self._kept
 
     @property
     def kernels(self) -> jax.Array:
-        """Every kernel on the rows, shape (L, n, n); those in memory if `keeping` made them."""
+        """All kernels on the rows, shape (L, n, n); those in memory if `keeping` made them."""
         return self.gram(np.eye(self.kernel.n_kernels)) if self._kept is None else self._kept
 
     @lenient_jax()
     def gram(self, omega: np.ndarray) -> jax.Array:
-        """sum_l omega[c, l] K^(l)(X, X) / scale_l, shape (C, n, n), symmetric and with its exact diagonal."""
+        """sum_l omega[c, l] K^(l)(X, X) / scale_l, shape (C, n, n), symmetric and with exact diagonals."""
         if self._kept is not None:
             return jnp.tensordot(jnp.asarray(omega, self._kept.dtype), self._kept, 1, precision=HIGHEST)
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
@@ -145,7 +145,7 @@ class Rows:
 
     @lenient_jax()
     def padded_gram(self, omega: np.ndarray) -> jax.Array:
-        """`gram` with rows and columns of zeros below and beside it, `padded_size(n)` in all."""
+        """`gram` with added rows and columns of zeros, up to `padded_size(n)`."""
         if self._kept is not None:
             return jax.device_put(pad_kernels(self.gram(omega), padded_size(self.n)))
         k = combined_kernel(self.kernel, omega / self.scale, self._padded, inputs=self._inputs)
@@ -158,7 +158,7 @@ class Rows:
 
     @lenient_jax()
     def padded_cross(self, omega: np.ndarray, x2: Any) -> jax.Array:
-        """`cross` with columns of zeros beside it, `padded_size(n)` in all."""
+        """`cross` with added columns of zeros, up to `padded_size(n)`."""
         k = self._cross(omega, x2, self._padded)
         return k if k.shape[2] == self.n else jnp.where(jnp.arange(k.shape[2]) < self.n, k, 0)
 

@@ -1,4 +1,4 @@
-"""The fitted model: what a prediction, its parts and its standard deviation need."""
+"""The fitted model: predictions, their parts by kernel, standard deviations and influences."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from nftk_jax.settings import InputsName, KindName, check_choice
 
 @dataclasses.dataclass(frozen=True)
 class NFTKModel:
-    """An infinite-width NFT-K: one kernel per class, and the ridge regression on it (paper eqs. 14-15).
+    """A fitted infinite-width NFT-K: one combined kernel per class, and ridge regression on it (paper eqs. 14-15).
 
     Attributes:
       kernel: L kernels.
       omega: weights of the kernels scaled to unit mean diagonal, shape (C, L), float64.
       scale: mean diagonal of K^(l) on the training rows, shape (L,), float64.
-      ridge: absolute ridge of every class, in units of the scaled kernels' mean diagonal, shape (C,), float64.
-      x_train: training inputs as given, shape (n, p); the landmarks' alone after Nystroem's method.
-      dual_coef: shape (n, C), float32 or float64: the dtype that predictions are computed in.
-      target_mean, target_scale: f -> f * scale + mean gives the scores, shapes (C,).
-      input_scaling: what is done to inputs before the kernel.
+      ridge: absolute ridge per class, in units of the scaled kernels' mean diagonal, shape (C,), float64.
+      x_train: training inputs as given, shape (n, p); after Nystroem's method only the landmarks.
+      dual_coef: shape (n, C), float32 or float64. Predictions are computed in this dtype.
+      target_mean, target_scale: the scores are f * scale + mean, shapes (C,).
+      input_scaling: how inputs are scaled before the kernel.
       classes: labels in the order of the classes, or None for regression.
-      calibration: from scores to probabilities, fitted on held-out rows; None for regression.
+      calibration: maps scores to probabilities, fitted on held-out rows; None for regression.
       weight: sample weights of the training rows, shape (n,); None is 1 everywhere.
-      inputs: what was promised of the scaled inputs, see `Kernel.bind`.
+      inputs: the promise about the scaled inputs, see `Kernel.bind`.
       landmarks: whether `x_train` holds the landmarks of Nystroem's method.
       present: where targets were not missing (NaN) in training, shape (n, C), bool; None is everywhere.
       variance_scale: `prior_variance`, shape (C,), float64, as it was learned; None with landmarks, and in old files.
-      table: makes inputs of the columns of a table, where the model was fitted on one; `decision_function` takes these
-        inputs. None for a model of arrays.
+      table: turns the columns of a table into inputs, which `decision_function` takes; None if the model was fitted on
+        arrays.
     """
 
     kernel: Kernel
@@ -72,14 +72,14 @@ class NFTKModel:
 
     @property
     def kernel_omega(self) -> np.ndarray:
-        """omega / scale, the weights of the unscaled kernels, shape (C, L): what `combined_kernel` takes."""
+        """omega / scale, the weights of the unscaled kernels, shape (C, L), which `combined_kernel` takes."""
         return self.omega / self.scale
 
     def scaled(self, x: np.ndarray, dtype: Any = None) -> np.ndarray:
-        """Inputs as the kernel sees them, shape (m, p), in `dtype`; None is that of `dual_coef`.
+        """Inputs as the kernel sees them, shape (m, p), in `dtype`; None is the dtype of `dual_coef`.
 
         Raises:
-          ValueError: `x` is no real matrix with the training inputs' number of columns, or not finite before or after.
+          ValueError: `x` is no real matrix with as many columns as in training, or not finite before or after scaling.
         """
         self._check(x)
         z = self.input_scaling.apply(x, self.dual_coef.dtype if dtype is None else dtype)
@@ -100,7 +100,7 @@ class NFTKModel:
         check_real("inputs", x)
 
     def bind(self, *, dtype: Any = None) -> Rows:
-        """The kernels of unit mean diagonal on the training rows, in `dtype`; None is that of `dual_coef`."""
+        """The kernels of unit mean diagonal on the training rows, in `dtype`; None is the dtype of `dual_coef`."""
         z = self.scaled(self.x_train).astype(self.dual_coef.dtype if dtype is None else dtype, copy=False)
         inputs = self.inputs if z.dtype == self.dual_coef.dtype else "auto"  # rounded rows are no sphere in float64
         return self.kernel.bind(z, scale=self.scale, inputs=inputs)
@@ -112,21 +112,21 @@ class NFTKModel:
         split: bool = False,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """Scores f_c(x) (paper eq. 14): one-hot regression for classes, the targets themselves for regression.
+        """Scores f_c(x) (paper eq. 14): fits of the one-hot labels for classes, predicted targets for regression.
 
-        Beside inputs and scores, memory for one tile of rows is taken.
+        Beside inputs and scores, it needs memory for one tile of rows.
 
         Args:
-          x: inputs, shape (m, p), as they were given in training (unscaled); of precomputed kernels row numbers, or a
+          x: inputs, shape (m, p), unscaled, as in training. For precomputed kernels they are row numbers, or a
             `KernelStack` (m, n) between new rows and all n rows of the fit.
-          split: return what every kernel adds to the scores; these parts and `target_mean` add up to the scores.
+          split: return the part of each kernel. The parts and `target_mean` add up to the scores.
           report: called with the rows done and their total.
 
         Returns:
-          Scores, shape (m, C), float64; with `split` their parts, shape (L, m, C), which need memory of that size.
+          Scores, shape (m, C), float64. With `split` their parts, shape (L, m, C), which need memory of that size.
 
         Raises:
-          ValueError: the inputs' shape is wrong, they are not finite, or so far from the training inputs that the
+          ValueError: the inputs have the wrong shape, are not finite, or are so far from the training inputs that the
             kernel overflows.
         """
         if isinstance(x, KernelStack):
@@ -146,11 +146,11 @@ class NFTKModel:
         return self.unscaled(scores)
 
     def unscaled(self, scores: np.ndarray, outputs: np.ndarray | None = None) -> np.ndarray:
-        """Scores in units of the targets, from those of the encoded ones, in place.
+        """Convert scores from units of the encoded targets to units of the targets, in place.
 
         Args:
           scores: shape (m, C), or (m, k C) of k models.
-          outputs: those that the C columns are of; None is all.
+          outputs: the outputs that the C columns belong to; None is all.
         """
         mean, scale = self.target_mean, self.target_scale
         if outputs is not None:
@@ -159,13 +159,13 @@ class NFTKModel:
         return decode_scores(scores, np.tile(mean, times), np.tile(scale, times))
 
     def predict(self, x: np.ndarray | KernelStack) -> np.ndarray:
-        """Labels, shape (m,), for classes; targets, shape (m, C), for regression. Arguments as `decision_function`."""
+        """Labels, shape (m,), for classes; targets, shape (m, C), for regression. `x` is as in `decision_function`."""
         return self.labels(self.decision_function(x))
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
-        """The labels of the largest probabilities, shape (m,), for classes; the scores themselves for regression.
+        """The labels with the largest probabilities, shape (m,), for classes; the scores themselves for regression.
 
-        Under one temperature these are the labels of the largest scores.
+        If the calibration is one temperature, these are the labels with the largest scores.
         """
         if self.classes is None:
             return scores
@@ -180,7 +180,7 @@ class NFTKModel:
         return scipy.special.softmax(self.logits(scores), axis=1)
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
-        """Logarithms of the probabilities up to a constant of the row, shape (m, C).
+        """Logarithms of the probabilities, up to a constant per row, shape (m, C).
 
         Raises:
           ValueError: the model is one for regression.
@@ -190,22 +190,22 @@ class NFTKModel:
         return scores @ self.calibration.matrix + self.calibration.offset
 
     def contributions(self, x: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> np.ndarray:
-        """Every kernel's share of R^2 on some rows by the product measure, see `shares`.
+        """Each kernel's share of R^2 on some rows by the product measure, see `shares`.
 
-        For classes R^2 is that of the scores against one-hot labels.
+        For classes this is the R^2 of the scores against one-hot labels.
 
         Args:
           x: inputs, shape (m, p), unscaled, m >= 2.
-          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target. A target that is NaN in a row is left
-            out there.
+          y: labels, shape (m,), or targets, shape (m, C), or (m,) for one target. Rows in which a target is NaN are
+            left out for this target.
           sample_weight: shape (m,), >= 0; None is 1 everywhere.
 
         Returns:
           Shares, shape (C, L), float64; a row adds up to R^2 of that class or target.
 
         Raises:
-          ValueError: as `decision_function`; `y` holds other labels or does not fit; fewer than two rows of a target
-            have weight.
+          ValueError: as `decision_function`; `y` holds unknown labels or has the wrong shape; or a target has fewer
+            than two rows with weight.
         """
         targets = self.encode(y, len(x))
         there = ~np.isnan(targets)
@@ -218,9 +218,9 @@ class NFTKModel:
         return split_r2(parts, targets, self.omega, self.target_mean, sample_weight).share
 
     def encode(self, y: np.ndarray, n: int) -> np.ndarray:
-        """Labels of n rows as one-hot rows, or targets as they are: shape (n, C), float64. Raises ValueError.
+        """Labels of n rows as one-hot rows, or targets unchanged: shape (n, C), float64. Raises ValueError.
 
-        Targets may be NaN, which is missing.
+        NaN is a missing target.
         """
         y, shape = np.asarray(y), (n, len(self.omega))
         if self.classes is None:
@@ -248,15 +248,18 @@ class NFTKModel:
         .. math:: \sigma_c^2(x) = s_c \tau_c^2
             \left(k_c(x, x) - k_c(x, X) A_c^{-1} k_c(X, x) + (1 - 1' A_c^{-1} k_c(X, x))^2 m' A_c m\right)
 
-        with :math:`A_c = k_c(X, X) + \lambda_c W^{-1}`, W the sample weights, :math:`\tau_c` the scale of the target,
-        s_c its `prior_variance`, and X the rows in which the target was not missing. The last term is what centring
-        adds: the mean of the targets, of shares m = w / sum(w), is not exactly that of the process. The noise of a new
-        target, `noise_std`, is not included. The prior covariance is k_c, the learned kernel ("ntk", whose posterior
-        mean is exactly the prediction), or the NNGP kernel with the same weights ("nngp": the spread of the same
-        networks at random initialisation, of which only the readouts' posterior is taken). In docs/reliability.md the
-        first covers the function in 86 to 95 % of new rows, at a nominal 95, and the second in 36 to 77 %. Differences
-        cancel at small ridges, so that they are computed in float64 whatever the model's own precision. Factors of the
-        training kernels stay in memory for further calls, up to 1 GiB; neither files nor pickles hold them.
+        with :math:`A_c = k_c(X, X) + \lambda_c W^{-1}`. W holds the sample weights, :math:`\tau_c` is the scale of the
+        target, s_c its `prior_variance`, and X the rows in which the target was not missing. The last term comes from
+        centring: the mean of the targets, with weights m = w / sum(w), is not exactly the mean of the process. The
+          noise
+        of a new target, `noise_std`, is not included.
+
+        The prior covariance k_c is the learned kernel ("ntk"), whose posterior mean is exactly the prediction, or the
+        NNGP kernel with the same weights ("nngp"), the spread of the same networks at random initialisation when only
+        the readouts are trained. In docs/error-rates.md the first covers the function in 86 to 95 % of new rows, at a
+        nominal 95, and the second in 36 to 77 %. Differences cancel at small ridges, so everything is computed in
+        float64 whatever the model's own precision. Factors of the training kernels stay in memory for further calls, up
+        to 1 GiB. They are not saved or pickled.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -266,8 +269,8 @@ class NFTKModel:
           Shape (m, C), float64, in units of the targets.
 
         Raises:
-          ValueError: as `decision_function`; or `covariance` is neither of the two, or the model knows landmarks alone.
-          MemoryError: the kernel of all training rows does not fit memory.
+          ValueError: as `decision_function`; or `covariance` is neither of the two, or the model keeps only landmarks.
+          MemoryError: the kernel of all training rows exceeds the memory.
         """
         check_choice("covariance", covariance, KindName)
         z, kernel = self.scaled(x, np.float64), self.kernel if covariance == "ntk" else self.kernel.nngp()
@@ -290,18 +293,18 @@ class NFTKModel:
 
     @property
     def noise_std(self) -> np.ndarray:
-        """Standard deviation of the noise of a target of weight one, in its units, shape (C,): what the ridge says."""
+        """Standard deviation of the noise of a target of weight one, in its units, shape (C,), as the ridge implies."""
         return np.sqrt(self.prior_variance * self.ridge) * self.target_scale
 
     def loo_predictions(self) -> np.ndarray:
-        """Scores of every training row by the model without it, shape (n, C), float64, see `left_out`.
+        """Scores of each training row from the model without that row, shape (n, C), float64, see `left_out`.
 
         They are in units of `decision_function`, at fixed Omega, ridge, scaling and centring. A row of weight 2 is left
-        out as a whole. Where a target is missing the score is the model's own.
+        out as a whole. If a target is missing in a row, its score there is that of the whole model.
 
         Raises:
-          ValueError: the model knows landmarks alone.
-          MemoryError: the kernel of all training rows does not fit memory.
+          ValueError: the model keeps only landmarks.
+          MemoryError: the kernel of all training rows exceeds the memory.
         """
         return self.unscaled(left_out_scores(self)[1])
 
@@ -314,23 +317,23 @@ class NFTKModel:
     def influence(
         self, x: Any, *, top: int | None = None, rows: Any = None
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """How much the scores f_c(x) would change without training rows, exactly, see `left_out`.
+        """How much the scores f_c(x) would change without some training rows, exactly, see `left_out`.
 
-        Omega, ridge, scaling and centring stay as they are: this is a solve on the other rows, without the solve.
+        Omega, ridge, scaling and centring stay fixed. The result equals that of a solve on the other rows.
 
         Args:
-          x: inputs, as of `decision_function`.
-          top: keep the so many training rows of the largest changes, per row of `x` and output; memory for one tile of
-            changes is taken. None keeps all.
+          x: inputs, as in `decision_function`.
+          top: return only this many training rows, those with the largest changes, per row of `x` and output. It needs
+            memory for one tile of changes. None returns all.
           rows: positions of training rows, or a mask of them, shape (n,), that are removed together.
 
         Returns:
-          Changes, shape (m, n, C), float64, in units of `decision_function`. With `top` a pair of positions among the
-          training rows and their changes, falling in size, both of shape (m, top, C). With `rows` shape (m, C).
+          Changes, shape (m, n, C), float64, in units of `decision_function`. With `top` a pair: positions among the
+          training rows and their changes, in falling size, both of shape (m, top, C). With `rows` shape (m, C).
 
         Raises:
-          ValueError: as `decision_function`; or `top` or `rows` are out of range, or the model knows landmarks alone.
-          MemoryError: the result or the kernel of all training rows does not fit memory.
+          ValueError: as `decision_function`; or `top` or `rows` are out of range, or the model keeps only landmarks.
+          MemoryError: the result or the kernel of all training rows exceeds the memory.
         """
         if rows is not None:
             if top is not None:
@@ -339,19 +342,19 @@ class NFTKModel:
         return influences(self, x) if top is None else largest_influences(self, x, top)
 
     def queries(self, x: np.ndarray | KernelStack) -> np.ndarray | KernelStack:
-        """New rows as `systems` take them: scaled inputs in float64, or a `KernelStack` as it is."""
+        """New rows as `systems` take them: scaled inputs in float64, or a `KernelStack` unchanged."""
         return x if isinstance(x, KernelStack) else self.scaled(x, np.float64)
 
     @functools.cached_property
     def _factored(self) -> dict[tuple[KindName, int], System]:
-        """What `factored_systems` keeps."""
+        """The factors that `factored_systems` keeps."""
         return {}
 
     def systems(self, covariance: KindName = "ntk") -> Iterator[System]:
-        """The distinct systems that the model solves, factored; to be used inside `enable_x64`, see `factored_systems`.
+        """The distinct systems that the model solves, factored, see `factored_systems`. Use them inside `enable_x64`.
 
         Raises:
-          ValueError: the model knows landmarks alone.
+          ValueError: the model keeps only landmarks.
         """
         if self.landmarks:
             raise ValueError(
@@ -361,14 +364,14 @@ class NFTKModel:
         return factored_systems(self, self._factored, covariance)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: the fields, without the factors."""
+        """The fields, without the factors: the content of a pickle."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Write model.safetensors and model.json into a directory, which is made if it is not there.
+        """Write model.safetensors and model.json into a directory, which is created if it is absent.
 
-        Functions of a kernel are not written: `load_model` takes that kernel. Neither are Gram matrices: without that
-        kernel the model that is read predicts from a `KernelStack` alone.
+        A kernel's functions and Gram matrices are not written. Pass that kernel to `load_model`. Without its Gram
+        matrices, the loaded model predicts only from a `KernelStack`.
 
         Raises:
           OSError: the directory cannot be written.
@@ -381,7 +384,7 @@ def load_model(directory: str | pathlib.Path, *, kernel: Kernel | None = None) -
 
     Args:
       directory: holds model.safetensors and model.json.
-      kernel: of a model whose kernel no file can hold (functions, Gram matrices, a class of one's own).
+      kernel: the model's kernel, if no file can hold it (functions, Gram matrices, a class of your own).
 
     Returns:
       The model; it predicts the same bits as the one that was saved.

@@ -1,4 +1,4 @@
-"""Kernels that exist already, as matrices between two sets of rows: what ``kernel="precomputed"`` is given."""
+"""Precomputed kernels, as matrices between two sets of rows: the inputs of ``kernel="precomputed"``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Matrix = np.ndarray | scipy.sparse.csr_array
 class KernelStack:
     """L kernels between m rows and n rows, held together so that scikit-learn can split them.
 
-    `cross_val_score`, `GridSearchCV` and the like read the shape of a stack and take blocks of it by
-    ``stack[numpy.ix_(rows, columns)]``, which an array of shape (L, n, n) does not survive.
+    `cross_val_score`, `GridSearchCV` and the like read the shape of a stack and take blocks by
+    ``stack[numpy.ix_(rows, columns)]``. An array of shape (L, n, n) does not support that.
 
     Args:
       matrices: shape (L, m, n), or (m, n) for one kernel; or L matrices of shape (m, n), dense or sparse. They are
-        not copied, unless their type changes: numbers that are no floats become float64, sparse matrices csr_array.
-      names: one for every kernel, which the columns of Omega then have; None is "kernel 1", "kernel 2", ...
+        copied only if their type changes: numbers that are no floats become float64, sparse matrices csr_array.
+      names: one per kernel, for the columns of Omega; None is "kernel 1", "kernel 2", ...
 
     Attributes:
       matrices: L of them, arrays or csr_array.
@@ -31,7 +31,7 @@ class KernelStack:
       shape: (m, n).
 
     Raises:
-      ValueError: the matrices are not of one shape, not real or not finite, or names do not fit them.
+      ValueError: the matrices differ in shape, are not real or not finite, or the names do not match them.
 
     >>> stack = KernelStack([np.eye(3), np.ones((3, 3))], names=["same", "all"])
     >>> stack[np.ix_([0, 2], [0, 1, 2])].shape
@@ -68,7 +68,7 @@ class KernelStack:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Self:
-        """The same block of every kernel: some rows, or rows and columns by `numpy.ix_` or slices."""
+        """The same block of every kernel: some rows, or rows and columns selected by `numpy.ix_` or slices."""
         block = copy.copy(self)
         block.matrices = tuple(part[key] for part in self.matrices)
         if any(part.ndim != 2 for part in block.matrices):

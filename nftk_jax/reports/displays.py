@@ -1,6 +1,6 @@
-"""Pictures of a fitted model in scikit-learn's style: Omega, how alike its kernels are, what each of them contributes.
+"""Pictures of a fitted model in scikit-learn's style: Omega, the similarity of its kernels, and their contributions.
 
-The reports' figures are drawn by the same classes.
+The figures of the reports use the same classes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import columns_of
 from nftk_jax.reports.formats import clean, fixed, weight
 
-#: More outputs than this are shown as a heatmap, not as bars.
+#: More outputs than this are drawn as a heatmap, not as bars.
 MOST_BARS = 20
 
 
 class _HeatmapDisplay:
-    """A heatmap: `draw` makes `image_`, its cells and their names."""
+    """A heatmap. `draw` makes `image_`, its cells and their names."""
 
     image_: Any
 
@@ -34,7 +34,7 @@ class _HeatmapDisplay:
 
     @staticmethod
     def _text(value: float) -> str:
-        """What a cell says."""
+        """The text of a cell."""
         return weight(value, 2)
 
     def plot(
@@ -45,24 +45,24 @@ class _HeatmapDisplay:
         include_values: bool = True,
         colorbar: bool = True,
     ) -> Self:
-        """Draw; values are written into the cells where they fit."""
+        """Draw the heatmap. Values are written into the cells if they fit."""
         self.draw(figures.axes_of(ax), cmap=cmap)
         heatmaps.complete(self.image_, bar=colorbar, write=self._text if include_values else None)
         return self
 
 
 class OmegaDisplay(_HeatmapDisplay):
-    """Omega as a heatmap: a row for every class or target, a column for every kernel, those of one group together.
+    """Omega as a heatmap: one row per class or target, one column per kernel, with the kernels of a group side by side.
 
     Args:
-      omega: weights, shape (C, L), >= 0; a cell that is exactly zero stays white.
+      omega: weights, shape (C, L), >= 0. A cell that is exactly zero stays white.
       labels: L labels of the kernels.
       output_names: C names.
-      noun: what a row is called.
-      needed: cells to frame, shape (C, L) bool, as `InferenceTable.needed`; None is none.
+      noun: the noun for a row.
+      needed: cells to frame, shape (C, L) bool, such as `InferenceTable.needed`; None frames none.
 
     Attributes:
-      ax_, figure_, image_: the axes, their figure and the heatmap, once it is plotted.
+      ax_, figure_, image_: the axes, their figure and the heatmap, after plotting.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class OmegaDisplay(_HeatmapDisplay):
         return display.plot(ax=ax, **options)
 
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r", highest: float | None = None) -> None:
-        """Draw the cells and their names alone; `highest` is the weight at the end of the colours, None the largest."""
+        """Draw only the cells and their names. `highest` is the weight at the end of the colours; None: the largest."""
         omega, columns = np.asarray(self.omega, np.float64), columns_of(self.labels)
         self.ax_, self.figure_ = ax, ax.figure
         self.image_ = heatmaps.heatmap(
@@ -121,14 +121,14 @@ class OmegaDisplay(_HeatmapDisplay):
 
 
 class AlignmentDisplay(_HeatmapDisplay):
-    """How alike every two kernels are, as a heatmap: their centred alignment, 1 for kernels that are the same.
+    """The similarity of each two kernels as a heatmap: their centred alignment, which is 1 for equal kernels.
 
     Args:
       alignment: shape (L, L).
       labels: L labels of the kernels.
 
     Attributes:
-      ax_, figure_, image_: the axes, their figure and the heatmap, once it is plotted.
+      ax_, figure_, image_: the axes, their figure and the heatmap, after plotting.
     """
 
     def __init__(self, alignment: np.ndarray, *, labels: Sequence[KernelLabel]) -> None:
@@ -143,14 +143,14 @@ class AlignmentDisplay(_HeatmapDisplay):
 
         Args:
           model: a fitted NFTKClassifier or NFTKRegressor, or an NFTKModel.
-          x: inputs, shape (m, p), as they were given in training (unscaled).
-          n_rows: of more rows, so many are taken, evenly spaced.
+          x: inputs, shape (m, p), unscaled, as in training.
+          n_rows: use at most this many rows, evenly spaced.
           ax: where to draw; None makes a figure.
           options: for `plot`.
 
         Raises:
           NotFittedError: the estimator is not fitted.
-          ValueError: `x` is no real matrix with the training inputs' number of columns.
+          ValueError: `x` is no real matrix with as many columns as in training.
         """
         found = _model_of(model)
         return cls(alignment_on(found, np.asarray(x), n_rows), labels=found.kernel.labels).plot(ax=ax, **options)
@@ -160,7 +160,7 @@ class AlignmentDisplay(_HeatmapDisplay):
         return thousandths(value)
 
     def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
-        """Draw the cells and their names alone."""
+        """Draw only the cells and their names."""
         alignment, columns = np.asarray(self.alignment, np.float64), columns_of(self.labels)
         names = figures.column_names(columns.full)
         self.ax_, self.figure_ = ax, ax.figure
@@ -172,18 +172,18 @@ class AlignmentDisplay(_HeatmapDisplay):
 
 
 class ContributionDisplay:
-    """What every kernel or group contributes to R2: bars that add up to it, or of many outputs a heatmap.
+    """Contributions of kernels or groups to R2: bars that add up to R2, or a heatmap for many outputs.
 
     Args:
-      shares: of R2, shape (C, K); those of an output add up to its R2.
+      shares: shares of R2, shape (C, K). The shares of an output add up to its R2.
       names: K names, of groups or kernels.
       output_names: C names.
-      noun: what an output is called.
-      unsure: shares that say nothing, shape (C, K) bool, which are hatched; None is none.
-      together: by name, shares of groups or kernels that cannot be told apart, shape (C,); a thin bar shows them.
+      noun: the noun for an output.
+      unsure: shares that mean nothing, shape (C, K) bool, which are hatched; None is none.
+      together: joint shares, by name, of groups or kernels that cannot be told apart, shape (C,), drawn as thin bars.
 
     Attributes:
-      ax_, figure_: the axes and their figure, once it is plotted.
+      ax_, figure_: the axes and their figure, after plotting.
     """
 
     def __init__(
@@ -207,13 +207,13 @@ class ContributionDisplay:
     def from_estimator(
         cls, model: Any, x: Any, y: Any, *, by_group: bool = True, ax: figures.Axes | None = None, **options: Any
     ) -> ContributionDisplay:
-        """Draw the contributions of a fitted model's groups, or of its kernels, on rows it was not fitted to.
+        """Draw the contributions of a fitted model's groups or kernels. Use rows that the model was not fitted on.
 
         Args:
           model: a fitted NFTKClassifier or NFTKRegressor, or an NFTKModel.
           x: inputs, shape (m, p).
           y: their labels or targets.
-          by_group: join the kernels of every group; those of no group stay by themselves.
+          by_group: add up the kernels of each group. Kernels without a group stay separate.
           ax: where to draw; None makes a figure.
           options: for `plot`.
 
@@ -234,12 +234,12 @@ class ContributionDisplay:
     def plot(
         self, *, ax: figures.Axes | None = None, most: int = 7, include_values: bool = True
     ) -> ContributionDisplay:
-        """Draw bars for up to 20 outputs, each as long as the R2, and of more a heatmap in falling order of R2.
+        """Draw one bar of length R2 per output, or for more than 20 outputs a heatmap in falling order of R2.
 
         Args:
           ax: where to draw; None makes a figure.
-          most: so many of the largest have a colour of their own in bars, the others share one.
-          include_values: write the shares where they fit.
+          most: this many of the largest get their own colours in bars. The others share one colour.
+          include_values: write the shares if they fit.
         """
         self.draw(figures.axes_of(ax), most=most)
         if len(self.shares) > MOST_BARS:
@@ -249,7 +249,7 @@ class ContributionDisplay:
         return self
 
     def draw(self, ax: figures.Axes, *, most: int = 7) -> None:
-        """Draw the bars or the cells, and their names, alone."""
+        """Draw only the bars or the cells, and their names."""
         self.ax_, self.figure_ = ax, ax.figure
         shares = np.asarray(self.shares, np.float64)
         unsure = np.zeros(shares.shape, bool) if self.unsure is None else np.asarray(self.unsure, bool)
@@ -265,11 +265,11 @@ class ContributionDisplay:
             ax.set(xlabel="share of R²", ylabel=self.noun)
 
     def scatter(self, first: str, second: str, *, ax: figures.Axes | None = None) -> ContributionDisplay:
-        """Draw the shares of two groups or kernels against each other, one point for every output.
+        """Draw the shares of two groups or kernels against each other, one point per output.
 
         Args:
           first: one of `names`.
-          second: another one.
+          second: another of them.
           ax: where to draw; None makes a figure.
 
         Raises:
@@ -292,7 +292,7 @@ class ContributionDisplay:
 
 
 def alignment_on(model: NFTKModel, x: np.ndarray, n_rows: int) -> np.ndarray:
-    """Centred alignments of a model's kernels on rows of inputs (m, p), of at most `n_rows` of them: shape (L, L)."""
+    """Centred alignments of a model's kernels, shape (L, L), on at most `n_rows` rows of inputs (m, p)."""
     if len(x) > n_rows:
         x = x[np.linspace(0, len(x) - 1, n_rows).astype(int)]
     with enable_x64():
@@ -301,7 +301,7 @@ def alignment_on(model: NFTKModel, x: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 def thousandths(value: float) -> str:
-    """The value of an alignment: ".998"."""
+    """An alignment as text, such as ".998"."""
     return fixed(value, 3).removeprefix("0")
 
 

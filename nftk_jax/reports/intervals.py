@@ -1,4 +1,4 @@
-"""Intervals of the weights, and which kernels are needed, as a picture."""
+"""Pictures of the intervals of the weights and of which kernels are needed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _MOST_PANELS, _MOST_ROWS = 8, 40
 
 
 class InferenceDisplay:
-    """The interval of every weight as a line and its most likely value as a dot, filled where the kernel is needed.
+    """Each weight's interval as a line and its most likely value as a dot, which is filled if the kernel is needed.
 
     Kernels that cannot be told apart share a line.
 
     Args:
-      table: as `infer` returns it, with intervals.
+      table: the result of `infer`, with intervals.
 
     Attributes:
-      ax_, figure_: the axes and their figure, once it is plotted.
+      ax_, figure_: the axes and their figure, after plotting.
     """
 
     def __init__(self, table: InferenceTable) -> None:
@@ -36,11 +36,11 @@ class InferenceDisplay:
         return cls(table).plot(ax=ax, target=target)
 
     def plot(self, *, ax: figures.Axes | None = None, target: str | None = None) -> Self:
-        """Draw all classes or targets below one another, or one.
+        """Draw one class or target, or all, one below the other.
 
         Args:
           ax: where to draw; None makes a figure.
-          target: the name of one; None is all.
+          target: the name of one of them; None draws all.
 
         Raises:
           ValueError: there is no such target.
@@ -67,7 +67,7 @@ class InferenceDisplay:
 
 
 def draw_lines(ax: figures.Axes, omega: np.ndarray, interval: np.ndarray, needed: np.ndarray) -> None:
-    """A line and a dot for every weight, from top to bottom; shapes (m,), (m, 2) and (m,)."""
+    """Draw a line and a dot per weight, from top to bottom. Shapes (m,), (m, 2) and (m,)."""
     colours = np.where(needed, figures.COLOURS[1], figures.COLOURS[0])
     places = np.arange(len(omega))
     ax.hlines(places, interval[:, 0], interval[:, 1], color=colours, linewidth=2, alpha=0.55)
@@ -81,9 +81,9 @@ def draw_lines(ax: figures.Axes, omega: np.ndarray, interval: np.ndarray, needed
 
 
 def draw_inference(metrics: Metrics) -> figures.Figure | None:
-    """A panel for every cluster of kernels, a line for every class or target; None where nothing was tested.
+    """Draw a panel per cluster of kernels, with a line per class or target; None if nothing was tested.
 
-    Of many clusters those with most needed weights are shown. The axes are labelled by the clusters' names.
+    If there are many clusters, those with the most needed weights are shown. The axes are labelled with their names.
     """
     found: Any = metrics.get("inference")
     if found is None or len(found["clusters"]) == 1 or found["cluster_interval"][0][0][0] is None:
