@@ -82,6 +82,11 @@ def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, d
         message = speak_of_flags(_one_line(str(error)), config_type)
         print(f"{prog}: {message or type(error).__name__}", file=sys.stderr)
         return status
+    except ImportError as error:
+        if error.name is not None:  # Python's own; those of this package say what to do
+            raise
+        print(f"{prog}: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_FAILURE
     except KeyboardInterrupt as stop:
         resumes = "--resume" in sys.argv[1:]  # a checkpoint of an earlier run
         left = "what --resume goes on from is as it was" if resumes else "nothing was written"
