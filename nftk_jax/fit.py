@@ -237,9 +237,9 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, d
     )
 
 
-def command() -> int:
-    """The console script nftk-fit."""
-    return command_line.run(main, FitConfig, prog="nftk_jax.fit", description=__doc__ or "")
+def command(prog: str = "nftk_jax.fit") -> int:
+    """The console script nftk-fit, and the command `nftk fit`: its errors begin with `prog`."""
+    return command_line.run(main, FitConfig, prog=prog, description=__doc__ or "")
 
 
 if __name__ == "__main__":
