@@ -191,15 +191,14 @@ def _compute(
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
-    from sklearn.utils.class_weight import compute_sample_weight
-
     from nftk_jax.assessment.assess import assess
     from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
+    from nftk_jax.preprocessing.reading import weigh_classes
 
     images = dataset.image_shape is not None
     balanced = config.class_weight == "balanced"
-    weight = compute_sample_weight("balanced", dataset.y_train) if balanced else None
+    weight = weigh_classes("balanced", dataset.y_train) if balanced else None
     rows = TrainingRows(
         dataset.x_train, dataset.y_train, dataset.classes, images, weight, runs=dataset.runs, table=dataset.table
     )

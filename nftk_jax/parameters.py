@@ -80,6 +80,9 @@ PARAMETERS = """
       decision: how scores become probabilities, and so labels (regression: without effect): "logistic" by a logistic
         regression on the held-out rows' scores, which also sees a class that least squares masks; "scores" by one
         temperature, so that the largest score wins.
+      class_weight: multiplies the sample weights: None, "balanced" (every class gets the same total weight), or weights
+        by label, 1 for a label without one. `infer` and `uniform_level` take a row of weight 2 for two rows: their
+        levels hold for None. Regression refuses it.
       solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
@@ -94,6 +97,8 @@ PARAMETERS = """
       groups_: the column numbers of every group; empty without groups.
       scale_: mean diagonal of every kernel, shape (L,).
       ridge_: absolute ridges, shape (n_outputs,).
+      n_iter_: steps in which the search brought every row of omega_ to its minimum, shape (n_outputs,); 0 where
+        nothing was searched.
       dual_coef_: shape (n_samples, n_outputs); rows of sample weight zero are left out, and all but the landmarks after
         Nystroem's method.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
@@ -144,6 +149,7 @@ class Parameters(BaseEstimator):
         scaling: ScalingName = ScalingSettings.scaling,
         unit_norm: bool = ScalingSettings.unit_norm,
         decision: DecisionName = DECISION,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         solver: SolverName = SolveSettings.solver,
         solver_tolerance: float | None = SolveSettings.solver_tolerance,
         landmarks: int | None = SolveSettings.landmarks,
@@ -178,6 +184,7 @@ class Parameters(BaseEstimator):
         self.scaling = scaling
         self.unit_norm = unit_norm
         self.decision = decision
+        self.class_weight = class_weight
         self.solver = solver
         self.solver_tolerance = solver_tolerance
         self.landmarks = landmarks
