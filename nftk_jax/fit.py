@@ -14,6 +14,7 @@ from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
 from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
+    BaselinesName,
     ClassWeightName,
     DecisionName,
     LearnSettings,
@@ -69,6 +70,9 @@ class FitConfig:
     class_weight: ClassWeightName = "none"
     """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
     one."""
+    baselines: BaselinesName = "all"
+    """Simpler models fitted beside this one. quick: equal weights, the best single kernel and shared weights, solved on
+    the rows of the search. all: also weights learned on shuffled labels, RBF and Laplace, on all rows up to 20,000."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     dry_run: bool = False
@@ -208,9 +212,16 @@ def _compute(
     ):
         checkpoint.flush()
         baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
-        found = assess(dataset, learned, resamples=config.resamples, baseline_rows=baseline_rows, report=report)
-        identifiability = found["identifiability"]
-        identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
+        found = assess(
+            dataset,
+            learned,
+            resamples=config.resamples,
+            baseline_rows=baseline_rows,
+            baselines=config.baselines,
+            report=report,
+        )
+        for block, text in ((found["identifiability"], "verdict"), (found, "baselines_note")):
+            block[text] = block[text] and speak_of_flags(block[text], FitConfig)
         return found, learned.model
 
 
