@@ -282,6 +282,8 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """R^2 of the predictions, averaged over outputs, for targets of any size.
 
+        ``contributions(x, y).sum(axis=1)`` is the R^2 of each output.
+
         Args:
           x: inputs, shape (n_samples, n_features).
           y: targets, shape (n_samples,) or (n_samples, n_outputs). A target that is NaN in a row is left out there, and
