@@ -71,8 +71,8 @@ class FitConfig:
     """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
     one."""
     baselines: BaselinesName = "all"
-    """Simpler models fitted beside this one. quick: equal weights, the best single kernel and shared weights, solved on
-    the rows of the search. all: also weights learned on shuffled labels, RBF and Laplace, on all rows up to 20,000."""
+    """Simpler models to compare with. quick: equal weights, the best single kernel and shared weights, solved on the
+    search rows; all: also weights learned on shuffled labels, RBF and Laplace, solved on all rows up to 20,000."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     dry_run: bool = False
