@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nftk_jax.reports.displays import AlignmentDisplay, ContributionDisplay, OmegaDisplay
     from nftk_jax.reports.intervals import InferenceDisplay
 
+    __version__: str
+
 __all__ = [
     "MLP",
     "RBF",
@@ -72,6 +74,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from nftk_jax.commands.environment import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module 'nftk_jax' has no attribute {name!r}")
     try:
@@ -85,7 +91,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])
 
 
 if getattr(sys, "argv", [""])[0] == "-m":  # `python -m nftk_jax.fit`, which looks in the current directory first

@@ -325,9 +325,9 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any]) -> None:
     )
 
 
-def command() -> int:
-    """The console script nftk-compare."""
-    return command_line.run(main, CompareConfig, prog="nftk_jax.compare", description=__doc__ or "")
+def command(prog: str = "nftk_jax.compare") -> int:
+    """The console script nftk-compare, and the command `nftk compare`: its errors begin with `prog`."""
+    return command_line.run(main, CompareConfig, prog=prog, description=__doc__ or "")
 
 
 if __name__ == "__main__":

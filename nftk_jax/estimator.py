@@ -20,13 +20,13 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.model.left_out import jackknife_intervals, label_sets
 from nftk_jax.parameters import PARAMETERS, Parameters
 from nftk_jax.preprocessing.arrays import check_real
-from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight
+from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight, weigh_classes
 from nftk_jax.preprocessing.sampling import number_runs, restrict_splits
 from nftk_jax.preprocessing.scaling import narrowed, without_extremes
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.targets import group_by_presence
 from nftk_jax.progress import report_stages
-from nftk_jax.settings import KindName
+from nftk_jax.settings import KindName, shown
 from nftk_jax.solvers.plan import give_back
 
 
@@ -67,6 +67,9 @@ class _NFTKEstimator(Parameters):
         self.scale_: np.ndarray = model.scale
         self.ridge_: np.ndarray = model.ridge
         self.dual_coef_: np.ndarray = model.dual_coef
+        self.n_iter_: np.ndarray = np.broadcast_to(
+            0 if descent is None else descent.iterations, len(model.omega)
+        ).copy()
 
     def _training_rows(
         self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
@@ -78,9 +81,15 @@ class _NFTKEstimator(Parameters):
             splits = read_splits(self.cv, x, y, groups, classifier=classifier)
         elif groups is not None:
             runs = number_runs(groups, len(x), "groups")
-        if sample_weight is None:
+        if self.class_weight is not None and not classifier:
+            raise ValueError(
+                f"class_weight must be None for regression; got {shown(self.class_weight)}: give `fit` a sample_weight"
+            )
+        weight = None if sample_weight is None else read_weight(sample_weight, x)
+        if self.class_weight is not None:
+            weight = read_weight(weigh_classes(self.class_weight, y, weight), x)
+        if weight is None:
             return {"x": x, "y": y, "splits": splits, "runs": runs}
-        weight = read_weight(sample_weight, x)
         rows = np.flatnonzero(weight)
         if splits is not None:
             splits = restrict_splits(splits, rows, len(x))
@@ -273,6 +282,8 @@ class NFTKRegressor(RegressorMixin, _NFTKEstimator):
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """R^2 of the predictions, averaged over outputs. Targets may have any size.
+
+        ``contributions(x, y).sum(axis=1)`` is the R^2 of each output.
 
         Args:
           x: inputs, shape (n_samples, n_features).

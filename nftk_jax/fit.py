@@ -14,6 +14,7 @@ from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
 from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
+    BaselinesName,
     ClassWeightName,
     DecisionName,
     LearnSettings,
@@ -69,6 +70,9 @@ class FitConfig:
     class_weight: ClassWeightName = "none"
     """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
     one."""
+    baselines: BaselinesName = "all"
+    """Simpler models to compare with. quick: equal weights, the best single kernel and shared weights, solved on the
+    search rows; all: also weights learned on shuffled labels, RBF and Laplace, solved on all rows up to 20,000."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     influence: int = 0
@@ -208,16 +212,15 @@ def _compute(
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
-    from sklearn.utils.class_weight import compute_sample_weight
-
     from nftk_jax.assessment.assess import assess
     from nftk_jax.assessment.influence import explain
     from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
+    from nftk_jax.preprocessing.reading import weigh_classes
 
     images = dataset.image_shape is not None
     balanced = config.class_weight == "balanced"
-    weight = compute_sample_weight("balanced", dataset.y_train) if balanced else None
+    weight = weigh_classes("balanced", dataset.y_train) if balanced else None
     rows = TrainingRows(
         dataset.x_train, dataset.y_train, dataset.classes, images, weight, runs=dataset.runs, table=dataset.table
     )
@@ -227,11 +230,18 @@ def _compute(
     ):
         checkpoint.flush()
         baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
-        found = assess(dataset, learned, resamples=config.resamples, baseline_rows=baseline_rows, report=report)
+        found = assess(
+            dataset,
+            learned,
+            resamples=config.resamples,
+            baseline_rows=baseline_rows,
+            baselines=config.baselines,
+            report=report,
+        )
         if config.influence:
             found["influence"] = explain(dataset, learned.model, config.influence, report)
-        identifiability = found["identifiability"]
-        identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
+        for block, text in ((found["identifiability"], "verdict"), (found, "baselines_note")):
+            block[text] = block[text] and speak_of_flags(block[text], FitConfig)
         return found, learned.model
 
 
@@ -257,9 +267,9 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, d
     )
 
 
-def command() -> int:
-    """The console script nftk-fit."""
-    return command_line.run(main, FitConfig, prog="nftk_jax.fit", description=__doc__ or "")
+def command(prog: str = "nftk_jax.fit") -> int:
+    """The console script nftk-fit, and the command `nftk fit`: its errors begin with `prog`."""
+    return command_line.run(main, FitConfig, prog=prog, description=__doc__ or "")
 
 
 if __name__ == "__main__":

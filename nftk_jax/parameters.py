@@ -83,6 +83,9 @@ PARAMETERS = """
       decision: how scores become probabilities and labels (ignored in regression). "logistic" fits a logistic
         regression on the scores of held-out rows. It also finds a class that lies between others, which least squares
         hides. "scores" fits one temperature, so the largest score wins.
+      class_weight: multiplies the sample weights: None, "balanced" (every class gets the same total weight), or weights
+        by label, 1 for a label without one. `infer` and `uniform_level` take a row of weight 2 for two rows: their
+        levels hold for None. Regression refuses it.
       solver, solver_tolerance, landmarks: how the ridge regression on all rows is solved: "cholesky", "cg", "nystroem"
         or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
@@ -98,6 +101,8 @@ PARAMETERS = """
       groups_: the column numbers of every group; empty without groups.
       scale_: mean diagonal of every kernel, shape (L,).
       ridge_: absolute ridges, shape (n_outputs,).
+      n_iter_: steps in which the search brought every row of omega_ to its minimum, shape (n_outputs,); 0 where
+        nothing was searched.
       dual_coef_: shape (n_samples, n_outputs). Rows of sample weight zero are left out. After Nystroem's method only
         the landmarks remain.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
@@ -148,6 +153,7 @@ class Parameters(BaseEstimator):
         scaling: ScalingName = ScalingSettings.scaling,
         unit_norm: bool = ScalingSettings.unit_norm,
         decision: DecisionName = DECISION,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         solver: SolverName = SolveSettings.solver,
         solver_tolerance: float | None = SolveSettings.solver_tolerance,
         landmarks: int | None = SolveSettings.landmarks,
@@ -182,6 +188,7 @@ class Parameters(BaseEstimator):
         self.scaling = scaling
         self.unit_norm = unit_norm
         self.decision = decision
+        self.class_weight = class_weight
         self.solver = solver
         self.solver_tolerance = solver_tolerance
         self.landmarks = landmarks

@@ -323,9 +323,9 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, d
     write_report(directory, draw, lambda figures: render_paths(metrics, figures))
 
 
-def command() -> int:
-    """The console script nftk-paths."""
-    return command_line.run(main, PathsConfig, prog="nftk_jax.paths", description=__doc__ or "")
+def command(prog: str = "nftk_jax.paths") -> int:
+    """The console script nftk-paths, and the command `nftk paths`: its errors begin with `prog`."""
+    return command_line.run(main, PathsConfig, prog=prog, description=__doc__ or "")
 
 
 if __name__ == "__main__":

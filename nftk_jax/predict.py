@@ -125,9 +125,9 @@ def _check_output(output: pathlib.Path, *, overwrite: bool) -> None:
         raise CommandError(f"cannot write {output} ({reason(error)}); choose another --output") from None
 
 
-def command() -> int:
-    """The console script nftk-predict."""
-    return command_line.run(main, PredictConfig, prog="nftk_jax.predict", description=__doc__ or "")
+def command(prog: str = "nftk_jax.predict") -> int:
+    """The console script nftk-predict, and the command `nftk predict`: its errors begin with `prog`."""
+    return command_line.run(main, PredictConfig, prog=prog, description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ PenaltyNorm = Literal["l1", "l2"]
 WeightsName = Literal["per-class", "shared", "uniform"]
 MethodName = Literal["quasi-newton", "projected-gradient"]
 DecisionName = Literal["scores", "logistic"]
+#: Simpler models beside a fit: none, those that cost little, or all; see `nftk_jax.assessment.comparison`.
+BaselinesName = Literal["none", "quick", "all"]
 ClassWeightName = Literal["none", "balanced"]
 SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
 DtypeName = Literal["float32", "float64"]

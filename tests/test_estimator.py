@@ -113,6 +113,7 @@ BAD = {
     "objective": [None, "margin"],
     "random_state": [-1, 2**32, 2**63, True],
     "verbose": ["loud", 2, None],
+    "class_weight": ["unbalanced", 2.0, [1, 2, 3]],
 }
 
 
@@ -128,14 +129,21 @@ def test_every_default_is_that_of_the_settings_but_for_those_that_differ_on_purp
     own = {name: parameter.default for name, parameter in inspect.signature(NFTKClassifier).parameters.items()}
     different = {name for name, value in settings.items() if own[name] != value}
     assert different == {"b_std", "decision"}  # docs/library.md says why
-    assert set(own) - set(settings) == {"depths", "kernel", "family", "groups", "verbose"}
+    assert set(own) - set(settings) == {"depths", "kernel", "family", "groups", "class_weight", "verbose"}
+
+
+def test_logarithms_of_probabilities_are_finite_where_these_underflow(blobs, monkeypatch):
+    x, y = blobs
+    model = NFTKClassifier(1, weights="uniform").fit(x, y)
+    probabilities = model.predict_proba(x)
+    np.testing.assert_array_equal(model.predict_log_proba(x), np.log(probabilities))
+    monkeypatch.setattr(model, "predict_proba", lambda x: np.array([[1.0, 0.0]]))
+    np.testing.assert_allclose(model.predict_log_proba(x), [[0.0, np.log(np.finfo(float).tiny)]])
 
 
 def test_an_unknown_parameter_is_answered_under_the_class_s_own_name():
-    with pytest.raises(
-        TypeError, match=r"^NFTKClassifier.__init__\(\) got an unexpected keyword argument 'class_weight'"
-    ):
-        NFTKClassifier(class_weight="balanced")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^NFTKClassifier.__init__\(\) got an unexpected keyword argument 'alpha'"):
+        NFTKClassifier(alpha=1)  # type: ignore[call-arg]
 
 
 def test_numpys_numbers_are_parameters_like_others(blobs, tmp_path):

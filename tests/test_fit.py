@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import os
@@ -347,3 +348,45 @@ def test_another_basis_is_searched_solved_saved_and_reported(basis, data, tmp_pa
         accuracy = (model.predict(arrays["x_test"]) == arrays["y_test"]).mean()
     assert accuracy == pytest.approx(metrics["test_accuracy"])
     assert f"Which {kernel}s each class uses" in (output / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def with_baselines(data, tmp_path_factory):
+    """A function of --baselines to metrics and output of a run that learns Omega on 60 of the 90 rows."""
+
+    def fitted(which, **given):
+        output = tmp_path_factory.mktemp(which) / "out"
+        flags = ["--dataset", data, "--depth", 2, "--n-search", 60, "--baselines", which, "--output", output]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["fit", *map(str, flags)])
+            for name, value in given.items():
+                patch.setattr(fit, name, value)
+            assert fit.command() == 0
+        return json.loads((output / "metrics.json").read_text()), output
+
+    return functools.cache(fitted)
+
+
+def test_quick_baselines_are_those_of_all_on_the_rows_of_the_search(with_baselines):
+    quick, output = with_baselines("quick")
+    every, _ = with_baselines("all", BASELINE_ROWS=10)
+    assert list(quick["baselines"]) == ["uniform", "best_single_depth", "shared"]
+    assert quick["baselines"] == {name: every["baselines"][name] for name in quick["baselines"]}
+    assert quick["baselines_rows"] == every["baselines_rows"]
+    assert quick["baselines_rows"]["n_train"] == quick["dataset"]["n_search"] == 60
+    assert quick["identifiability"]["verdict"] == every["identifiability"]["verdict"]
+    assert quick["baselines_note"].startswith("the quick baselines were fitted (--baselines quick); ")
+    assert "RBF" not in (output / "report.html").read_text()
+
+
+def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(with_baselines):
+    none, output = with_baselines("none")
+    every, _ = with_baselines("all")
+    for name in ("omega", "ridge", "test_accuracy", "contributions", "inference"):
+        assert none[name] == every[name]
+    assert (none["baselines"], none["baselines_rows"]) == ({}, None)
+    assert none["baselines_note"] == "no baseline was fitted (--baselines none)"
+    assert "On the test rows" in every["identifiability"]["verdict"]
+    assert "On the test rows" not in none["identifiability"]["verdict"]
+    assert "no baseline was fitted (--baselines none)" in (output / "report.html").read_text()
+    assert not (output / "figures" / "baselines.png").exists()

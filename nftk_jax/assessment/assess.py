@@ -30,14 +30,22 @@ from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import NFTKModel
 from nftk_jax.parts import merge
-from nftk_jax.settings import SearchSettings
+from nftk_jax.settings import BaselinesName, SearchSettings
 from nftk_jax.solvers.solver import Report
 
 #: Of the tests where the search's own level is 1, which keeps whatever was learned.
 LEVEL = SearchSettings.uniform_level
 
 
-def assess(dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
+def assess(
+    dataset: Dataset,
+    learned: Learned,
+    *,
+    resamples: int,
+    baseline_rows: int,
+    baselines: BaselinesName = "all",
+    report: Report,
+) -> dict[str, Any]:
     """Everything that metrics.json holds about the model, as plain Python values.
 
     Args:
@@ -45,13 +53,16 @@ def assess(dataset: Dataset, learned: Learned, *, resamples: int, baseline_rows:
       learned: the model and how it was learned; its solver is closed.
       resamples: how many further splits of the search rows Omega is learned on, for its spread.
       baseline_rows: above this many training rows the baselines are compared on the search rows.
+      baselines: which are compared, see `Comparison`; "none" leaves them out, and out of the verdict.
       report: called with a stage's name, what is done and the total.
     """
     with enable_x64(learned.rows.dtype == np.float64):
-        return _assess(dataset, learned, resamples, baseline_rows, report)
+        return _assess(dataset, learned, resamples, (baselines, baseline_rows), report)
 
 
-def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: int, report: Report) -> dict[str, Any]:
+def _assess(
+    dataset: Dataset, learned: Learned, resamples: int, baselines: tuple[BaselinesName, int], report: Report
+) -> dict[str, Any]:
     model, descent, search = learned.model, learned.found.descent, learned.settings.search
     rng = np.random.default_rng(learned.settings.seed + 1)
     seconds = dict(learned.seconds)
@@ -60,8 +71,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
     if not np.isfinite(scores).all():
         raise ArithmeticError("the model's scores are not finite; raise `ridge` or use `precision='float64'`")
     with _timed(seconds, "baselines"):
-        comparison = Comparison(dataset, learned, scores, baseline_rows)
-        table = comparison.run(rng, report)
+        compared = _compare_baselines(dataset, learned, scores, baselines, rng, report)
     with _timed(seconds, "resamples"):
         omega_std = spread_of_omega(learned, resamples, rng, report) if resamples and descent is not None else None
         method_interval = find_method_interval(dataset, learned, scores, resamples, report) if resamples > 1 else None
@@ -72,7 +82,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
             null_zeros = zeros_under_uniform(learned)
     omega_n = normalise_rows(model.omega)
     zeros = float((omega_n == 0).mean())
-    identifiability = _identifiability(learned, table, inference, (zeros, null_zeros), omega_std)
+    identifiability = _identifiability(learned, compared["baselines"], inference, (zeros, null_zeros), omega_std)
     y, test = learned.targets.y, (dataset.x_test, scores)
     with _timed(seconds, "contributions"):
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
@@ -94,9 +104,7 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         "zeros_under_uniform": null_zeros,
         "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
         "contributions": contributions,
-        "baselines": table,
-        "baselines_rows": comparison.ours,
-        "baselines_note": comparison.note,
+        **compared,
         "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
         "identifiability": identifiability,
         "inference": None if inference is None else inference.to_dict(),
@@ -105,6 +113,28 @@ def _assess(dataset: Dataset, learned: Learned, resamples: int, baseline_rows: i
         ),
         "timings": {f"{name}_s": value for name, value in seconds.items()},
     }
+
+
+def _compare_baselines(
+    dataset: Dataset,
+    learned: Learned,
+    scores: np.ndarray,
+    baselines: tuple[BaselinesName, int],
+    rng: np.random.Generator,
+    report: Report,
+) -> dict[str, Any]:
+    """The baselines that are asked for, this model on the same rows, and what a reader must know of them."""
+    which, most_rows = baselines
+    if which == "none":
+        learned.solver.close()
+        return {
+            "baselines": {},
+            "baselines_rows": None,
+            "baselines_note": "no baseline was fitted (`baselines='none'`)",
+        }
+    comparison = Comparison(dataset, learned, scores, most_rows, which)
+    table = comparison.run(rng, report)
+    return {"baselines": table, "baselines_rows": comparison.ours, "baselines_note": comparison.note}
 
 
 @contextmanager
@@ -135,10 +165,10 @@ def _identifiability(
         differences={
             name: table[name]["difference_interval"]
             for name in ("uniform", "shared", "best_single_depth")
-            if (name, learned.settings.search.weights) != ("shared", "shared")
+            if name in table and (name, learned.settings.search.weights) != ("shared", "shared")
         },
         metric="R2" if learned.model.classes is None else "accuracy",
-        best_single=_single_name(kernel, table["best_single_depth"]["depth"]),
+        best_single=_single_name(kernel, table["best_single_depth"]["depth"]) if table else None,
         kept_uniform=learned.found.kept_uniform,
         omega_std=omega_std,
         omega=learned.model.omega,

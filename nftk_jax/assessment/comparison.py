@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,29 +30,38 @@ class Comparison:
       learned: the model and how it was learned. Its solver is used, and closed when it is no longer needed.
       scores: of the model on the test rows, shape (m, C).
       baseline_rows: above this many training rows everything is solved on the search rows, the model too.
+      which: "all", or "quick" for those without a search on shuffled labels and without further kernels, always solved
+        on the search rows.
 
     Attributes:
       note: what a reader must know of the comparison; None if nothing.
       ours: {"n_train", "test_accuracy" or "test_r2"} of the model as it is compared.
     """
 
-    def __init__(self, dataset: Dataset, learned: Learned, scores: np.ndarray, baseline_rows: int) -> None:
-        self._dataset, self._learned = dataset, learned
+    def __init__(
+        self,
+        dataset: Dataset,
+        learned: Learned,
+        scores: np.ndarray,
+        baseline_rows: int,
+        which: Literal["quick", "all"] = "all",
+    ) -> None:
+        self._dataset, self._learned, self._quick = dataset, learned, which == "quick"
         model, n = learned.model, len(dataset.x_train)
-        self._on_all = n <= baseline_rows
-        notes = []
+        self._on_all = n <= (min(learned.among.n, baseline_rows) if self._quick else baseline_rows)
+        notes = ["the quick baselines were fitted (`baselines='quick'`)"] if self._quick else []
         if not self._on_all:
             learned.solver.close()
             notes.append(
-                f"baselines, and the model beside them, are solved on the {learned.among.n} search rows, since there "
-                f"are more than {baseline_rows} training rows"
+                f"baselines, and the model beside them, are solved on the {learned.among.n} search rows"
+                + ("" if self._quick else f", since there are more than {baseline_rows} training rows")
             )
         if learned.settings.decision != "scores" and model.classes is not None:
             notes.append("baselines, and the model beside them, decide by the largest score")
         if len(learned.parts) > 1:
             notes.append(
                 f"targets are missing in {len(learned.parts)} different sets of rows: those of one set share the row "
-                "of shared weights, and the width of the RBF and of the Laplace kernel"
+                "of shared weights" + ("" if self._quick else ", and the width of the RBF and of the Laplace kernel")
             )
         self.note = "; ".join(notes) or None
         self._rows = learned.rows if self._on_all else learned.among
@@ -78,6 +87,8 @@ class Comparison:
             errors.append(baselines.single_errors(problem, own, candidates).T)
             report("baselines", 3 * number + 1, steps)
             shared.append(baselines.shared(problem, own, search))
+            if self._quick:
+                continue
             report("baselines", 3 * number + 2, steps)
             shuffled.append(baselines.shuffled_labels(problem, learned.model.ridge[part.outputs], search, rng))
             if len(parts) > 1:
@@ -88,18 +99,20 @@ class Comparison:
             "uniform": (uniform_omega(*learned.model.omega.shape), ridge),
             "best_single_depth": (np.repeat(candidates[[best]], len(ridge), axis=0), ridge),
             "shared": (merge(parts, [one.omega for one in shared]), merge(parts, [one.ridge for one in shared])),
-            "shuffled_labels": (merge(parts, shuffled), learned.model.ridge),
         }
+        if not self._quick:
+            weighted["shuffled_labels"] = merge(parts, shuffled), learned.model.ridge
         # all at once: they share the kernels that are alike, and the angles of all others
         scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
         self._solver.close()  # the kernels that follow need the memory
         theirs = np.split(scores, len(weighted), axis=1)
         table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, theirs, strict=True)}
         table["best_single_depth"]["depth"] = best + 1
-        report("baselines", steps - 1, steps)
-        if not distances:
-            distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]
-        table |= self._compare_distance_kernels(distances)
+        if not self._quick:
+            report("baselines", steps - 1, steps)
+            if not distances:
+                distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]
+            table |= self._compare_distance_kernels(distances)
         report("baselines", steps, steps)
         return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import logging
 import os
@@ -82,6 +83,11 @@ def _run(main: Callable[[Config], None], config_type: type[Config], prog: str, d
         message = speak_of_flags(_one_line(str(error)), config_type)
         print(f"{prog}: {message or type(error).__name__}", file=sys.stderr)
         return status
+    except ImportError as error:
+        if error.name is not None:  # Python's own; those of this package say what to do
+            raise
+        print(f"{prog}: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_FAILURE
     except KeyboardInterrupt as stop:
         resumes = "--resume" in sys.argv[1:]  # a checkpoint of an earlier run
         left = "what --resume goes on from is as it was" if resumes else "nothing was written"
@@ -111,8 +117,27 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
         message = _one_line(_without_box(captured.getvalue()))
         message = re.sub(r" (Got errors|Argument helptext): .*", "", message)
         message = re.sub(r"^(\w[\w ]*\w):? (?=\1\b)", "", message)  # a title that the message repeats
+        if (line := _about_flags(message, config_type)) is not None:
+            raise CommandError(f"{line}; --help lists them") from None
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
+
+
+def _about_flags(message: str, config_type: type[Any]) -> str | None:
+    """A message of the parser about flags that there are not, or that are missing, in a few words; None for others."""
+    if (found := re.search(r"Unrecognized options: (.*?)(?: Perhaps| Arguments similar| For full|$)", message)) is None:
+        missing = re.findall(r"(--[\w-]+)(?: \S+)? (?:(?!--).)*?\(required\)", message)
+        return f"missing {', '.join(missing)}" if missing else None
+    words = re.split(r",? +", found[1])
+    unknown = list(dict.fromkeys(word.split("=")[0] for word in words if word.startswith("-")))
+    if not unknown:
+        return f"unexpected {', '.join(map(repr, words))}, since every value follows a flag"
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        tyro.cli(config_type, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+    flags = set(re.findall(r"--\w[\w-]*", shown.getvalue()))
+    near = [difflib.get_close_matches(flag, sorted(flags), n=1) for flag in unknown]
+    said = [f"{flag} (did you mean {close[0]}?)" if close else flag for flag, close in zip(unknown, near, strict=True)]
+    return f"there is no flag {', '.join(said)}"
 
 
 def speak_of_flags(message: str, config_type: type[Any]) -> str:

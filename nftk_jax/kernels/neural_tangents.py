@@ -33,7 +33,13 @@ if "neural_tangents" not in sys.modules:
     _package.__path__ = list(_spec.submodule_search_locations)
     sys.modules["neural_tangents"] = _package
 
-from neural_tangents import stax
+try:
+    from neural_tangents import stax
+except (ImportError, AttributeError) as error:  # names that a later JAX no longer has
+    raise ImportError(
+        f"neural_tangents cannot be imported with JAX {jax.__version__} ({error}); JAX 0.6.1 to 0.12 work: "
+        "pip install 'jax>=0.6.1,<0.13'"
+    ) from error
 
 
 def _own(phi: Callable[[Any], Any], activation: str) -> Any:

@@ -19,6 +19,7 @@ from nftk_jax.model.calibration import Calibration
 from nftk_jax.model.files import read_fields, write_fields
 from nftk_jax.model.left_out import influences, joint_influence, largest_influences, left_out_scores
 from nftk_jax.model.shares import predict_by_kernel, split_r2
+from nftk_jax.model.summary import render_summary, summarise
 from nftk_jax.model.systems import System, factored_systems, likely_scale
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
@@ -69,6 +70,12 @@ class NFTKModel:
     present: np.ndarray | None = None
     variance_scale: np.ndarray | None = None
     table: TablePreparation | None = None
+
+    def __repr__(self) -> str:
+        return summarise(self)
+
+    def _repr_html_(self) -> str:
+        return render_summary(self)
 
     @property
     def kernel_omega(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.sampling import draw_run_folds, number_runs
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.table import is_number
-from nftk_jax.settings import check_count, check_seed, shown
+from nftk_jax.settings import check_count, check_number, check_seed, shown
 
 #: What the two errors about such a `cv` begin with.
 ONE_FIT = "`cv` is an iterator, which one fit uses up,"
@@ -106,6 +106,45 @@ def read_weight(sample_weight: Any, x: np.ndarray) -> np.ndarray:
     if np.count_nonzero(weight) < 2:
         raise ValueError(f"sample_weight must be positive for at least two rows; got {np.count_nonzero(weight)}")
     return weight
+
+
+def weigh_classes(class_weight: Any, y: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Weights of the rows times those of their classes, shape (n,), float64.
+
+    "balanced" gives every class the same total, sum(weight) / n_classes: scikit-learn's "balanced" where `weight` is 1
+    everywhere, and the same for a row of weight 2 as for two rows.
+
+    Args:
+      class_weight: "balanced", or labels with the weights >= 0 of their classes; a label without one has weight 1.
+      y: labels, shape (n,).
+      weight: of the rows, >= 0, shape (n,); None is 1 everywhere.
+
+    Raises:
+      ValueError: `class_weight` is neither, a weight is no finite number >= 0, or one label of `y` has no weight and
+        another that has one is not in `y`.
+    """
+    classes, indices = np.unique(y, return_inverse=True)
+    weight = np.ones(len(y)) if weight is None else weight
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        totals = np.bincount(indices, weights=weight)
+        present = totals > 0  # rows of weight zero are none
+        factors = np.divide(totals.sum(), present.sum() * totals, out=np.zeros(len(totals)), where=present)
+        return weight * factors[indices]
+    if not isinstance(class_weight, Mapping):
+        raise ValueError(
+            "class_weight must be None, 'balanced' or weights by label, such as {0: 1, 1: 5}; got "
+            f"{shown(class_weight)}"
+        )
+    for label, factor in class_weight.items():
+        check_number(f"class_weight of label {label!r}", factor, zero=True)
+    labels = classes.tolist()
+    without = sorted(shown(label) for label in labels if label not in class_weight)
+    unknown = sorted(shown(label) for label in class_weight if label not in labels)
+    if without and unknown:  # of a misspelt name; a part of the data need not have every class
+        raise ValueError(
+            f"class_weight must name labels of y; got {', '.join(unknown)}, and no weight for {', '.join(without)}"
+        )
+    return weight * np.array([float(class_weight.get(label, 1)) for label in labels])[indices]
 
 
 def read_seed(random_state: Any) -> int:

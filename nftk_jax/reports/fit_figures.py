@@ -97,12 +97,15 @@ def _omega_sizes(names: list[str], found: Columns) -> tuple[float, float, list[f
     return high + below[0] + heads + 0.8, low + 1.0 + 0.2 * bool(below[1]), [float(side) for side in sides]
 
 
-def draw_baselines(metrics: Metrics) -> figures.Figure:
+def draw_baselines(metrics: Metrics) -> figures.Figure | None:
     """Draw the test score of this model and of every baseline, and the paired differences, with 95 % intervals.
 
-    Dots, not bars: the axis does not start at zero. The axes are labelled "scores" and "differences".
+    Dots, not bars: the axis does not start at zero. The axes are labelled "scores" and "differences". None where no
+    baseline was fitted.
     """
     score, rows = score_of(metrics), comparisons(metrics)
+    if not metrics.get("baselines"):
+        return None
     figure = figures.new_figure(1.3 + 0.42 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
     for y, row in enumerate(rows):
@@ -293,7 +296,8 @@ def save_figures(
     Returns:
       What the report embeds, by figure: "omega", "inference" (where Omega was tested), "omega_maps" and
       "contribution_maps" (groups of an image's pixels), "influence" (images that were explained),
-      "contributions" (where they were measured), "baselines", "search" (where there was one), "identifiability".
+      "contributions" (where they were measured), "baselines" (where there are any), "search" (where there was one),
+      "identifiability".
     """
     drawings = {
         "omega": partial(draw_omega, metrics),

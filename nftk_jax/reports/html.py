@@ -276,7 +276,11 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
     extra = page.paragraph(page.as_text(note), "warn") if note else ""
     figure = _figure(metrics, figures, "baselines")
     return page.section(
-        "Is it better than something simpler?", page.paragraph(text), extra, page.table(headers, rows), figure
+        "Is it better than something simpler?",
+        page.paragraph(text) if metrics.get("baselines") else "",
+        extra,
+        page.table(headers, rows),
+        figure,
     )
 
 

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from nftk_jax import predict
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.output import check_output, output_directory
@@ -194,11 +195,34 @@ def test_settings_that_refuse_a_flag_end_in_one_line_about_the_flag(monkeypatch,
     )
 
 
+UNKNOWN = {
+    "--n-trian 3": "there is no flag --n-trian (did you mean --n-train?)",
+    "--n-trian=3 --n-trian 4": "there is no flag --n-trian (did you mean --n-train?)",
+    "--search.ridge 3 --zzz": "there is no flag --search.ridge (did you mean --ridge?), --zzz",
+    "--unti-norm": "there is no flag --unti-norm (did you mean --unit-norm?)",
+    "fit": "unexpected 'fit', since every value follows a flag",
+}
+
+
+@pytest.mark.parametrize("typed", UNKNOWN)
+def test_a_flag_that_there_is_not_is_named_once_with_the_nearest(typed, run):
+    result = run(lambda: command_line.run(print, Config, prog="p", description=""), *typed.split())
+    assert result == (2, "", f"p: {UNKNOWN[typed]}; --help lists them\n")
+
+
+def test_flags_that_are_missing_are_named_in_one_line(run):
+    assert run(predict.command, "--model", "m") == (
+        2,
+        "",
+        "nftk_jax.predict: missing --input, --output; --help lists them\n",
+    )
+
+
 @pytest.mark.parametrize(
     "printed",
     [
-        "╭─ Unrecognized options ───────╮\n│ Unrecognized options: --depht │\n╰──────────────────────────────╯",
-        "Error\nUnrecognized options\nUnrecognized options: --depht",
+        "╭─ Parsing error ───────────────╮\n│ Parsing error: --depth takes 3 │\n╰───────────────────────────────╯",
+        "Error\nParsing error\nParsing error: --depth takes 3",
     ],
 )
 def test_a_title_that_the_parser_repeats_is_said_once(printed, monkeypatch, run):
@@ -208,7 +232,7 @@ def test_a_title_that_the_parser_repeats_is_said_once(printed, monkeypatch, run)
 
     monkeypatch.setattr(command_line.tyro, "cli", refuse)
     result = run(lambda: command_line.run(print, Config, prog="p", description=""))
-    assert result == (2, "", "p: Unrecognized options: --depht\n")
+    assert result == (2, "", "p: Parsing error: --depth takes 3\n")
 
 
 def test_help_does_not_wait_for_numpy_or_jax():
