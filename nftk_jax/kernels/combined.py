@@ -50,13 +50,14 @@ def combined_kernel(
     Args:
       kernel: L kernels, such as an `MLP`.
       omega: weights of the unscaled kernels, shape (C, L); the identity gives every kernel by itself.
-      x1: inputs, shape (n1, p), float32 or float64.
+      x1: inputs, shape (n1, p), any real dtype.
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, symmetric and with their exact diagonal.
       inputs: "sphere" promises rows of one length, "general" promises nothing, "auto" looks at concrete arrays.
       memory_budget: bytes of temporary arrays beside the result, about.
 
     Returns:
-      Kernels, shape (C, n1, n2), dtype of `x1`.
+      Kernels, shape (C, n1, n2), float64 where `x1` is float64 (or of whole numbers) and JAX's x64 mode is on, and else
+      float32.
 
     Raises:
       ValueError: shapes that do not match, or inputs that are not on a sphere although `inputs` says so.

@@ -94,12 +94,16 @@ def stax_layer(activation: str) -> Any:
 def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
     """Both inputs as arrays of the floating-point type of `x1`, which share no memory with arrays of NumPy.
 
+    Half precision becomes float32.
+
     Raises:
       ValueError: they are not real, or not of shapes (n1, p) and (n2, p).
     """
     x1 = own_array("x1", x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
+    elif x1.dtype.itemsize < 4:
+        x1 = x1.astype(jnp.float32)
     if x2 is not None:
         x2 = own_array("x2", x2).astype(x1.dtype)
     for name, x in (("x1", x1), ("x2", x2)):
@@ -116,6 +120,8 @@ def own_array(name: str, x: ArrayLike) -> jax.Array:
     if hasattr(x, "__array__") and not isinstance(x, jax.Array):
         x = np.array(x)
         check_real(name, x)
+        if x.dtype.kind in "iuf":  # in this machine's order of bytes, and of a width that JAX has
+            x = x.astype(np.float64 if x.dtype.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
     x = jnp.asarray(x)
     check_real(name, x)
     return x
@@ -134,8 +140,8 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`.
 
     Returns:
-      The unscaled kernels, shape (L, n1, n2), dtype of `x1` (float64 wherever JAX's x64 mode is on, since
-      neural_tangents promotes). Traceable by jit; differentiable in x where the inputs differ.
+      The unscaled kernels, shape (L, n1, n2), float64 wherever JAX's x64 mode is on, since neural_tangents promotes,
+      and else float32, whatever the dtype of `x1`. Traceable by jit; differentiable in x where the inputs differ.
 
     Raises:
       ValueError: the inputs are not matrices with one number of columns.
