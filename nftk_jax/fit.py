@@ -212,8 +212,10 @@ def _compute(
         checkpoint.flush()
         baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
         found = assess(dataset, learned, resamples=config.resamples, baseline_rows=baseline_rows, report=report)
-        identifiability = found["identifiability"]
+        identifiability, certificate = found["identifiability"], found["certificate"]
         identifiability["verdict"] = speak_of_flags(identifiability["verdict"], FitConfig)
+        if certificate["warning"] is not None:
+            certificate["warning"] = speak_of_flags(certificate["warning"], FitConfig)
         return found, learned.model
 
 

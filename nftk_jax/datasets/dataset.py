@@ -19,6 +19,7 @@ from nftk_jax.datasets.validation import (
     clean_targets,
     encode_labels,
     is_regression,
+    warn_of_labels,
 )
 from nftk_jax.preprocessing.table import TablePreparation
 
@@ -130,11 +131,15 @@ def make_dataset(
 
     Raises:
       DataError: something in the arrays cannot be used, or more rows are asked for than there are.
+
+    Warns:
+      UserWarning: targets that are floats look like labels.
     """
     check_layouts(name, arrays)
     check_request(name, n_train, len(arrays["x_train"]), n_test, len(arrays["x_test"]), seed)
     y_train, y_test, classes = arrays["y_train"], arrays["y_test"], None
     if is_regression(arrays["y_train"].dtype):
+        warn_of_labels(name, arrays["y_train"])
         y_train, y_test = clean_targets(name, "y_train", y_train), clean_targets(name, "y_test", y_test)
     else:
         y_train, y_test, classes = encode_labels(name, y_train, y_test)
