@@ -238,7 +238,8 @@ class SolveSettings:
     inputs: InputsName = "auto"
     """Whether the scaled rows have one length (sphere), any (general), or are to be looked at."""
     precision: PrecisionName = "auto"
-    """Of kernels and solves; auto is float64 up to 2000 training rows."""
+    """Of kernels and solves; auto is float64 up to 2000 training rows, and wherever float32 does not hold the
+    solution."""
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SolverName)

@@ -139,7 +139,6 @@ def make_dataset(
     check_request(name, n_train, len(arrays["x_train"]), n_test, len(arrays["x_test"]), seed)
     y_train, y_test, classes = arrays["y_train"], arrays["y_test"], None
     if is_regression(arrays["y_train"].dtype):
-        warn_of_labels(name, arrays["y_train"])
         y_train, y_test = clean_targets(name, "y_train", y_train), clean_targets(name, "y_test", y_test)
     else:
         y_train, y_test, classes = encode_labels(name, y_train, y_test)
@@ -160,6 +159,8 @@ def make_dataset(
         clean_inputs(name, "x_train", x_train)
         if classes is None:
             clean_targets(name, "y_train", y_train)
+    if classes is None:
+        warn_of_labels(name, y_train)
     shape = arrays["x_train"].shape[1:]
     groups = clean_groups(name, arrays["groups"], x_train.shape[1]) if "groups" in arrays else None
     runs = clean_runs(name, arrays["runs"], len(arrays["y_train"])) if "runs" in arrays else None

@@ -188,21 +188,20 @@ def warn_of_labels(name: str, y: np.ndarray) -> None:
 
     Args:
       name: starts the message.
-      y: training targets, floats, shape (n,) or (n, n_outputs).
+      y: training targets, shape (n, n_outputs).
     """
-    y = y.reshape(len(y), -1)
     values = np.unique(y[:_LOOKED_AT])
     if y.shape[1] == 1:
         few = len(values) <= MOST_LABELS and 2 * len(values) <= len(y) and (values == np.round(values)).all()
         if few and len(np.unique(y)) == len(values):
             warnings.warn(
-                f"{name}: y_train holds {len(values)} whole numbers as floats ({y.dtype}), so they are targets of a "
+                f"{name}: y_train holds {len(values)} whole numbers as floats, so they are targets of a "
                 "regression; if they are labels, store them as integers, y.astype(int)",
                 stacklevel=2,
             )
     elif np.array_equal(values, [0, 1]) and (y.sum(axis=1) == 1).all():
         warnings.warn(
-            f"{name}: y_train holds one-hot rows as floats ({y.dtype}), so they are {y.shape[1]} targets of a "
+            f"{name}: y_train holds one-hot rows as floats, so they are {y.shape[1]} targets of a "
             "regression; if they are classes, store labels, y.argmax(axis=1)",
             stacklevel=2,
         )
