@@ -82,7 +82,8 @@ PARAMETERS = """
         temperature, so that the largest score wins.
       solver, solver_tolerance, landmarks: of the ridge regression on all rows: "cholesky", "cg", "nystroem" or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
-      precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
+      precision: "auto" (float64 up to 2000 rows, and wherever float32 does not hold the solution), "float32" or
+        "float64".
       random_state: seed of the search rows and the held-out rows: a whole number below 2^32, a RandomState, or None for
         numpy's.
       verbose: show on standard error how far the long stages of `fit` are, and the time left.
