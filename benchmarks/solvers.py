@@ -28,11 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
-from nftk_jax.assessment.certificate import RidgeSystem
 from nftk_jax.datasets import load_dataset
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
+from nftk_jax.solvers.accuracy import RidgeSystem
 from nftk_jax.solvers.plan import LANDMARKS, PreconditionerName, Sizes, SolvePlan, plan_solves, this_machine
 from nftk_jax.solvers.regression import prepare
 from nftk_jax.solvers.solver import RidgeSolution

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
+from nftk_jax.commands.environment import check_devices
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.finite.settings import AlternatingSettings, FiniteSettings, TrainSettings
 from nftk_jax.progress import StageReport
@@ -106,6 +107,7 @@ def main(config: CompareConfig) -> None:
       ArithmeticError: a numerical failure, named; nothing is written.
     """
     with Run("compare", config, prefix="compare-") as run:
+        check_devices()
         kernel, training = _check(config)
         with run.progress() as report:
             dataset = config.held_out.apply(config.data.load(report), config.data)

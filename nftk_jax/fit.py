@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError, speak_of_flags
 from nftk_jax.commands.data_flags import DataFlags, RunFlags, check_rows
+from nftk_jax.commands.environment import check_devices
 from nftk_jax.commands.kernel_flags import KernelFlags, digest
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.settings import (
@@ -94,6 +95,7 @@ def main(config: FitConfig) -> None:
     with Run("fit", config, dry=config.dry_run, writes=not config.processes.process_id) as run:
         kernel, settings = _settings(config)
         _join_processes(config.processes)
+        check_devices()
         with run.progress() as report:
             dataset = config.held_out.apply(config.data.load(report), config.data)
             groups = config.kernels.read_groups(dataset)
@@ -242,6 +244,9 @@ def _compute(
             found["influence"] = explain(dataset, learned.model, config.influence, report)
         for block, text in ((found["identifiability"], "verdict"), (found, "baselines_note")):
             block[text] = block[text] and speak_of_flags(block[text], FitConfig)
+        certificate = found["certificate"]
+        if certificate["warning"] is not None:
+            certificate["warning"] = speak_of_flags(certificate["warning"], FitConfig)
         return found, learned.model
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -20,20 +18,33 @@ from nftk_jax.inference.rule import prefer_uniform
 from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.groups import geometry_columns
 from nftk_jax.kernels.kernel import Kernel
+from nftk_jax.kernels.lines import warn_of_lines
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
 from nftk_jax.mkl.calibration import calibrate
-from nftk_jax.mkl.definiteness import INDEFINITE_REMEDY, check_finite, warn_if_indefinite
+from nftk_jax.mkl.definiteness import check_finite, indefinite_remedy, warn_if_indefinite
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
 from nftk_jax.mkl.ridge import find_ridge
 from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.systems import likely_scale
-from nftk_jax.parts import Found, Part, PartJournal, TrainingRows, draw_search, merge_found, merge_solutions
+from nftk_jax.parts import (
+    Clock,
+    Found,
+    Part,
+    PartJournal,
+    TrainingRows,
+    draw_search,
+    evaluated_anew,
+    later_report,
+    merge_found,
+    merge_solutions,
+)
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.targets import Targets, encode_targets, group_by_presence
 from nftk_jax.settings import LearnSettings
+from nftk_jax.solvers import accuracy
 from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit, this_machine
 from nftk_jax.solvers.regression import PresentRowsSolver, prepare
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
@@ -107,6 +118,8 @@ def learn(
 ) -> Learned:
     """Learn Omega on the search rows and solve on all rows (paper eqs. 14-16).
 
+    Where `precision="auto"` has chosen float32 and that does not hold the solution, all is learned anew in float64.
+
     Args:
       rows: inputs and targets.
       kernel: the L kernels that Omega weighs.
@@ -123,17 +136,31 @@ def learn(
       ArithmeticError: a solve failed; the message says what to do.
 
     Warns:
-      IndefiniteKernelWarning: some kernels are not positive semi-definite, as increments of depth may not be.
+      IndefiniteKernelWarning: some kernels are not positive semi-definite.
+      PrecisionWarning: predictions are off by more than 0.01 standard deviations of a target, since the precision that
+        was asked for, or that fits memory, does not hold the solution.
     """
     check_search(settings.search)
-    job = _Job(settings, plan, condition, {} if journal is None else journal, report, _Clock())
+    job = _Job(settings, plan, condition, {} if journal is None else journal, report, Clock())
     with enable_x64(settings.solve.dtype(len(rows.x)) == "float64"):
         try:
-            return _learn(rows, kernel, job)
+            learned = _learn(rows, kernel, job)
         except ArithmeticError as error:
+            if (finer := _learn_in_float64(rows, kernel, job)) is not None:
+                return finer
             if not kernel.may_be_indefinite:
                 raise
-            raise type(error)(f"{error}. {INDEFINITE_REMEDY}") from error
+            raise type(error)(f"{error}. {indefinite_remedy(kernel.word)}") from error
+        model, y = learned.model, learned.targets.y
+        if model.landmarks or accuracy.holds(model.dual_coef, y):
+            return learned
+        if (finer := _learn_in_float64(rows, kernel, job)) is not None:
+            learned.solver.close()
+            return finer
+        exact = model.kernel.bind(learned.rows.x.astype(np.float64), scale=model.scale)
+        system = accuracy.RidgeSystem(exact, model.omega, model.ridge, y, model.weight)
+        accuracy.warn_if_inaccurate(system, model.dual_coef, learned.rows)
+        return learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +172,20 @@ class _Job:
     condition: bool
     journal: Journal
     report: Report
-    clock: _Clock
+    clock: Clock
+
+
+def _learn_in_float64(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned | None:
+    """What is learned anew where `precision="auto"` has chosen float32; None elsewhere, and where memory lacks."""
+    solve = job.settings.solve
+    finer = dataclasses.replace(job.settings, solve=dataclasses.replace(solve, precision="float64"))
+    if solve.precision != "auto" or solve.dtype(len(data.x)) == "float64":
+        return None
+    plan = make_plan(data.x.shape, data.n_outputs, 0, kernel, finer)
+    if not plan.fits:
+        return None
+    options = {"condition": job.condition, "journal": PartJournal(job.journal, "float64"), "report": job.report}
+    return learn(data, kernel, finer, plan=plan.solve, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +218,7 @@ def _learn(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned:
     targets = encode_targets(data.y, None if data.classes is None else data.n_outputs, data.weight)
     # bind
     kernel = kernel.fitted(z)
+    warn_of_lines(kernel, z)
     scale = unit_diagonal_scale(kernel, z, data.weight)
     rows = kernel.bind(z, scale=scale, inputs=settings.solve.inputs)
     # split, choose the ridge, descend and solve
@@ -226,7 +267,7 @@ def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Do
     padded = pad_problem(problem)
     check_finite(padded.k, kernel.labels)
     if kernel.may_be_indefinite:
-        warn_if_indefinite(problem.k)
+        warn_if_indefinite(problem.k, kernel.word)
     # ridge and descend
     labels = None if data.labels is None else data.labels[positions]
     found = _search(problem, padded, labels, job)
@@ -250,13 +291,13 @@ def _learn_parts(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _D
     for number, part in enumerate(complete):
         before = sum(len(other.outputs) for other in complete[:number])
         own = dataclasses.replace(
-            job, journal=PartJournal(job.journal, number), report=_later(job.report, before, data.n_outputs)
+            job, journal=PartJournal(job.journal, number), report=later_report(job.report, before, data.n_outputs)
         )
         with part.naming_errors():
             result = _learn_rows(part.data, rows.take(part.rows), y[np.ix_(part.rows, part.outputs)], own)
         result.solver.close()
         search, problem = part.rows[result.search_rows], result.parts[0].pose()
-        parts.append(Part(part.outputs, search, result.parts[0].runs, _evaluated_anew(rows, search, problem)))
+        parts.append(Part(part.outputs, search, result.parts[0].runs, evaluated_anew(rows, search, problem)))
         done.append((result.found, result.solution))  # not the kernels, which may not fit memory for all parts
         job.report("search", before + len(part.outputs), data.n_outputs)
     found = merge_found(complete, [one for one, _ in done])
@@ -267,26 +308,6 @@ def _learn_parts(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _D
     )
     search_rows = np.unique(np.concatenate([part.search_rows for part in parts]))
     return _Done(tuple(parts), search_rows, rows.take(search_rows), found, solution, solver)
-
-
-def _evaluated_anew(rows: Rows, search_rows: np.ndarray, problem: SearchProblem) -> Callable[[], SearchProblem]:
-    """A function that makes the problem of a part's search again."""
-    y, splits, weight, unit = problem.y, problem.splits, problem.weight, problem.unit
-
-    def pose() -> SearchProblem:
-        with enable_x64(rows.dtype == np.float64):
-            return SearchProblem(rows.take(search_rows).kernels, y, splits, weight, unit)
-
-    return pose
-
-
-def _later(report: Report, before: int, total: int) -> Report:
-    """The report of one of several searches, which others with so many classes have preceded."""
-
-    def later(stage: str, done: int, of: int) -> None:
-        report(stage, *((before + done, total) if stage == "search" else (done, of)))
-
-    return later
 
 
 def _check_missing(data: TrainingRows, job: _Job) -> None:
@@ -373,16 +394,3 @@ def make_plan(
     plan = plan_fit(sizes, this_machine(), settings.solve.solver)
     solve = dataclasses.replace(plan.solve, tolerance=settings.solve.solver_tolerance, seed=settings.seed)
     return dataclasses.replace(plan, solve=solve)
-
-
-class _Clock:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now

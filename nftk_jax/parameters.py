@@ -89,7 +89,8 @@ PARAMETERS = """
       solver, solver_tolerance, landmarks: how the ridge regression on all rows is solved: "cholesky", "cg", "nystroem"
         or "auto".
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
-      precision: "auto" (float64 up to 2000 rows), "float32" or "float64".
+      precision: "auto" (float64 up to 2000 rows, and wherever float32 does not hold the solution), "float32" or
+        "float64".
       random_state: seed for the choice of search rows and held-out rows: a whole number below 2^32, a RandomState, or
         None for numpy's.
       verbose: show the progress of `fit`'s long stages on standard error, with the time left.

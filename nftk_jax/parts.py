@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import numpy as np
 
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import Rows
 from nftk_jax.mkl.descent import DescentResult
 from nftk_jax.mkl.problem import SearchProblem, take
 from nftk_jax.preprocessing.sampling import draw_run_folds, draw_search_rows, draw_splits, number_runs, restrict_splits
@@ -16,7 +19,7 @@ from nftk_jax.preprocessing.scaling import narrowed
 from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.preprocessing.targets import group_by_presence
 from nftk_jax.settings import LearnSettings
-from nftk_jax.solvers.solver import Journal, RidgeSolution, join_solutions
+from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, join_solutions
 
 #: Rows that hold less than this share of the weight, the lightest ones, do not set the unit of weight.
 LIGHT_SHARE = 0.05
@@ -280,10 +283,10 @@ def merge_solutions(
 
 
 class PartJournal(MutableMapping[str, dict[str, np.ndarray]]):
-    """The entries of a journal that belong to one of several parts, under their names and its number."""
+    """The entries of a journal that belong to one of several parts, under their names and its number or name."""
 
-    def __init__(self, journal: Journal, number: int) -> None:
-        self._journal, self._end = journal, f"-{number}"
+    def __init__(self, journal: Journal, part: int | str) -> None:
+        self._journal, self._end = journal, f"-{part}"
 
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
         return self._journal[name + self._end]
@@ -299,3 +302,36 @@ class PartJournal(MutableMapping[str, dict[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def evaluated_anew(rows: Rows, search_rows: np.ndarray, problem: SearchProblem) -> Callable[[], SearchProblem]:
+    """A function that makes the problem of a part's search again."""
+    y, splits, weight, unit = problem.y, problem.splits, problem.weight, problem.unit
+
+    def pose() -> SearchProblem:
+        with enable_x64(rows.dtype == np.float64):
+            return SearchProblem(rows.take(search_rows).kernels, y, splits, weight, unit)
+
+    return pose
+
+
+def later_report(report: Report, before: int, total: int) -> Report:
+    """The report of one of several searches, which others with so many classes have preceded."""
+
+    def later(stage: str, done: int, of: int) -> None:
+        report(stage, *((before + done, total) if stage == "search" else (done, of)))
+
+    return later
+
+
+class Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

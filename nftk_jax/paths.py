@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags, check_rows
+from nftk_jax.commands.environment import check_devices
 from nftk_jax.commands.run import OutputFlags, Run, write_report
 from nftk_jax.finite.settings import LossName
 from nftk_jax.path_kernels.settings import DescentSettings, OptimiserName, ScheduleName
@@ -89,6 +90,7 @@ def main(config: PathsConfig) -> None:
       ArithmeticError: training diverged; nothing is written.
     """
     with Run("paths", config, prefix="paths-") as run:
+        check_devices()
         settings, rule = _check_flags(config)
         with run.progress() as report:
             dataset, texts = _load(config, report)

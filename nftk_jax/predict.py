@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import sys
@@ -13,8 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError
-from nftk_jax.commands.files import hidden, reason, try_writing
-from nftk_jax.commands.output import UNFINISHED, find_absolute
+from nftk_jax.commands.environment import check_devices
+from nftk_jax.commands.files import hidden, numbered, reason, try_writing
+from nftk_jax.commands.output import UNFINISHED, find_absolute, hold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +48,12 @@ def main(config: PredictConfig) -> None:
       CommandError, ValueError: bad input; nothing is written.
     """
     _check_output(config.output, overwrite=config.overwrite)
+    with hold(config.output):
+        check_devices()
+        _predict(config)
+
+
+def _predict(config: PredictConfig) -> None:
     from rich.console import Console
 
     from nftk_jax.commands.progress import show_progress
@@ -63,13 +72,30 @@ def main(config: PredictConfig) -> None:
             write(aside, model, scores)
             aside.close()
             os.chmod(aside.name, 0o644)
-            os.replace(aside.name, config.output)
+            place = _publish(aside.name, config.output, overwrite=config.overwrite)
         except BaseException as error:
             os.unlink(aside.name)
             if isinstance(error, OSError):
                 raise CommandError(f"cannot write {config.output} ({reason(error)})", EXIT_FAILURE) from error
             raise
-    console.print(f"{len(x)} rows predicted: {config.output}", markup=False, highlight=False, soft_wrap=True)
+    if place != config.output:
+        raise CommandError(
+            f"output {config.output} was taken while this run computed; its predictions are in {place}", EXIT_FAILURE
+        )
+    console.print(f"{len(x)} rows predicted: {place}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _publish(aside: str, output: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
+    """Rename a file to its name, or to one with a number where that has come to be taken; the name is returned."""
+    if overwrite:
+        os.replace(aside, output)
+        return output
+    for place in itertools.chain([output], numbered(output)):
+        with contextlib.suppress(FileExistsError):
+            place.touch(exist_ok=False)
+            os.replace(aside, place)
+            return place
+    raise AssertionError("numbers do not end")
 
 
 def _write_arrays(file: IO[bytes], model: NFTKModel, scores: np.ndarray) -> None:
@@ -86,6 +112,8 @@ def _write_table(file: IO[bytes], model: NFTKModel, scores: np.ndarray) -> None:
     """Write the same as a table, a line for every row; its numbers, read back, are the same numbers."""
     import numpy as np
 
+    from nftk_jax.preprocessing.targets import plain_labels
+
     if model.classes is None:
         names = [""] if scores.shape[1] == 1 else [f"_{output}" for output in range(scores.shape[1])]
         header, first, numbers = [f"prediction{name}" for name in names], None, scores
@@ -93,8 +121,8 @@ def _write_table(file: IO[bytes], model: NFTKModel, scores: np.ndarray) -> None:
         parts = {"score": scores}
         if model.calibration is not None:
             parts = {"probability": model.probabilities(scores), **parts}
-        header = ["label", *(f"{part}_{label}" for part in parts for label in model.classes.tolist())]
-        first, numbers = model.labels(scores).tolist(), np.concatenate(list(parts.values()), axis=1)
+        header = ["label", *(f"{part}_{label}" for part in parts for label in plain_labels(model.classes))]
+        first, numbers = plain_labels(model.labels(scores)), np.concatenate(list(parts.values()), axis=1)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(header)

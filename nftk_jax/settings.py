@@ -242,7 +242,8 @@ class SolveSettings:
     inputs: InputsName = "auto"
     """Lengths of the scaled rows. sphere: all equal; general: any; auto: measured."""
     precision: PrecisionName = "auto"
-    """Precision of kernels and solves. auto: float64 up to 2000 training rows, float32 above."""
+    """Precision of kernels and solves. auto: float64 up to 2000 training rows, and wherever float32 does not hold the
+    solution; float32 otherwise."""
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SolverName)

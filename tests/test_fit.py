@@ -390,3 +390,15 @@ def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(wi
     assert "On the test rows" not in none["identifiability"]["verdict"]
     assert "no baseline was fitted (--baselines none)" in (output / "report.html").read_text()
     assert not (output / "figures" / "baselines.png").exists()
+
+
+def test_one_test_row_of_every_class_as_one_hot_targets_has_no_interval(rng, tmp_path, run):
+    y, x = np.eye(12)[np.arange(48) % 12], rng.normal(size=(48, 3))
+    np.savez(tmp_path / "d.npz", x_train=x[:36], y_train=y[:36], x_test=x[36:], y_test=y[36:])
+    flags = "--dataset", tmp_path / "d.npz", "--depth", 2, "--weights", "uniform", "--output", tmp_path / "out"
+    status, out, error = run(fit.command, *flags)
+    assert (status, error) == (0, "")
+    assert "so they are 12 targets of a regression; if they are classes, store labels" in " ".join(out.split())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test_r2"] is not None
+    assert metrics["test_r2_interval"] == [None, None]

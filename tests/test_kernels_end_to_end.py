@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.assessment.certificate import RidgeSystem
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.mlp import MLP
@@ -13,6 +12,7 @@ from nftk_jax.kernels.neural_tangents import stax
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import ModelError, load_model
 from nftk_jax.settings import LearnSettings, ScalingSettings, SearchSettings, SolveSettings
+from nftk_jax.solvers.accuracy import RidgeSystem
 
 
 def fully_connected(depth, w_std=2.0**0.5, b_std=0.5):

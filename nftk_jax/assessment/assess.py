@@ -155,7 +155,7 @@ def _identifiability(
     kernel, k = learned.model.kernel, learned.problem.k
     alignment = centred_alignment(k)
     eigenvalues, rank, condition = gram_spectrum(alignment, float(jnp.finfo(k.dtype).eps))
-    indefinite = indefinite_kernels(k) if kernel.may_be_indefinite else []
+    indefinite = indefinite_kernels(k, kernel.word) if kernel.may_be_indefinite else []
     evidence = Evidence(
         n_kernels=len(alignment),
         rank=rank,

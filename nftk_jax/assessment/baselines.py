@@ -14,6 +14,7 @@ from nftk_jax.mkl.ridge import choose_ridge
 from nftk_jax.mkl.search import Weights, learn_weights
 from nftk_jax.preprocessing.sampling import spread_rows
 from nftk_jax.settings import RIDGE_GRID, SearchSettings
+from nftk_jax.solvers.accuracy import CHOICE_BOUND
 
 _WIDTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _DISTANCE_RIDGES = RIDGE_GRID[::2]
@@ -75,7 +76,8 @@ def choose_distance_kernel(
 
     def judge(place: int, ridges: tuple[float, ...]) -> tuple[float, DistanceKernel, np.ndarray]:
         kernel = DISTANCE_KERNELS[name](median * _WIDTH_FACTORS[place])
-        errors = dataclasses.replace(problem, k=kernel.at(squares)[None]).held_out_errors(np.ones(1), ridges)
+        alone = dataclasses.replace(problem, k=kernel.at(squares)[None])
+        errors = alone.held_out_errors(np.ones(1), ridges, rounding=CHOICE_BOUND)
         if not np.isfinite(errors).any(axis=0).all():
             return np.inf, kernel, np.empty(0)
         ridge = choose_ridge(errors, ridges, shared=shared_ridge)

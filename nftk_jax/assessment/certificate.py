@@ -9,10 +9,8 @@ import numpy as np
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.model import NFTKModel
+from nftk_jax.solvers.accuracy import BLOCK_ROWS, ERROR_BOUND, RidgeSystem
 from nftk_jax.solvers.solver import RidgeSolution
-
-#: Rows of the random blocks on which residual and predictions are recomputed.
-BLOCK_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +26,9 @@ class Certificate:
       jitter: what was added to the ridge to factor the kernel; 0 if nothing.
       max_prediction_difference_float64: largest difference, on a random block of test rows, between the scores given
         and the scores of the same dual coefficients with kernel entries and sums in float64.
+      precision: float32 or float64, of the solution and its scores.
+      warning: says that the scores are off by more than `ERROR_BOUND` of the size of their target, and what to do; None
+        if they are not.
     """
 
     solver: str
@@ -36,59 +37,8 @@ class Certificate:
     condition_estimate: float | None
     jitter: float
     max_prediction_difference_float64: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class RidgeSystem:
-    """The systems (K_c + ridge_c W^(-1)) alpha_c = y_c with entries in float64.
-
-    Attributes:
-      rows: the training rows in float64.
-      omega: weights of their kernels, shape (C, L).
-      ridge: absolute ridges, shape (C,).
-      y: targets, shape (n, C); NaN where one is missing, which is no equation.
-      weight: sample weights W, shape (n,); None is 1 everywhere.
-    """
-
-    rows: Rows
-    omega: np.ndarray
-    ridge: np.ndarray
-    y: np.ndarray
-    weight: np.ndarray | None = None
-
-    def relative_residual(self, dual_coef: np.ndarray, block: np.ndarray) -> float:
-        """Largest over classes of |y - (K + ridge W^(-1)) alpha| / |y| on some training rows.
-
-        Args:
-          dual_coef: alpha, shape (n, C).
-          block: positions of these rows.
-        """
-        with enable_x64():
-            fitted = self.rows.predict(self.omega, dual_coef, self.rows.x[block])
-        y = self.y[block]
-        ridge = self.ridge if self.weight is None else self.ridge / self.weight[block, None]
-        residual, there = y - fitted - ridge * dual_coef[block], ~np.isnan(y)
-        return _worst(np.where(there, residual, 0.0), np.where(there, y, 0.0))
-
-    def nystroem_residual(self, landmarks: np.ndarray, dual_coef: np.ndarray, block: np.ndarray) -> float:
-        """Largest over classes of |K_mn W (y - K_nm beta) - ridge K_mm beta| / |K_mn W y| on some landmarks.
-
-        Args:
-          landmarks: positions of the m landmarks among the training rows.
-          dual_coef: beta, shape (m, C).
-          block: positions of the block among the landmarks.
-        """
-        rows, omega, some = self.rows, self.omega, self.rows.x[landmarks[block]]
-        centres, weight = rows.take(landmarks), 1.0 if self.weight is None else self.weight[:, None]
-        with enable_x64():
-            misfit = self.y - centres.predict(omega, dual_coef, rows.x)
-            residual = rows.predict(omega, weight * misfit, some) - self.ridge * centres.predict(omega, dual_coef, some)
-            return _worst(residual, rows.predict(omega, weight * self.y, some))
-
-
-def _worst(residual: np.ndarray, right: np.ndarray) -> float:
-    size = np.linalg.norm(right, axis=0)
-    return float(np.max(np.linalg.norm(residual, axis=0) / np.where(size > 0, size, 1.0)))
+    precision: str
+    warning: str | None
 
 
 def certify(
@@ -124,11 +74,29 @@ def certify(
     z = model.scaled(x_test[block]).astype(np.float64)
     with enable_x64():
         exact = model.bind(dtype=np.float64).predict(model.omega, dual_coef, z)
+    difference = np.abs(scores[block] - model.unscaled(exact)).max(axis=0)
     return Certificate(
         solver=solution.solver,
         iterations=solution.iterations,
         relative_residual=residual,
         condition_estimate=solution.condition_estimate,
         jitter=solution.jitter,
-        max_prediction_difference_float64=float(np.abs(scores[block] - model.unscaled(exact)).max()),
+        max_prediction_difference_float64=float(difference.max()),
+        precision=model.dual_coef.dtype.name,
+        warning=_warn(max(residual, float((difference / model.target_scale).max())), solution.solver, model),
+    )
+
+
+def _warn(error: float, solver: str, model: NFTKModel) -> str | None:
+    """What to say of scores that are off by a share of the size of their target; None where it is small."""
+    if error <= ERROR_BOUND:
+        return None
+    remedies = ["a larger `ridge`"]
+    if model.dual_coef.dtype == np.float32:
+        remedies.append("`precision='float64'`")
+    if solver == "cg":
+        remedies.append("a smaller `solver_tolerance`")
+    return (
+        f"The scores are off by up to {error:.2g} of the size of their target, so that no number here is exact. Use "
+        f"{' or '.join(remedies)}."
     )

@@ -72,13 +72,16 @@ def r2_interval(
 
     Args:
       y, prediction: as of `r2`.
-      rng: draws the 999 resamples; those in which an output is constant are left out.
+      rng: draws the 999 resamples; those in which an output is constant are left out, and there is no interval where
+        these are more than half.
     """
     value = r2(y, prediction)
     if value is None:
         return None, (None, None)
     draws = (rng.integers(len(y), size=len(y)) for _ in range(999))
     values = [v for rows in draws if (v := r2(y[rows], prediction[rows])) is not None]
+    if len(values) < 500:
+        return value, (None, None)
     low, high = np.quantile(values, [0.025, 0.975])
     return value, (float(low), float(high))
 

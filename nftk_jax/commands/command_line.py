@@ -110,7 +110,7 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_type, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+            config = tyro.cli(config_type, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -121,6 +121,19 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
             raise CommandError(f"{line}; --help lists them") from None
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
+    return _expand_homes(config)
+
+
+def _expand_homes(config: Any) -> Any:
+    """A configuration whose paths have a home in place of ~, which shells leave as it is in --output=~/x."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, pathlib.Path):
+            changes[field.name] = pathlib.Path(os.path.expanduser(value))
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _expand_homes(value)
+    return dataclasses.replace(config, **changes)
 
 
 def _about_flags(message: str, config_type: type[Any]) -> str | None:

@@ -7,6 +7,9 @@ import os
 import platform
 import sys
 
+from nftk_jax.commands.command_line import CommandError
+from nftk_jax.commands.files import reason
+
 
 def version() -> str:
     """Of the installed package."""
@@ -14,6 +17,23 @@ def version() -> str:
         return importlib.metadata.version("nftk_jax")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def check_devices() -> None:
+    """Find out before any work whether JAX can use the devices that it is to use.
+
+    Raises:
+      CommandError: it cannot, such as where JAX_PLATFORMS is cuda on a machine without a GPU.
+    """
+    import jax
+
+    asked = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a word where a plugin finds no device
+        if asked:
+            raise CommandError(f"JAX_PLATFORMS is {asked}, and JAX finds no such device; unset it") from None
+        raise CommandError(f"JAX finds no device ({reason(error)}); set JAX_PLATFORMS=cpu") from None
 
 
 def environment() -> dict[str, object]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 #: Bytes that a directory must have room for.
 TRIAL = 1 << 18
@@ -27,6 +29,11 @@ def hidden(output: pathlib.Path, purpose: str) -> pathlib.Path:
     if len(os.fsencode(name)) > 200:  # file systems take 255 bytes
         name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
     return output.parent / f".{name}-{purpose}"
+
+
+def numbered(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Names like one that is taken: x-2, x-3, ..., and of x.npz x-2.npz, ..."""
+    return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
 
 
 def reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import pathlib
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 
 from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError
-from nftk_jax.commands.files import hidden, reason, try_writing
+from nftk_jax.commands.files import hidden, numbered, reason, try_writing
 
 try:
     import fcntl
@@ -25,6 +26,14 @@ UNFINISHED = "unfinished-"
 
 class OutputTakenError(CommandError):
     """The output directory is there already, or another process is about to write it."""
+
+
+class OutputMovedError(CommandError):
+    """The output came to be taken while the result was computed, which is in the directory `place` instead."""
+
+    def __init__(self, message: str, place: pathlib.Path) -> None:
+        super().__init__(message, EXIT_FAILURE)
+        self.place = place
 
 
 class ReportError(CommandError):
@@ -78,7 +87,7 @@ def reserve_output(directory: pathlib.Path, *, overwrite: bool) -> Iterator[None
         try:
             check_output(directory, overwrite=overwrite)
             _make_parents(place, undo)
-            undo.enter_context(_lock(directory, hidden(place, "lock")))
+            undo.enter_context(hold(directory))
             _clear_unfinished(place)
             check_output(directory, overwrite=overwrite)
             if not place.exists():
@@ -105,7 +114,15 @@ def _remove_empty(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(directory: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
+def hold(output: pathlib.Path) -> Iterator[None]:
+    """Keep the name of an output for this process, by a lock on a hidden file beside it.
+
+    Where there are no locks the name is not kept, and of two processes that take it the later one's result moves aside.
+
+    Raises:
+      OutputTakenError: another process holds it; the message says which.
+    """
+    path = hidden(find_absolute(output), "lock")
     if fcntl is None:
         yield
         return
@@ -116,7 +133,7 @@ def _lock(directory: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
             except BlockingIOError:
                 file.seek(0)
                 raise OutputTakenError(
-                    f"output {directory} is being written by {file.read() or 'another process'}; wait for it, or name "
+                    f"output {output} is being written by {file.read() or 'another process'}; wait for it, or name "
                     "another"
                 ) from None
             except OSError:  # a file system without locks
@@ -148,12 +165,14 @@ def _clear_unfinished(place: pathlib.Path) -> None:
 def output_directory(directory: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
     """Give a directory beside `directory` to write into, renamed to it when all went well and removed otherwise.
 
-    It is also renamed where a `ReportError` ends the writing.
+    It is also renamed where a `ReportError` ends the writing. A directory that has come to be there meanwhile, and may
+    not be replaced, stays: the result then gets a name with a number.
 
     Raises:
-      CommandError: it cannot be written, or has come to exist meanwhile.
+      OutputMovedError: it did.
+      CommandError: it cannot be written.
     """
-    place, lost = find_absolute(directory), None
+    place, lost, moved = find_absolute(directory), None, None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = pathlib.Path(tempfile.mkdtemp(prefix=hidden(place, UNFINISHED).name, dir=place.parent))
@@ -163,20 +182,47 @@ def output_directory(directory: pathlib.Path, *, overwrite: bool) -> Iterator[pa
                 yield aside
             except ReportError as error:
                 lost = error
-            check_output(directory, overwrite=overwrite)
-            _publish(aside, place)
+            moved = _publish(aside, directory, overwrite=overwrite)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise CommandError(f"cannot write {directory} ({reason(error)})", EXIT_FAILURE) from error
+    if moved is not None:
+        without = "" if lost is None else f", without figures and report: {lost}"
+        raise OutputMovedError(
+            f"output {directory} was taken while this run computed; its results are in {moved}{without}", moved
+        )
     if lost is not None:
         raise ReportError(f"the results are in {directory}, without figures and report: {lost}", EXIT_FAILURE)
 
 
-def _publish(aside: pathlib.Path, place: pathlib.Path) -> None:
-    if not place.exists():
+def _publish(aside: pathlib.Path, directory: pathlib.Path, *, overwrite: bool) -> pathlib.Path | None:
+    """Rename a result to its directory, or to one with a number where that is taken, which is returned."""
+    place = find_absolute(directory)
+    if _rename(aside, place):
+        return None
+    try:
+        check_output(directory, overwrite=overwrite)
+    except CommandError:
+        return next(other for other in numbered(directory) if _rename(aside, other))
+    _replace(aside, place)
+    return None
+
+
+def _rename(aside: pathlib.Path, place: pathlib.Path) -> bool:
+    """Rename a result to a name; whether that was free."""
+    if os.path.lexists(place):
+        return False
+    try:
         aside.rename(place)
-        return
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # another process was quicker
+            return False
+        raise
+    return True
+
+
+def _replace(aside: pathlib.Path, place: pathlib.Path) -> None:
     old = pathlib.Path(tempfile.mkdtemp(prefix=hidden(place, UNFINISHED).name, dir=place.parent)) / "old"
     place.rename(old)
     try:

@@ -22,7 +22,7 @@ from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError, interrupt
 from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.environment import environment, peak_memory_bytes, version
 from nftk_jax.commands.files import reason
-from nftk_jax.commands.output import OutputTakenError, ReportError, output_directory, reserve_output
+from nftk_jax.commands.output import OutputMovedError, OutputTakenError, ReportError, output_directory, reserve_output
 from nftk_jax.commands.progress import show_progress
 from nftk_jax.progress import StageReport
 from nftk_jax.settings import FigureFormat, flatten
@@ -215,15 +215,23 @@ class Run(contextlib.AbstractContextManager["Run"]):
         }
 
     def write(self, metrics: Metrics, write_files: Callable[[pathlib.Path, Metrics], None]) -> None:
-        """Write the output directory; `write_files` puts into it what the command has besides metrics.json."""
+        """Write the output directory; `write_files` puts into it what the command has besides metrics.json.
+
+        Raises:
+          CommandError: it cannot be written, or is somewhere else, or lacks figures and report.
+        """
         metrics["timings"]["total_s"] = time.perf_counter() - self._started
         if not self.writes:
             return
-        with output_directory(self.output, overwrite=self.config.files.overwrite) as aside:
-            self._aside = aside.stat()
-            text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
-            (aside / "metrics.json").write_text(text, encoding="utf-8")
-            write_files(aside, metrics)
+        try:
+            with output_directory(self.output, overwrite=self.config.files.overwrite) as aside:
+                self._aside = aside.stat()
+                text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
+                (aside / "metrics.json").write_text(text, encoding="utf-8")
+                write_files(aside, metrics)
+        except OutputMovedError as moved:
+            self.output = moved.place
+            raise
 
     def conclude(self, summary: Any) -> None:
         """Print the summary of the result, and where it is."""

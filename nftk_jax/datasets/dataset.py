@@ -19,6 +19,7 @@ from nftk_jax.datasets.validation import (
     clean_targets,
     encode_labels,
     is_regression,
+    warn_of_labels,
 )
 from nftk_jax.preprocessing.table import TablePreparation
 
@@ -130,6 +131,9 @@ def make_dataset(
 
     Raises:
       DataError: something in the arrays cannot be used, or more rows are asked for than there are.
+
+    Warns:
+      UserWarning: targets that are floats look like labels.
     """
     check_layouts(name, arrays)
     check_request(name, n_train, len(arrays["x_train"]), n_test, len(arrays["x_test"]), seed)
@@ -155,6 +159,8 @@ def make_dataset(
         clean_inputs(name, "x_train", x_train)
         if classes is None:
             clean_targets(name, "y_train", y_train)
+    if classes is None:
+        warn_of_labels(name, y_train)
     shape = arrays["x_train"].shape[1:]
     groups = clean_groups(name, arrays["groups"], x_train.shape[1]) if "groups" in arrays else None
     runs = clean_runs(name, arrays["runs"], len(arrays["y_train"])) if "runs" in arrays else None

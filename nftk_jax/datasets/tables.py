@@ -18,14 +18,12 @@ from nftk_jax.datasets.columns import Frame, read_frame
 from nftk_jax.datasets.dataset import Dataset, make_dataset
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request, choose_rows
-from nftk_jax.datasets.validation import LARGEST
+from nftk_jax.datasets.validation import LARGEST, MOST_LABELS
 from nftk_jax.preprocessing.sampling import draw_rows
 from nftk_jax.preprocessing.table import TablePreparation, Values, as_numbers, as_text, fit_preparation, name_columns
 
 #: Share of a table's rows that are test rows unless told otherwise.
 TEST_SIZE = 0.25
-#: Whole numbers with so many different values at most are labels; more are a regression target.
-MOST_LABELS = 20
 
 
 def load_table_dataset(

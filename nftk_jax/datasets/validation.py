@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,11 @@ LARGEST = 1e15
 SMALLEST = 1e-15
 #: Whole numbers beyond this are not all representable in float32.
 _EXACT_IN_FLOAT32 = 2**24
+
+#: Numbers are labels, or look like labels, if they are whole and at most so many values.
+MOST_LABELS = 20
+#: Rows after which targets of more values are not looked at further.
+_LOOKED_AT = 10_000
 
 _LABEL_KINDS = {"b": "booleans", "i": "integers", "u": "integers", "U": "strings", "S": "strings", "f": "floats"}
 
@@ -175,6 +181,30 @@ def clean_targets(name: str, key: str, y: np.ndarray) -> np.ndarray:
             f"{int((~missing[:, constant[0]]).sum())} rows); expected values that vary: there is nothing to learn"
         )
     return y
+
+
+def warn_of_labels(name: str, y: np.ndarray) -> None:
+    """Warn of floats that look like labels: few whole numbers, or one-hot rows. They are regression targets.
+
+    Args:
+      name: starts the message.
+      y: training targets, shape (n, n_outputs).
+    """
+    values = np.unique(y[:_LOOKED_AT])
+    if y.shape[1] == 1:
+        few = len(values) <= MOST_LABELS and 2 * len(values) <= len(y) and (values == np.round(values)).all()
+        if few and len(np.unique(y)) == len(values):
+            warnings.warn(
+                f"{name}: y_train holds {len(values)} whole numbers as floats, so they are targets of a "
+                "regression; if they are labels, store them as integers, y.astype(int)",
+                stacklevel=2,
+            )
+    elif np.array_equal(values, [0, 1]) and (y.sum(axis=1) == 1).all():
+        warnings.warn(
+            f"{name}: y_train holds one-hot rows as floats, so they are {y.shape[1]} targets of a "
+            "regression; if they are classes, store labels, y.argmax(axis=1)",
+            stacklevel=2,
+        )
 
 
 def encode_labels(name: str, y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

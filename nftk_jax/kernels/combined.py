@@ -50,13 +50,14 @@ def combined_kernel(
     Args:
       kernel: L kernels, such as an `MLP`.
       omega: weights of the unscaled kernels, shape (C, L). The identity gives each kernel separately.
-      x1: inputs, shape (n1, p), float32 or float64.
+      x1: inputs, shape (n1, p), any real dtype.
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`, which are symmetric with an exact diagonal.
       inputs: "sphere" promises rows of one length, "general" promises nothing, and "auto" checks concrete arrays.
       memory_budget: approximate bytes of temporary arrays beside the result.
 
     Returns:
-      Kernels, shape (C, n1, n2), dtype of `x1`.
+      Kernels, shape (C, n1, n2), float64 where `x1` is float64 (or of whole numbers) and JAX's x64 mode is on, and else
+      float32.
 
     Raises:
       ValueError: shapes do not match, or the inputs are not on a sphere although `inputs` says so.

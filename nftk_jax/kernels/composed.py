@@ -103,6 +103,10 @@ class _OfFamily(Kernel):
     def may_be_indefinite(self) -> bool:
         return self.kernel.may_be_indefinite
 
+    @property
+    def is_homogeneous(self) -> bool:
+        return self.kernel.is_homogeneous
+
     def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
         return self.kernel.scaling_for(scaling, unit_norm)
 

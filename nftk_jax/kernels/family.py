@@ -118,6 +118,10 @@ class KernelFamily(Kernel):
         return cls(dict(zip(stack.names, functions, strict=True)) if stack.names else functions, n_rows=len(stack))
 
     @property
+    def may_be_indefinite(self) -> bool:
+        return True  # whatever a user gives may be
+
+    @property
     def symmetric(self) -> bool:
         return self.n_rows is not None  # `precomputed` has looked
 

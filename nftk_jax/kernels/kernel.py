@@ -86,6 +86,11 @@ class Kernel(abc.ABC):
         return False
 
     @property
+    def is_homogeneous(self) -> bool:
+        """Whether the kernels grow with the length of either input, K(a x, x') = a K(x, x') for a > 0."""
+        return False
+
+    @property
     def symmetric(self) -> bool:
         """Whether the kernels are known to be symmetric, so that `diagonals` need not check."""
         return False

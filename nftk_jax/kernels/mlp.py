@@ -104,6 +104,11 @@ class MLP(Kernel):
         return self.basis == "increments"  # depths and layers are positive semi-definite by Schur's product theorem
 
     @property
+    def is_homogeneous(self) -> bool:
+        """Up to the readout's bias, which adds a constant."""
+        return parse_activation(self.activation)[0] in HOMOGENEOUS and self.b_std == 0
+
+    @property
     def n_kernels(self) -> int:
         """Number of kernels in the family: L, or L + 1 for "layers"."""
         return self.depth + (self.basis == "layers")
@@ -214,7 +219,7 @@ def kernel_route(
       ValueError: `inputs` is none of the three, or the rows are visibly not on one sphere although `inputs` says so.
     """
     check_choice("inputs", inputs, InputsName)
-    if parse_activation(mlp.activation)[0] in HOMOGENEOUS and mlp.b_std == 0:
+    if mlp.is_homogeneous:
         return "angle", 1.0
     arrays = [x for x in (x1, x2) if x is not None and x.shape[0]]
     if inputs == "general" or not arrays or x1.shape[1] == 0:

@@ -100,12 +100,16 @@ def stax_layer(activation: str) -> Any:
 def as_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
     """Both inputs as arrays of the floating-point type of `x1`, which share no memory with arrays of NumPy.
 
+    Half precision becomes float32.
+
     Raises:
       ValueError: they are not real, or not of shapes (n1, p) and (n2, p).
     """
     x1 = own_array("x1", x1)
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         x1 = x1.astype(jnp.result_type(float))
+    elif x1.dtype.itemsize < 4:
+        x1 = x1.astype(jnp.float32)
     if x2 is not None:
         x2 = own_array("x2", x2).astype(x1.dtype)
     for name, x in (("x1", x1), ("x2", x2)):
@@ -122,6 +126,8 @@ def own_array(name: str, x: ArrayLike) -> jax.Array:
     if hasattr(x, "__array__") and not isinstance(x, jax.Array):
         x = np.array(x)
         check_real(name, x)
+        if x.dtype.kind in "iuf":  # in this machine's order of bytes, and of a width that JAX has
+            x = x.astype(np.float64 if x.dtype.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
     x = jnp.asarray(x)
     check_real(name, x)
     return x
@@ -140,8 +146,9 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`.
 
     Returns:
-      The unscaled kernels, shape (L, n1, n2), dtype of `x1`. (It is always float64 if JAX's x64 mode is on, because
-      neural_tangents promotes.) They can be traced by jit, and are differentiable in x if the inputs differ.
+      The unscaled kernels, shape (L, n1, n2), whatever the dtype of `x1`: float64 if JAX's x64 mode is on, because
+      neural_tangents promotes, and float32 otherwise. They can be traced by jit, and are differentiable in x if the
+      inputs differ.
 
     Raises:
       ValueError: the inputs are not matrices with the same number of columns.

@@ -13,6 +13,7 @@ from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.model import Calibration
 from nftk_jax.settings import DecisionName
+from nftk_jax.solvers.accuracy import CHOICE_BOUND
 
 #: Inverse temperatures that `minimise_log_loss` chooses from.
 INVERSE_TEMPERATURES = (1e-2, 1e3)
@@ -113,9 +114,12 @@ def held_out_log_losses(problem: SearchProblem, ridges: Sequence[float], labels:
       labels: class indices of the search rows, shape (n,).
 
     Returns:
-      Mean log-losses, shape (R,), infinite where the kernel is singular; None where `calibrate` fits no such decision.
+      Mean log-losses, shape (R,), infinite where the kernel is singular or rounding is too large; None where
+      `calibrate` fits no such decision.
     """
-    held, residuals = zip(*problem.held_out_residuals(uniform_omega(1, problem.depth)[0], ridges), strict=True)
+    held, residuals = zip(
+        *problem.held_out_residuals(uniform_omega(1, problem.depth)[0], ridges, rounding=CHOICE_BOUND), strict=True
+    )
     residual = np.concatenate([np.asarray(part) for part in residuals], axis=1)
     positions, counted, weight = _count_held_out(problem, np.concatenate(held))
     labels = labels[positions]

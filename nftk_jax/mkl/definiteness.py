@@ -1,4 +1,7 @@
-"""Which kernels of a family are none: not finite, or not positive semi-definite, as increments of depth may be."""
+"""Which kernels of a family are none: not finite, or not positive semi-definite.
+
+Increments of depth, functions and precomputed matrices may be such.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,22 @@ if TYPE_CHECKING:
 #: Rows on which `least_eigenvalues` looks.
 DEFINITENESS_ROWS = 500
 
-#: What avoids a sum of increments that is not positive definite.
-INDEFINITE_REMEDY = (
-    "An increment of depth need not be positive semi-definite: a larger `ridge`, hidden biases, `basis='depths'` or "
-    "`basis='layers'` avoid that"
-)
+#: What avoids a sum that is not positive definite, of increments of depth and of any other kernels.
+_REMEDIES = {
+    "increment": "An increment of depth need not be positive semi-definite: a larger `ridge`, hidden biases, "
+    "`basis='depths'` or `basis='layers'` avoid that",
+    "kernel": "Kernels that are given as numbers or functions need not be positive semi-definite: a larger `ridge`, or "
+    "kernels without their negative eigenvalues, avoid that",
+}
 
 
 class IndefiniteKernelWarning(UserWarning):
-    """Some increments of depth are not positive semi-definite on the training rows."""
+    """Some kernels are not positive semi-definite on the training rows."""
+
+
+def indefinite_remedy(word: str) -> str:
+    """What avoids sums of kernels that are not positive definite; `word` is the kernels' own, see `Kernel.word`."""
+    return _REMEDIES.get(word, _REMEDIES["kernel"])
 
 
 def least_eigenvalues(k: jax.Array | np.ndarray) -> np.ndarray:
@@ -35,14 +45,16 @@ def least_eigenvalues(k: jax.Array | np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh(np.asarray(k[:, rows][:, :, rows], np.float64))[:, 0]
 
 
-def indefinite_kernels(k: jax.Array | np.ndarray) -> list[int]:
+def indefinite_kernels(k: jax.Array | np.ndarray, word: str = "increment") -> list[int]:
     """Numbers, from 1, of the kernels with an eigenvalue that is negative beyond rounding; others may be indefinite.
 
     Args:
       k: kernels of unit mean diagonal, shape (L, n, n). Their entries are off by a few eps of their dtype, which moves
         an eigenvalue by at most n times that.
+      word: what one is called; matrices and functions of a user, "kernel", may have come through float32.
     """
-    rounding = 16 * float(np.finfo(k.dtype).eps) * min(k.shape[1], DEFINITENESS_ROWS)
+    eps = float(np.finfo(k.dtype if word == "increment" else np.float32).eps)
+    rounding = 16 * eps * min(k.shape[1], DEFINITENESS_ROWS)
     return [int(place) + 1 for place in np.flatnonzero(least_eigenvalues(k) < -rounding)]
 
 
@@ -61,13 +73,13 @@ def check_finite(k: jax.Array | np.ndarray, labels: Sequence[object]) -> None:
         )
 
 
-def warn_if_indefinite(k: jax.Array | np.ndarray) -> None:
-    """Warn of the `indefinite_kernels` among increments of depth."""
-    if indefinite := indefinite_kernels(k):
-        warnings.warn(indefinite_words(indefinite), IndefiniteKernelWarning, stacklevel=4)
+def warn_if_indefinite(k: jax.Array | np.ndarray, word: str) -> None:
+    """Warn of the `indefinite_kernels`; `word` is what one is called."""
+    if indefinite := indefinite_kernels(k, word):
+        warnings.warn(indefinite_words(indefinite, word), IndefiniteKernelWarning, stacklevel=4)
 
 
-def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> str:
+def indefinite_words(indefinite: Sequence[int], kernel: str) -> str:
     """Describe the kernels that are not positive semi-definite, and say what that means for their weights.
 
     Args:
@@ -75,8 +87,11 @@ def indefinite_words(indefinite: Sequence[int], kernel: str = "increment") -> st
       kernel: the noun for one of them.
     """
     several = len(indefinite) > 1
+    numbers = f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))}"
+    which = {"increment": f"no such {kernel} is a kernel by itself"}.get(
+        kernel, f"{'they are' if several else 'it is'} not positive semi-definite"
+    )
     return (
-        f"{kernel.capitalize()}{'s' if several else ''} {', '.join(map(str, indefinite))} "
-        f"{'have' if several else 'has'} negative eigenvalues: no such {kernel} is a kernel by itself, and an Omega is "
-        "allowed only where the sum with the ridge is positive definite."
+        f"{numbers} {'have' if several else 'has'} negative eigenvalues: {which}, and an Omega is allowed only where "
+        "the sum with the ridge is positive definite."
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 from nftk_jax.preprocessing.sampling import restrict_splits
+from nftk_jax.solvers.accuracy import rounding_share
 from nftk_jax.solvers.cholesky import combine, factor_in_place, multiply, near_lapack, solve_factor, spread_ridge
 
 
@@ -63,7 +64,7 @@ class SearchProblem:
         return (np.ones(len(positions)) if self.weight is None else self.weight[positions]) / self.unit
 
     def held_out_residuals(
-        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None
+        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None, rounding: float = math.inf
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
         """Scores less targets on the held-out rows of one kernel for every ridge, split by split.
 
@@ -71,20 +72,23 @@ class SearchProblem:
           weights: of the kernels in one sum, shape (L,).
           ridges: the R ridges.
           n_splits: use the first so many splits; None is all.
+          rounding: largest `rounding_share` of a solution that counts.
 
         Yields:
           Positions of the held-out rows among the search rows, shape (V,), and residuals, shape (R, V, C); NaN where
-          the kernel is singular.
+          the kernel is singular, and for targets whose solution has a larger share.
         """
         for (train, held), (k_train, k_held) in list(zip(self.splits, self.blocks, strict=True))[:n_splits]:
             ridge = row_ridge(np.asarray(ridges), take(self.weight, train), len(train), self.k.dtype)
             chosen = np.asarray(weights, self.k.dtype)
-            yield held, _residuals(chosen, k_train, k_held, self.y, train, held, ridge)
+            yield held, _residuals(chosen, k_train, k_held, self.y, train, held, ridge, rounding)
 
-    def held_out_errors(self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None) -> np.ndarray:
-        """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where the kernel is singular."""
+    def held_out_errors(
+        self, weights: np.ndarray, ridges: Sequence[float], n_splits: int | None = None, rounding: float = math.inf
+    ) -> np.ndarray:
+        """Mean squared error of `held_out_residuals`, shape (R, C), float64; infinite where those are NaN."""
         total, mass = np.zeros((len(ridges), self.n_classes)), 0.0
-        for held, residuals in self.held_out_residuals(weights, ridges, n_splits):
+        for held, residuals in self.held_out_residuals(weights, ridges, n_splits, rounding):
             weight = self.counts(held)
             errors = np.einsum("v,rvc->rc", weight.astype(residuals.dtype), np.asarray(residuals) ** 2).astype(
                 np.float64
@@ -154,13 +158,18 @@ def _cut(k: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     return cut.reshape(len(k), len(rows), len(columns))
 
 
-def _residuals(weights, k_train, k_held, y, train, held, ridge):
-    """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C)."""
+def _residuals(weights, k_train, k_held, y, train, held, ridge, rounding):
+    """K_VT (K_TT + diag ridge)^(-1) y_T - y_V for every row of `ridge`, shape (R, T): shape (R, V, C).
+
+    NaN for targets whose solution has a `rounding_share` above `rounding`.
+    """
     k_train, k_held, y, ridge = (near_lapack(array) for array in (k_train, k_held, y, ridge))
     (k_train,), (k_held,) = (combine(weights[None], k) for k in (k_train, k_held))
     y_train, y_held = y[train], y[held]
+    residuals, namespace = [], y_train.__array_namespace__()
     with jax.default_matmul_precision("highest"):
-        residuals = [
-            multiply(k_held, solve_factor(factor_in_place(k_train.copy(), noise), y_train)) - y_held for noise in ridge
-        ]
-    return residuals[0].__array_namespace__().stack(residuals)
+        for noise in ridge:
+            dual_coef = solve_factor(factor_in_place(k_train.copy(), noise), y_train)
+            lost = rounding_share(dual_coef, y_train) > rounding
+            residuals.append(namespace.where(lost, namespace.nan, multiply(k_held, dual_coef) - y_held))
+    return namespace.stack(residuals)

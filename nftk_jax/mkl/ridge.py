@@ -7,6 +7,7 @@ import numpy as np
 from nftk_jax.mkl.calibration import held_out_log_losses
 from nftk_jax.mkl.problem import SearchProblem, uniform_omega
 from nftk_jax.settings import RIDGE_GRID, LearnSettings
+from nftk_jax.solvers.accuracy import CHOICE_BOUND
 
 #: Where the search learns the ridge, it starts from the best of every so many ridges of the grid.
 START_STRIDE = 4
@@ -19,7 +20,8 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarr
 
     The ridges tried are `RIDGE_GRID` times the problem's unit of weight. A ridge that the search then learns starts
     from the best of every `START_STRIDE`-th ridge. From `ONE_SPLIT_ROWS` rows on that one is judged on the first split
-    alone, because every ridge costs a factorisation per split.
+    alone, because every ridge costs a factorisation per split. Ridges at which rounding exceeds `CHOICE_BOUND` do not
+    count: their held-out errors would be those of the precision.
 
     Args:
       problem: the search rows with their splits.
@@ -40,7 +42,8 @@ def find_ridge(problem: SearchProblem, settings: LearnSettings, labels: np.ndarr
         losses = held_out_log_losses(problem, ridges, labels)
         if losses is not None:
             return choose_ridge(np.tile(losses[:, None], problem.n_classes), ridges, shared=True)
-    errors = problem.held_out_errors(uniform_omega(1, problem.depth)[0], ridges, n_splits)
+    weights = uniform_omega(1, problem.depth)[0]
+    errors = problem.held_out_errors(weights, ridges, n_splits, rounding=CHOICE_BOUND)
     return choose_ridge(errors, ridges, shared=labels is not None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,7 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
         "landmarks": fields["landmarks"],
         "table": None if fields["table"] is None else fields["table"].to_dict(),
     }
-    text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(directory)
+    text, directory = json.dumps(header, indent=1) + "\n", pathlib.Path(os.path.expanduser(directory))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
     (directory / "model.json").write_text(text, encoding="utf-8")
@@ -73,7 +74,7 @@ def write_fields(fields: Mapping[str, Any], directory: str | pathlib.Path) -> No
 
 def read_fields(directory: str | pathlib.Path, kernel: Kernel | None) -> dict[str, Any]:
     """Read the fields of an `NFTKModel` by name, see `load_model`."""
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(os.path.expanduser(directory))
     if directory.is_file():
         raise ModelError(f"{directory} is a file; give the directory that holds it, {directory.parent}")
     try:

@@ -49,8 +49,7 @@ class NFTKModel:
       landmarks: whether `x_train` holds the landmarks of Nystroem's method.
       present: where targets were not missing (NaN) in training, shape (n, C), bool; None is everywhere.
       variance_scale: `prior_variance`, shape (C,), float64, as it was learned; None with landmarks, and in old files.
-      table: turns the columns of a table into inputs, which `decision_function` takes; None if the model was fitted on
-        arrays.
+      table: turns the columns of a table into inputs; None if the model was fitted on arrays.
     """
 
     kernel: Kernel
@@ -71,11 +70,7 @@ class NFTKModel:
     variance_scale: np.ndarray | None = None
     table: TablePreparation | None = None
 
-    def __repr__(self) -> str:
-        return summarise(self)
-
-    def _repr_html_(self) -> str:
-        return render_summary(self)
+    __repr__, _repr_html_ = summarise, render_summary
 
     @property
     def kernel_omega(self) -> np.ndarray:

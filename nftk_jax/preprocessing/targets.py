@@ -73,8 +73,17 @@ def decode_scores(scores: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np
 
 def describe_labels(classes: np.ndarray) -> dict[str, Any]:
     """Labels of classes as plain values, for JSON."""
+    if classes.dtype.kind in "Mm":  # as whole numbers of a unit
+        return {"kind": classes.dtype.kind, "type": classes.dtype.name, "labels": classes.astype(np.int64).tolist()}
+    if classes.dtype.kind == "f":
+        classes = classes.astype(np.float64)
     plain = np.array(classes.tolist())  # text labels may come as an array of objects
     return {"kind": plain.dtype.kind, "labels": plain.tolist()}
+
+
+def plain_labels(labels: np.ndarray) -> list[Any]:
+    """Labels for a table: dates and durations as text, all others as Python's values."""
+    return (labels.astype(str) if labels.dtype.kind in "Mm" else labels).tolist()
 
 
 def restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarray | None:
@@ -85,7 +94,12 @@ def restore_labels(described: dict[str, Any] | None, n_classes: int) -> np.ndarr
     """
     if described is None:
         return None
-    classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
+    if described["kind"] in ("M", "m"):
+        classes = np.array(described["labels"], np.int64).view(np.dtype(described["type"]))
+        if classes.dtype.kind != described["kind"]:
+            raise ValueError(f"labels of type {described['type']}")
+    else:
+        classes = np.array(described["labels"], dtype=_LABEL_TYPES[described["kind"]])
     if classes.shape != (n_classes,):
         raise ValueError(f"{len(classes)} labels for {n_classes} classes")
     return classes

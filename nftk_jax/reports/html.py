@@ -69,6 +69,7 @@ _CERTIFICATE = {
     "relative_residual": "What the solution leaves unexplained: y − (K + λI)α relative to y, for the worst {noun}. "
     "Recomputed in double precision, kernel entries included, on a random block of training rows; not the solver's own "
     "figure. 0.001 or less is as it should be.",
+    "precision": "In which the system was solved and the scores are computed.",
     "condition_estimate": "How much the system can magnify an error in its entries, for the worst {noun}: at 1e6, six "
     "digits are at stake. A lower bound.",
     "jitter": "What had to be added to the ridge before the system could be solved. 0 is as it should be.",
@@ -364,4 +365,8 @@ def _certificate(metrics: Metrics) -> str:
             )
         )
     intro = "The numbers above rest on one linear solve. This is what was checked about it."
-    return page.section("Is the solve right?", page.paragraph(intro), page.table(["check", ">value"], rows, "wide"))
+    wrong = page.as_text(certificate.get("warning") or "")
+    warning = page.paragraph(wrong, "warn") if wrong else ""
+    return page.section(
+        "Is the solve right?", page.paragraph(intro), warning, page.table(["check", ">value"], rows, "wide")
+    )

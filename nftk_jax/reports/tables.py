@@ -186,6 +186,8 @@ def _trust(metrics: Metrics) -> Padding:
     if jitter:
         plain += f"; {significant(jitter, 2)} had to be added to the ridge"
     text.append(plain + ".\n", style="not bold")
+    if certificate.get("warning"):
+        text.append(f"{clean(certificate['warning'])}\n", style="bold red")
     text.append("Time ", style="bold")
     stages = [f"{key.removesuffix('_s')} {duration(value)}" for key, value in timings.items() if key != "total_s"]
     text.append(f"{duration(timings.get('total_s'))} ({', '.join(stages)})", style="not bold")

@@ -49,3 +49,14 @@ def test_paired_r2_difference_is_the_difference_of_r2(rng):
     value, (low, high) = paired_r2_difference(y, ours, theirs)
     assert value == pytest.approx(r2_score(y, ours) - r2_score(y, theirs))
     assert low < value < high
+
+
+def test_r2_has_no_interval_where_most_resamples_lack_a_value_of_a_target(rng):
+    y = np.eye(12)  # every target is 1 in one row alone, which a resample hardly ever has of all twelve
+    value, interval = r2_interval(y, y + 0.1, rng)
+    assert value is not None
+    assert interval == (None, None)
+    value, (low, high) = r2_interval(rng.normal(size=(12, 2)), rng.normal(size=(12, 2)), rng)
+    assert low is not None
+    assert high is not None
+    assert low < value < high

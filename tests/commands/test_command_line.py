@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -15,7 +16,8 @@ import pytest
 from nftk_jax import predict
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
-from nftk_jax.commands.output import check_output, output_directory
+from nftk_jax.commands.data_flags import DataFlags
+from nftk_jax.commands.output import OutputMovedError, check_output, output_directory
 from nftk_jax.settings import ScalingSettings, SearchSettings
 
 COMMAND = """
@@ -125,17 +127,18 @@ def test_a_read_only_directory_is_refused_early(tmp_path):
         check_output(tmp_path / "out", overwrite=False)
 
 
-def test_of_two_runs_into_one_directory_the_first_to_end_is_kept(tmp_path):
+def test_of_two_runs_into_one_directory_the_first_to_end_has_it_and_the_other_is_kept_beside_it(tmp_path):
     def write(name):
         with output_directory(tmp_path / "out", overwrite=False) as aside:
             (aside / "metrics.json").write_text(name)
             if name == "slow":
                 write("quick")
 
-    with pytest.raises(CommandError, match="exists already"):
+    with pytest.raises(OutputMovedError, match=r"was taken while this run computed; its results are in .*out-2"):
         write("slow")
     assert (tmp_path / "out" / "metrics.json").read_text() == "quick"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out-2" / "metrics.json").read_text() == "slow"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-2"]
 
 
 def test_a_failure_while_replacing_puts_the_earlier_result_back(tmp_path, monkeypatch):
@@ -247,3 +250,18 @@ def test_help_does_not_wait_for_numpy_or_jax():
         assert done.stdout.endswith("[]\n")
         assert "--output" in done.stdout
         assert "search." not in done.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    output: pathlib.Path | None = None
+    other: pathlib.Path | None = None
+
+
+def test_a_home_is_meant_by_a_tilde_in_every_flag_that_names_a_path(tmp_path, monkeypatch, run):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+    command = functools.partial(command_line.run, found.append, Paths, prog="test", description="")
+    assert run(command, "--output=~/x", "--data-dir=~", "--other=~a user that is not there/y")[0] == 0
+    assert found == [Paths(DataFlags(data_dir=tmp_path), tmp_path / "x", pathlib.Path("~a user that is not there/y"))]

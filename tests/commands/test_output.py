@@ -12,11 +12,19 @@ import sys
 import numpy as np
 import pytest
 
+from nftk_jax import predict
 from nftk_jax.commands.checkpoint import Checkpoint
 from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.files import hidden
-from nftk_jax.commands.output import OutputTakenError, ReportError, output_directory, reserve_output
+from nftk_jax.commands.output import (
+    OutputMovedError,
+    OutputTakenError,
+    ReportError,
+    hold,
+    output_directory,
+    reserve_output,
+)
 from nftk_jax.commands.run import ResumableFlags, Run, write_report
 from nftk_jax.datasets import load_dataset
 from nftk_jax.fit import FitConfig
@@ -204,3 +212,52 @@ def test_an_output_with_bytes_that_are_no_text_is_written(tmp_path):
     with output_directory(output, overwrite=False) as aside:
         (aside / "metrics.json").write_text("{}")
     assert names(tmp_path) == [output.name]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_result_whose_name_was_taken_meanwhile_gets_another_one(locks, tmp_path, monkeypatch):
+    if not locks:
+        monkeypatch.setattr("nftk_jax.commands.output.fcntl", None)  # a file system that has none
+
+    def finish():
+        with start(tmp_path / "out") as run, run.checkpoint(SMALL, resume=False) as kept:
+            kept["state"] = {"a": np.ones(2)}
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "metrics.json").write_text("of another run")
+            run.write({"timings": {}}, write)
+
+    with pytest.raises(OutputMovedError) as caught:
+        finish()
+    assert str(caught.value) == (
+        f"output {tmp_path / 'out'} was taken while this run computed; its results are in {tmp_path / 'out-2'}"
+    )
+    assert caught.value.status == 1
+    assert names(tmp_path) == ["out", "out-2"]
+    assert (tmp_path / "out" / "metrics.json").read_text() == "of another run"
+    assert names(tmp_path / "out-2") == ["figures", "metrics.json", "omega.csv", "report.html"]
+
+
+def test_runs_that_end_at_once_keep_all_results_where_no_name_can_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("nftk_jax.commands.output.fcntl", None)
+    with start(tmp_path / "out") as first, start(tmp_path / "out") as second, start(tmp_path / "out") as third:
+        first.write({"timings": {}}, write)
+        for run in (second, third):
+            with pytest.raises(OutputMovedError):
+                run.write({"timings": {}}, write)
+            assert run.published
+    assert names(tmp_path) == ["out", "out-2", "out-3"]
+
+
+def test_predictions_whose_name_was_taken_meanwhile_get_another_one(tmp_path):
+    for name in ("a.npz", "a.npz", "a.npz"):
+        aside = tmp_path / "aside"
+        aside.write_text("predictions")
+        predict._publish(str(aside), tmp_path / name, overwrite=False)
+    assert names(tmp_path) == ["a-2.npz", "a-3.npz", "a.npz"]
+
+
+def test_of_two_predictions_to_one_name_the_second_is_refused_before_any_work(tmp_path):
+    config = predict.PredictConfig(tmp_path / "no model", tmp_path / "no.npz", tmp_path / "out.npz")
+    with hold(tmp_path / "out.npz"), pytest.raises(OutputTakenError, match=f"written by process {os.getpid()} on"):
+        predict.main(config)
+    assert names(tmp_path) == []

@@ -136,3 +136,26 @@ def test_a_file_that_hides_a_library_is_named_to_a_script_too(tmp_path):
         timeout=120,
     )
     assert f"ImportError: {tmp_path / 'scipy'} hides the library scipy, which is needed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("fit", ("--output", "~/out")),
+        ("compare", ()),
+        ("paths", ()),
+        ("predict", ("--model", "m", "--input", "i.npz", "--output", "o.npz")),
+    ],
+)
+def test_a_platform_that_is_not_there_is_named_in_one_line_before_any_work(command, flags, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"nftk_jax.{command}", *flags],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "rocm"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == (f"nftk_jax.{command}: JAX_PLATFORMS is rocm, and JAX finds no such device; unset it\n")
+    assert done.returncode == 2
+    assert os.listdir(tmp_path) == []

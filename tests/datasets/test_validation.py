@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import socket
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from nftk_jax.datasets import DataError, load_dataset, load_inputs
+from nftk_jax.datasets.dataset import make_dataset
 
 Save = Callable[..., str]
 
@@ -204,7 +206,7 @@ def test_requests_that_cannot_be_met_are_refused(save: Save, request_: dict, mes
 
 
 def test_a_draw_that_is_constant_though_the_whole_is_not_is_refused(save: Save) -> None:
-    y = _with(np.zeros(60), 0, 1.0)
+    y = _with(np.zeros(60), 0, 1.5)
     path = save(y_train=y, y_test=np.arange(9.0))
     assert load_dataset(path).task == "regression"
     with pytest.raises(DataError, match=r"target 0 in y_train is constant \(0 in all 2 rows\)"):
@@ -333,3 +335,22 @@ def test_bad_inputs_for_prediction_are_refused(tmp_path: pathlib.Path, arrays: d
     np.savez(tmp_path / "file.npz", **arrays)
     with pytest.raises(DataError, match=message):
         load_inputs(tmp_path / "file.npz")
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (np.arange(30) % 3.0, "d.npz: y_train holds 3 whole numbers as floats, so they are targets of a "),
+        (np.eye(3)[np.arange(30) % 3], "d.npz: y_train holds one-hot rows as floats, so they are 3 targets "),
+        (np.arange(30) % 3 + 0.5, None),
+        (np.arange(30) / 1.0, None),  # thirty values in thirty rows
+        (np.eye(3)[np.arange(30) % 3] + np.eye(3)[np.arange(30) // 2 % 3], None),
+    ],
+)
+def test_floats_that_look_like_labels_are_told_to_be_targets(y, said):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert make_dataset("d.npz", arrays).classes is None
+    assert [str(item.message)[: len(said or "")] for item in caught] == ([] if said is None else [said])

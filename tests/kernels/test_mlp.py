@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nftk_jax import combined_ntk, depth_ntks
 from nftk_jax.kernels.activations import parse_activation
 from nftk_jax.kernels.mlp import MLP, kernel_route
+from nftk_jax.kernels.precision import enable_x64
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,15 @@ def test_the_series_over_all_inputs_needs_a_homogeneous_activation_and_no_hidden
     assert route(MLP(3, readout_bias=0.1)) == "angle"  # a constant beside the series
     assert route(MLP(3, b_std=0.1)) == "recursion"
     assert route(MLP(3, "erf")) == "recursion"
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4", ">f8", "longdouble", ">i4", "bool"])
+@pytest.mark.parametrize("x64", [False, True])
+def test_inputs_of_any_real_type_have_the_kernels_of_the_same_numbers(dtype, x64, rng):
+    x = np.round(rng.normal(size=(6, 3)), 1).astype(dtype)
+    plain = x.astype(np.float64 if x64 and dtype not in ("float16", ">f4") else np.float32)
+    with enable_x64(x64):
+        for kernels in (depth_ntks, lambda mlp, x: combined_ntk(mlp, np.eye(2), x)):
+            found, expected = kernels(MLP(depth=2), x), kernels(MLP(depth=2), plain)
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)

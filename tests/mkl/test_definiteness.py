@@ -7,11 +7,19 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import scale as standardise
 
+from nftk_jax import NFTKRegressor
 from nftk_jax.kernels.combined import combined_ntk
+from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.learn import TrainingRows, learn
-from nftk_jax.mkl.definiteness import IndefiniteKernelWarning, check_finite, indefinite_kernels, least_eigenvalues
+from nftk_jax.mkl.definiteness import (
+    IndefiniteKernelWarning,
+    check_finite,
+    indefinite_kernels,
+    indefinite_remedy,
+    least_eigenvalues,
+)
 from nftk_jax.settings import LearnSettings, gather
 
 
@@ -64,3 +72,26 @@ def test_a_kernel_that_is_not_finite_is_named():
         k[1, 4, 0] = value
         with pytest.raises(ValueError, match="the kernel 'b' is NaN or infinite between some of the training rows"):
             check_finite(k, "abc")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_fit_warns_of_precomputed_kernels_and_functions_that_are_not_positive_semi_definite(precision, rng):
+    x, y = rng.normal(size=(80, 3)), rng.normal(size=80)
+    good, bad = x @ x.T, 1 + x @ x.T - 0.02 * (x @ x.T) ** 2
+    assert np.linalg.eigvalsh(bad)[0] < -1
+    options = {"precision": precision, "ridge": 100.0, "weights": "uniform"}
+    message = "^Kernel 2 has negative eigenvalues: it is not positive semi-definite"
+    with pytest.warns(IndefiniteKernelWarning, match=message):
+        NFTKRegressor(kernel="precomputed", **options).fit([good, bad], y)
+    family = KernelFamily([lambda a, b: a @ b.T, lambda a, b: 1 + a @ b.T - 0.02 * (a @ b.T) ** 2])
+    with pytest.warns(IndefiniteKernelWarning, match=message):
+        NFTKRegressor(kernel=family, scaling="none", **options).fit(x, y)
+    # a matrix of few dimensions that was stored in float32 has eigenvalues below zero by rounding alone
+    rounded = (x @ x.T).astype(np.float32).astype(np.float64)
+    assert np.linalg.eigvalsh(rounded)[0] < 0
+    NFTKRegressor(kernel="precomputed", **options).fit([good, rounded], y)
+
+
+def test_the_remedy_of_a_failed_solve_is_that_of_its_kernels():
+    assert "`basis='layers'`" in indefinite_remedy("increment")
+    assert "without their negative eigenvalues" in indefinite_remedy("kernel")

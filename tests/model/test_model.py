@@ -6,11 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nftk_jax import load_model
+from nftk_jax import NFTKClassifier, load_model
 from nftk_jax.kernels import rows as rows_module
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import ModelError
+from nftk_jax.preprocessing.targets import plain_labels
 from nftk_jax.settings import LearnSettings, gather
 
 
@@ -168,3 +169,26 @@ def test_rows_on_a_sphere_are_predicted_by_the_series(rng, inputs, monkeypatch):
     expected = general.decision_function(x[:50])
     monkeypatch.setattr("nftk_jax.kernels.mlp.recursion", None)  # the slow way
     np.testing.assert_allclose(model.decision_function(x[:50]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["2020-01-01", "2021-06-30"], "datetime64[D]"),
+        np.array(["2020-01-01T12:00:00.000000001", "2021-06-30"], "datetime64[ns]"),  # as pandas has Timestamps
+        np.array([3, 40], "timedelta64[h]"),
+        np.array([1, 2], np.longdouble),
+        np.array([1, 2], ">i4"),
+    ],
+)
+def test_labels_of_any_type_are_saved(labels, rng, tmp_path):
+    x = rng.normal(size=(24, 3)).astype(np.longdouble)
+    y = labels[(x[:, 0] > 0).astype(int)]
+    model = NFTKClassifier(depth=1, weights="uniform").fit(x, y).model_
+    model.save(tmp_path)
+    found = load_model(tmp_path)
+    assert found.classes is not None
+    np.testing.assert_array_equal(found.classes, labels)
+    assert found.classes.dtype.kind == labels.dtype.kind
+    np.testing.assert_array_equal(found.predict(x), y)
+    assert plain_labels(labels) == [str(label) if labels.dtype.kind in "Mm" else label.item() for label in labels]
