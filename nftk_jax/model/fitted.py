@@ -70,7 +70,11 @@ class NFTKModel:
     variance_scale: np.ndarray | None = None
     table: TablePreparation | None = None
 
-    __repr__, _repr_html_ = summarise, render_summary
+    def __repr__(self) -> str:
+        return summarise(self)
+
+    def _repr_html_(self) -> str:
+        return render_summary(self)
 
     @property
     def kernel_omega(self) -> np.ndarray:
@@ -114,9 +118,7 @@ class NFTKModel:
         split: bool = False,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """Scores f_c(x) (paper eq. 14): fits of the one-hot labels for classes, predicted targets for regression.
-
-        Beside inputs and scores, it needs memory for one tile of rows.
+        """Scores f_c(x) (paper eq. 14): fits of one-hot labels, or predicted targets; in memory for one tile of rows.
 
         Args:
           x: inputs, shape (m, p), unscaled, as in training. For precomputed kernels they are row numbers, or a

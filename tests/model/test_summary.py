@@ -97,7 +97,7 @@ def test_landmarks_and_outputs_of_a_regression_are_called_so():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 1))
     settings = gather(LearnSettings, {"solver": "nystroem", "landmarks": 8, "ridge": 0.1, "weights": "uniform"})
-    lines = repr(learn(TrainingRows(x, np.hstack([x, x**2])), MLP(2), settings).model).splitlines()
+    lines = repr(learn(TrainingRows(x, np.hstack([x, x**2])), MLP(2, b_std=0.5), settings).model).splitlines()
     assert lines[2:6] == [
         "  rows     8 landmarks of 1 feature",
         "  outputs  2: 1, 2",
