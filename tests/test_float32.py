@@ -120,9 +120,9 @@ def test_a_solution_that_float32_does_not_hold_is_told_where_float64_is_not_to_b
 def test_a_search_that_float32_cannot_begin_is_done_in_float64(monkeypatch):
     x, y = few_values(1, n=300)
     with pytest.raises(ArithmeticError, match="too small for float32"):
-        NFTKRegressor(depth=3, ridge=1e-6, precision="float32").fit(x, y)
+        NFTKRegressor(depth=3, ridge=1e-9, precision="float32").fit(x, y)
     monkeypatch.setattr("nftk_jax.settings.FLOAT64_ROWS", 100)
-    found, exact = (NFTKRegressor(depth=3, ridge=1e-6, precision=p).fit(x, y) for p in ("auto", "float64"))
+    found, exact = (NFTKRegressor(depth=3, ridge=1e-9, precision=p).fit(x, y) for p in ("auto", "float64"))
     np.testing.assert_array_equal(found.dual_coef_, exact.dual_coef_)
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 
-from nftk_jax.commands.command_line import CommandError
 from nftk_jax.commands.files import reason
 
 
@@ -26,6 +25,8 @@ def check_devices() -> None:
       CommandError: it cannot, such as where JAX_PLATFORMS is cuda on a machine without a GPU.
     """
     import jax
+
+    from nftk_jax.commands.command_line import CommandError  # with the parser, which `nftk --help` does not wait for
 
     asked = os.environ.get("JAX_PLATFORMS")
     try:
