@@ -139,6 +139,7 @@ def _settings(config: FitConfig) -> tuple[Kernel, LearnSettings]:
 def _check_influence(config: FitConfig, plan: Plan, dataset: Dataset) -> None:
     """Refuse to explain test rows where that would fail after everything else."""
     from nftk_jax.model.systems import check_rows_fit
+    from nftk_jax.solvers.plan import GIB, available_memory
 
     if config.influence < 0:
         raise CommandError(f"--influence must be 0 or a number of test rows; got {config.influence}")
@@ -147,6 +148,13 @@ def _check_influence(config: FitConfig, plan: Plan, dataset: Dataset) -> None:
     if plan.solve.solver == "nystroem":
         raise CommandError("--influence needs all training rows, and --solver nystroem keeps landmarks; leave one out")
     check_rows_fit(len(dataset.x_train))
+    rows = min(config.influence, len(dataset.x_test))
+    needed = 8 * rows * len(dataset.x_train)
+    if needed > available_memory() / 2:
+        raise CommandError(
+            f"--influence {rows} needs {needed / GIB:.1f} GiB for the effects of all training rows on them; explain "
+            "fewer"
+        )
 
 
 def _describe(kernel: Kernel) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nftk_jax.datasets import Dataset
 from nftk_jax.model import NFTKModel
-from nftk_jax.model.left_out import joint_influences
+from nftk_jax.model.left_out import joint_influences, output_influences
 from nftk_jax.path_kernels.influence import choose_queries, strongest
 from nftk_jax.solvers.solver import Report
 
@@ -40,8 +40,7 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
     queries = choose_queries(scores, query_labels, count)
     report("influence", 0, 3)  # three times every kernel is factored
     x, output = dataset.x_test[queries], scores[queries].argmax(axis=1)
-    shares = -np.take_along_axis(model.influence(x), output[:, None, None], axis=2)[:, :, 0]
-    found = [strongest(share, labels) for share in shares]
+    found = [strongest(-change, labels) for change in output_influences(model, x, output)]
     report("influence", 1, 3)
     groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
     less = scores[queries] + joint_influences(model, x, groups)
@@ -71,7 +70,7 @@ def _suspects(dataset: Dataset, model: NFTKModel) -> list[dict[str, Any]]:
     everyone = np.arange(len(left_out))
     if dataset.classes is None:
         error = np.abs(dataset.y_train.reshape(left_out.shape) - left_out) / model.target_scale
-        loss, looks_like = np.nanmax(error, axis=1), None
+        loss, looks_like = np.nan_to_num(error).max(axis=1), None  # NaN where a target is missing
     else:
         logits = model.logits(left_out)
         own = logits[everyone, dataset.y_train].copy()
@@ -86,5 +85,5 @@ def _suspects(dataset: Dataset, model: NFTKModel) -> list[dict[str, Any]]:
             "loss": float(loss[row]),
         }
         for row in rows
-        if looks_like is None or loss[row] > 0
+        if loss[row] > 0
     ]

@@ -64,6 +64,16 @@ def influences(model: NFTKModel, x: Any) -> np.ndarray:
 
 
 @enable_x64()
+def output_influences(model: NFTKModel, x: Any, outputs: np.ndarray) -> np.ndarray:
+    """`influences` on one output of each new row, `outputs` (m,), alone: shape (m, n)."""
+    changes = np.zeros((len(x), len(model.x_train)))
+    for there, rows, output, change in _changes(model, x):
+        chosen = np.flatnonzero(outputs[there] == output)
+        changes[np.ix_(chosen + there.start, rows)] = change[chosen]
+    return changes
+
+
+@enable_x64()
 def largest_influences(model: NFTKModel, x: Any, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Training rows of the largest changes, and these changes, falling in size: shapes (m, top, C)."""
     n = len(model.x_train)

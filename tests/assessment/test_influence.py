@@ -13,7 +13,7 @@ from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.run import ResumableFlags
 from nftk_jax.datasets import Dataset
 from nftk_jax.fit import FitConfig
-from nftk_jax.model.left_out import joint_influences
+from nftk_jax.model.left_out import joint_influences, output_influences
 from nftk_jax.settings import MLPSettings, SearchSettings
 
 
@@ -65,6 +65,7 @@ def test_targets_that_are_far_off_are_suspects(rng):
     x = rng.normal(size=(120, 3))
     y = np.column_stack([x[:, 0], np.sin(x[:, 1])])
     y[7, 1] += 10
+    y[3, 0] = np.nan
     dataset = as_dataset(x, y)
     model = NFTKRegressor(depth=2).fit(dataset.x_train, dataset.y_train).model_
     found = explain(dataset, model, 2, lambda *state: None)
@@ -73,10 +74,13 @@ def test_targets_that_are_far_off_are_suspects(rng):
     assert found["predictions"][0]["without"]["output"] is None
 
 
-def test_groups_differ_by_row(labelled, rng):
+def test_groups_and_outputs_differ_by_row(labelled, rng):
     dataset, model, _ = labelled
     x, groups = dataset.x_test[:3], [rng.choice(120, size, replace=False) for size in (1, 4, 0)]
     found = joint_influences(model, x, groups)
+    outputs = np.array([2, 0, 1])
+    expected = np.take_along_axis(model.influence(x), outputs[:, None, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(output_influences(model, x, outputs), expected, atol=1e-12)
     for row, group, change in zip(x, groups, found, strict=True):
         np.testing.assert_allclose(change, model.influence(row[None], rows=group)[0], atol=1e-10)
 
