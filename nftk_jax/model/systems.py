@@ -19,11 +19,12 @@ import scipy.linalg
 
 from nftk_jax.kernels.family import stack_kernel
 from nftk_jax.kernels.rows import Rows
+from nftk_jax.memory import GIB
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import KindName
 from nftk_jax.solvers.cholesky import factor_ridge, solve_factor
-from nftk_jax.solvers.plan import GIB, this_machine
+from nftk_jax.solvers.plan import this_machine
 
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel
