@@ -9,6 +9,7 @@ import numpy as np
 from nftk_jax.datasets import Dataset
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.left_out import joint_influences, output_influences
+from nftk_jax.model.systems import keeping_factors
 from nftk_jax.path_kernels.influence import choose_queries, strongest
 from nftk_jax.solvers.solver import Report
 
@@ -38,14 +39,16 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
     query_labels = None if dataset.classes is None else dataset.y_test
     scores = model.decision_function(dataset.x_test)
     queries = choose_queries(scores, query_labels, count)
-    report("influence", 0, 3)  # three times every kernel is factored
+    report("influence", 0, 3)
     x, output = dataset.x_test[queries], scores[queries].argmax(axis=1)
-    found = [strongest(-change, labels) for change in output_influences(model, x, output)]
-    report("influence", 1, 3)
-    groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
-    less = scores[queries] + joint_influences(model, x, groups)
+    with keeping_factors(model):
+        found = [strongest(-change, labels) for change in output_influences(model, x, output)]
+        report("influence", 1, 3)
+        groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
+        less = scores[queries] + joint_influences(model, x, groups)
+        report("influence", 2, 3)
+        suspects = _suspects(dataset, model)
     then = None if labels is None else model.logits(less).argmax(axis=1)
-    report("influence", 2, 3)
     predictions = [
         {
             "query": query,
@@ -60,7 +63,6 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
         }
         for number, query in enumerate(queries)
     ]
-    suspects = _suspects(dataset, model)
     report("influence", 3, 3)
     return {"predictions": predictions, "suspects": suspects}
 

@@ -13,6 +13,7 @@ from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.run import ResumableFlags
 from nftk_jax.datasets import Dataset
 from nftk_jax.fit import FitConfig
+from nftk_jax.model import systems
 from nftk_jax.model.left_out import joint_influences, output_influences
 from nftk_jax.settings import MLPSettings, SearchSettings
 
@@ -72,6 +73,17 @@ def test_targets_that_are_far_off_are_suspects(rng):
     assert found["suspects"][0]["sample"] == 7
     assert [entry["query"] for entry in found["predictions"]] == [0, 1]
     assert found["predictions"][0]["without"]["output"] is None
+
+
+def test_every_kernel_is_factored_once_and_forgotten(labelled, monkeypatch):
+    dataset, model, _ = labelled
+    expected, original, factored = explain(dataset, model, 3, lambda *state: None), systems._factor, []
+    model.factors.systems.clear()
+    monkeypatch.setattr(systems, "KEPT_BYTES", 0)
+    monkeypatch.setattr(systems, "_factor", lambda *args: factored.append(args[2]) or original(*args))
+    assert explain(dataset, model, 3, lambda *state: None) == expected
+    assert len(factored) == len({outputs.tobytes() for outputs in factored}) == len(np.unique(model.omega, axis=0))
+    assert not model.factors.systems
 
 
 def test_groups_and_outputs_differ_by_row(labelled, rng):

@@ -157,11 +157,11 @@ def test_factors_on_a_device_with_its_own_memory_give_the_same(data, monkeypatch
         lambda x: model.loo_predictions(),
     )
     expected = [call(x_new) for call in calls]
-    vars(model)["_factored"].clear()
+    model.factors.systems.clear()
     monkeypatch.setattr("nftk_jax.solvers.cholesky.near_lapack", jnp.asarray)
     for call, found in zip(calls, expected, strict=True):
         np.testing.assert_allclose(call(x_new), found, rtol=1e-9, atol=1e-12)
-    assert not any(isinstance(system.lower, np.ndarray) for system in vars(model)["_factored"].values())
+    assert not any(isinstance(system.lower, np.ndarray) for system in model.factors.systems.values())
 
 
 def test_factors_are_kept_up_to_a_bound_and_not_pickled_saved_or_copied(data, monkeypatch, tmp_path):
