@@ -10,11 +10,14 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from nftk_jax.kernels.angles import arccos_polynomial
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.series import Form
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 ROWS = 4
 #: A series has a multiple of so many coefficients, and is evaluated so many at a time, in registers.
 _STEP = 4
+#: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
+_BLOCK = (1024, 512)
 
 # sums may be reordered, so that they use all lanes; infinities and NaN keep their meaning
 _MATHS = {"reassoc", "contract", "nsz"}
@@ -66,6 +71,57 @@ def multiply_tiles(
         parts = list(pool.map(some, range(threads)))
     with np.errstate(invalid="ignore"):  # vectors that are not finite are the caller's to find
         return functools.reduce(np.add, parts)
+
+
+def multiply_rectangle(
+    form: Form,
+    u1: np.ndarray,
+    u2: np.ndarray,
+    near: float,
+    exact_angles: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    table: np.ndarray,
+    ends: np.ndarray,
+    w: np.ndarray,
+) -> np.ndarray:
+    """Kernels between rows times vectors, from their unit vectors; cosines by the BLAS, and nothing is stored.
+
+    Args:
+      form: of the series.
+      u1: unit vectors, shape (n1, p).
+      u2: unit vectors, shape (n2, p), of the same dtype.
+      near: blocks with a larger |cos| take ``exact_angles(u1, u2)``.
+      exact_angles: the angles between some rows, as their cosines have lost them.
+      table, ends: as of `multiply_tiles`.
+      w: the vectors, shape (m, n2).
+
+    Returns:
+      The products, shape (m, n1), float64.
+    """
+    series, (slope, warp) = _padded(form, table), _variable(form, table.dtype)
+    arccos = np.asarray(arccos_polynomial(table.dtype.name), table.dtype)
+    arccos = np.pad(arccos, (0, -len(arccos) % _STEP))
+    parts = _threads() * max(1, round(len(u1) / (_threads() * _BLOCK[0])))
+    height = max(1, -(-len(u1) // parts))
+    out = np.zeros((len(w), len(u1)))
+
+    def some(first: int) -> None:
+        left = u1[first : first + height]
+        whole = -(-len(left) // ROWS) * ROWS
+        found = np.zeros((len(w), whole))
+        for start in range(0, len(u2), _BLOCK[1]):
+            right = u2[start : start + _BLOCK[1]]
+            block = np.zeros((whole, len(right)), u1.dtype)
+            np.matmul(left, right.T, out=block[: len(left)])
+            is_angle = max(block.max(), -block.min()) > near
+            if is_angle:
+                block[: len(left)] = exact_angles(left, right)
+            own = np.ascontiguousarray(w[:, start : start + len(right)])
+            _add_block(block, is_angle, arccos, form.basis == "monomial", slope, warp, series, ends, own, found)
+        out[:, first : first + len(left)] = found[:, : len(left)]
+
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(some, range(0, len(u1), height)))
+    return out
 
 
 @functools.cache
@@ -113,6 +169,47 @@ def _add_tiles(start, step, angles, starts, factors, monomial, slope, warp, tabl
             for c in range(size):
                 out[b, i + c] += factors[tile, 0] * here[b, c]
                 out[b, j + c] += factors[tile, 1] * mirrored[b, c]
+
+
+@_compiled
+def _add_block(block, is_angle, arccos, monomial, slope, warp, table, ends, w, out):
+    """Add the products of one block of cosines, or angles."""
+    size = block.shape[1]
+    t, v = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
+    k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
+    for row in range(0, len(block), ROWS):
+        t[:] = block[row : row + ROWS]
+        if not is_angle:
+            _to_angle(t, arccos, v, k)
+        _to_variable(t, 0, slope, warp, v)
+        first = 0
+        for a in range(len(table)):
+            if monomial:
+                _sum_monomials(table[a], v, k)
+            else:
+                _sum_chebyshev(table[a], v, k, before)
+            for b in range(first, ends[a]):
+                _sum_rows(k, row, w[b], out[b])
+            first = ends[a]
+
+
+@_inlined
+def _to_angle(t, arccos, v, k):
+    """The angles of cosines in place, as `angles.angle`."""
+    one, pi = v.dtype.type(1), v.dtype.type(math.pi)
+    for r in range(ROWS):
+        for j in range(t.shape[1]):
+            magnitude = abs(t[r, j])
+            magnitude = magnitude if magnitude < one else one
+            v[r, j] = magnitude + magnitude - one
+    _sum_monomials(arccos, v, k)
+    for r in range(ROWS):
+        for j in range(t.shape[1]):
+            cos = t[r, j]
+            magnitude = abs(cos)
+            magnitude = magnitude if magnitude < one else one
+            value = k[r, j] * np.sqrt(one - magnitude)
+            t[r, j] = pi - value if cos < 0 else value
 
 
 @_inlined
@@ -172,6 +269,22 @@ def _multiply_rows(k, row, left, right, here, mirrored):
         s2 += k2 * y
         s3 += k3 * y
         mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+    here[row] += s0
+    here[row + 1] += s1
+    here[row + 2] += s2
+    here[row + 3] += s3
+
+
+@_inlined
+def _sum_rows(k, row, right, here):
+    """Add four rows of a kernel times `right`."""
+    s0 = s1 = s2 = s3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        y = right[j]
+        s0 += k[0, j] * y
+        s1 += k[1, j] * y
+        s2 += k[2, j] * y
+        s3 += k[3, j] * y
     here[row] += s0
     here[row + 1] += s1
     here[row + 2] += s2
