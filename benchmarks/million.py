@@ -22,6 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nftk_jax.settings import SolverName
+
 TEST_ROWS, NOISE, SEED = 50_000, 0.5, 0
 
 
@@ -39,7 +41,7 @@ def draw(n: int, n_features: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
     return x, optimum(x) + NOISE * rng.standard_normal(n, dtype=np.float32)
 
 
-def run(solver: str, n: int, n_features: int, landmarks: int) -> dict[str, Any]:
+def run(solver: SolverName, n: int, n_features: int, landmarks: int) -> dict[str, Any]:
     """One fit and its predictions, in a process of its own."""
     from nftk_jax import NFTKRegressor
 

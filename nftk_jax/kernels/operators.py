@@ -102,9 +102,14 @@ class Tiling(NamedTuple):
     factors: Any
     store: Any
 
-    def part(self, tiles: slice) -> Tiling:
-        """Some neighbouring tiles of one device, those that keep their angles before the others."""
-        return Tiling(self.pairs[tiles], self.factors[tiles], jax.tree.map(lambda a: a[tiles], self.store))
+
+class StoredTiles(NamedTuple):
+    """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays."""
+
+    form: Form
+    starts: np.ndarray
+    factors: np.ndarray
+    angles: np.ndarray
 
 
 class Columns(NamedTuple):
@@ -184,7 +189,7 @@ class GramOperator:
     _tables: np.ndarray  # series of every kernel (L, size), or the identity, float64
     _bias: np.ndarray  # constants of every kernel, (L,)
     _length: np.ndarray  # factors that the evaluator leaves out, (padded rows,)
-    _native: Tiling | None  # the tiles that machine code does, in host memory
+    _native: StoredTiles | None  # the tiles that machine code does
     _tiling: Tiling | None  # the others
     _capacity: list[int]  # the most kernels of one pass so far: fewer run the same program
 
@@ -204,7 +209,10 @@ class GramOperator:
         w[:, : self.n] = (atoms.share * v[:, atoms.of]).T * self._length[: self.n]
         out = 0.0 if self._tiling is None else self._by_xla(self._tiling, atoms, table, w)
         if self._native is not None:
-            out = out + self._by_machine_code(self._native, atoms, table, w)
+            from nftk_jax.kernels.native import multiply_tiles
+
+            ends = np.searchsorted(atoms.atom, np.arange(len(table)), side="right")
+            out = out + multiply_tiles(*self._native, table, ends, w)
         result = np.zeros(v.shape)
         np.add.at(result.T, atoms.of, (out * self._length)[:, : self.n])
         return result + omega @ self._bias * np.sum(v, axis=0, dtype=np.float64)
@@ -220,12 +228,6 @@ class GramOperator:
         columns = Columns(place(table, self.mesh), place(vectors, self.mesh), count)
         out = np.asarray(_apply(self._evaluator, self._size, self.mesh, self._rows, tiling, columns))
         return out[atoms.atom, atoms.place].astype(np.float64)
-
-    def _by_machine_code(self, tiling: Tiling, atoms: Atoms, table: np.ndarray, w: np.ndarray) -> np.ndarray:
-        from nftk_jax.kernels import native
-
-        ends = np.searchsorted(atoms.atom, np.arange(len(table)), side="right")
-        return native.multiply_tiles(self._evaluator.plan.form, *tiling, table, ends, w)
 
     def rectangle(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
         """sum_l weights_l K^(l)(X[rows], X[chosen]), shape (len(rows), len(chosen)), rows spread over the mesh.
@@ -263,8 +265,8 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     store = _fill_store(evaluator, size, mesh, kept, placed, spread)
     native, rest = None, Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
     if kept and isinstance(evaluator.plan, tiles.Plan) and has_native_code(mesh):
-        native = Tiling(pairs, factors.astype(dtype), np.asarray(store)).part(slice(kept))
-        rest = rest.part(slice(kept, None)) if kept < local else None
+        native = StoredTiles(evaluator.plan.form, pairs[:kept], factors[:kept].astype(dtype), np.asarray(store))
+        rest = Tiling(rest.pairs[kept:], rest.factors[kept:], store[:0]) if kept < local else None
     return GramOperator(n, kept / local, mesh, store, evaluator, size, placed, tables, bias, length, native, rest, [0])
 
 
