@@ -49,4 +49,5 @@ def on_page_content(content: str, **_) -> str:
 
 def _as_mathml(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
-    return converter.convert(html.unescape(found[2]).strip(), display=display)
+    mathml = converter.convert(html.unescape(found[2]).strip(), display=display)
+    return mathml.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim, which comes as a raised tilde
