@@ -33,7 +33,7 @@ def _display(found: re.Match[str]) -> str:
 
 
 class _DocstringFormulas(Extension):
-    def extendMarkdown(self, md) -> None:  # noqa: N802
+    def extendMarkdown(self, md) -> None:
         md.preprocessors.register(_Docstrings(md), "docstring formulas", 24)  # 25 takes fenced code out
 
 
