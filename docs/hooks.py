@@ -14,6 +14,7 @@ from importlib.metadata import version
 from latex2mathml import converter
 from markdown import Extension
 from markdown.preprocessors import Preprocessor
+from mkdocs.exceptions import PluginError
 
 _ROLE = re.compile(r":math:`([^`]+)`")
 _DIRECTIVE = re.compile(r"^( *)\.\. math::((?:.*\n)(?:\1 +\S.*\n)*)", re.MULTILINE)
@@ -49,5 +50,8 @@ def on_page_content(content: str, **_) -> str:
 
 def _as_mathml(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
-    mathml = converter.convert(html.unescape(found[2]).strip(), display=display)
+    formula = html.unescape(found[2]).strip()
+    mathml = converter.convert(formula, display=display)
+    if ">\\" in mathml:
+        raise PluginError(f"latex2mathml does not know a command of {formula}; use another")
     return mathml.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim, which comes as a raised tilde
