@@ -42,8 +42,8 @@ print(f"all             {r2.mean():5.2f}, between {r2.min():.2f} and {r2.max():.
 
 # %% [markdown]
 # A share says what the model takes from a group, not what would be lost without it: other groups may hold the same.
-# Nor is a weight a share. Weights say how the kernels are mixed, and shares what comes out of it. In all five splits the
-# weights stay equal, because no test rejects that. And yet age and sex explain nothing, and the body mass a lot.
+# Nor is a weight a share. Weights say how the kernels are mixed, and shares what comes out of it. In all five splits
+# the weights stay equal, because no test rejects that. And yet age and sex explain nothing, and the body mass a lot.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(1, 1.2))
