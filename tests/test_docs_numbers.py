@@ -127,6 +127,38 @@ def test_the_estimates_for_h100():
         assert not seconds or round(plan.seconds) == int(seconds)
 
 
+def test_the_results_of_the_fits_in_the_readme():
+    def interval(bounds: list[float]) -> str:
+        return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
+
+    depths, patches = results("readme")["depths"], results("readme")["patches"]
+    uniform, single, rbf = (depths["baselines"][name] for name in ("uniform", "best_single_depth", "rbf"))
+    for name, start in {"depths": "8,000 MNIST images", "patches": "the same, in patches"}.items():
+        accuracy, bounds = (results("readme")[name][key] for key in ("test_accuracy", "test_accuracy_interval"))
+        assert cells(README, start)[2] == f"{percent([accuracy], 2)} % ({interval(bounds)})"
+    found = [cell.split(" %")[0] for cell in cells(README, "8,000 MNIST images")[3:]]
+    assert found == [percent([entry["test_accuracy"]], 2) for entry in (uniform, single, rbf)]
+    zeros = percent([depths["zeros_in_omega_n"], depths["zeros_under_uniform"]], 0).split(", ")
+    for words in (
+        f"a single depth is as accurate ({percent([single['test_accuracy']], 2)} % against",
+        f"equal ones by {100 * uniform['difference']:.2f} points ({interval(uniform['difference_interval'])})",
+        f"{zeros[0]} % of them are exactly zero, but the same search leaves {zeros[1]} % at zero",
+    ):
+        assert words in README
+    assert depths["gram_rank"] == 2
+    own, equal = percent([depths["test_accuracy"], uniform["test_accuracy"]], 2).split(", ")
+    words = f"right for {own} % of the test images, and with equal weights for all depths for {equal} %"
+    assert words in " ".join(page("index.md").split())
+    uniform, single, rbf = (patches["baselines"][name] for name in ("uniform", "best_single_depth", "rbf"))
+    gains = [f"{100 * entry['difference']:.2f}" for entry in (uniform, single, rbf)]
+    for words in (
+        f"equal ones by {gains[0]} points of accuracy (95 % interval {interval(uniform['difference_interval'])})",
+        f"equal ones by {gains[0]} points, the best single kernel by {gains[1]}, and an RBF kernel by {gains[2]}",
+        f"the tests call {patches['kernels_needed_by_a_class']} of the 16 patches needed",
+    ):
+        assert words in " ".join(README.split())
+
+
 def test_the_comparison_in_the_readme():
     text = page("benchmarks.md")
     combined, gram = (cells(text, start)[3] for start in ("one combined kernel", "its Gram matrix"))
