@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test test-matrix lint check check-slow fuzz bench bench-mkl docs clean
+.PHONY: help setup fit test test-matrix lint check check-slow fuzz bench bench-mkl docs docs-serve clean
 
 help:
-	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | fuzz | bench | bench-mkl | docs | clean"
+	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | fuzz | bench | bench-mkl | docs | docs-serve | clean"
 
 setup: $(READY)
 
@@ -62,6 +62,11 @@ docs: $(READY)
 	@mkdir -p .venv/ipython/profile_default
 	@echo "c.IPKernelApp.log_level = 40  # no word about TCP between a notebook and its own kernel" > .venv/ipython/profile_default/ipython_kernel_config.py
 	@IPYTHONDIR=$(CURDIR)/.venv/ipython NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# site/index.html opens from disk too
+docs-serve: docs
+	@echo "the documentation is at http://localhost:8000; Ctrl-C ends it"
+	@$(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000
 
 clean:
 	rm -rf .venv .venv-bench .venv-matrix build dist *.egg-info runs site

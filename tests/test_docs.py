@@ -49,6 +49,39 @@ def test_files_and_tests_that_a_page_names_exist(page):
         assert not test or f"def {test}(" in (ROOT / path).read_text(), test
 
 
+@pytest.fixture(scope="module")
+def as_html():
+    """Markdown as the site makes it; it needs what `make docs` installs."""
+    for name in ("markdown", "mkdocs", "pymdownx", "latex2mathml"):
+        pytest.importorskip(name)
+    from markdown import Markdown
+
+    names: dict = {"__name__": "hooks"}
+    exec(compile((ROOT / "docs" / "hooks.py").read_text(), "hooks.py", "exec"), names)
+    extensions = ["tables", "pymdownx.superfences", "pymdownx.arithmatex", names["_DocstringFormulas"]()]
+    settings = {"pymdownx.arithmatex": {"generic": True}}
+    return lambda text: names["on_page_content"](
+        Markdown(extensions=extensions, extension_configs=settings).convert(text)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_formula_of_a_page_becomes_mathml(page, as_html):
+    text = re.sub(r"```.*?```|`[^`]+`", "", page.read_text(), flags=re.DOTALL)
+    formulas = text.count("$$") // 2 + text.replace("$$", "").count("$") // 2
+    found = as_html(page.read_text())
+    assert found.count("<math") == formulas
+    assert "arithmatex" not in found
+    assert "$" not in re.sub(r"<code.*?</code>", "", found, flags=re.DOTALL)
+
+
+def test_the_formulas_of_docstrings_become_mathml(as_html):
+    found = as_html("With :math:`a_i`:\n\n.. math:: x =\n    y\n\nand\n\n```\n:math:`b`\n```")
+    assert found.count("<math") == 2
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"><mrow><mi>x</mi>' in found
+    assert ":math:`b`" in found
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in PAGES if f": {page.name}" not in navigation] == []

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Convolutions at three depths
 #
-# Infinitely wide convolutional networks of one, two and three layers are a family of kernels like the depths of an MLP.
-# Which depth does each digit use, and is it worth learning? Scikit-learn's 8 x 8 digits, 600 of them: 150 to learn
-# from, 450 to judge.
+# Infinitely wide convolutional networks of one, two and three layers have kernels, just like MLPs of different depths.
+# Which depth does each digit use, and is it worth learning? The data are 600 of scikit-learn's 8 x 8 digits: 150 for
+# training and 450 for testing.
 
 # %%
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ x, y = x[:600] / 16, y[:600]
 
 
 # %% [markdown]
-# neural_tangents has the kernels. A network is three functions, of which the third is its kernel.
+# The kernels come from neural_tangents. There a network is a tuple of three functions, and the third one is its kernel.
 
 
 # %%
@@ -32,7 +32,8 @@ def convolution(depth):
 family = KernelFamily.from_neural_tangents([convolution(depth) for depth in DEPTHS], input_shape=(8, 8, 1))
 
 # %% [markdown]
-# Three splits use the same entries, so the three Gram matrices are evaluated once. Inputs are then row numbers.
+# The three splits share their kernel entries, so each Gram matrix is evaluated only once. The inputs of the models are
+# then row numbers.
 
 # %%
 grams = combined_kernel(family, np.eye(len(DEPTHS)), x)
@@ -41,7 +42,8 @@ rows = np.arange(len(x))[:, None]
 print("Gram matrices:", grams.shape, grams.dtype)
 
 # %% [markdown]
-# The same 150 digits of every split go to the learned Omega, to equal weights, and to an MLP's depths.
+# In every split, three models learn from the same 150 digits: one with learned weights, one with equal weights, and an
+# MLP whose depths are weighted.
 
 # %%
 MODELS = {

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Groups that cannot be told apart
 #
-# Two groups of columns may hold the same thing twice: one quantity measured by two instruments, two embeddings of one
-# text. Which of them the target depends on is then no question that data can answer. Here two groups are noisy copies
-# of the same eight numbers, a third group is independent of them, and the target depends on the numbers and on the
-# third group.
+# Two groups of columns may hold the same information: one quantity measured by two instruments, or two embeddings of
+# one text. Then no data can tell which of them the target depends on. In this example two groups are noisy copies of
+# the same eight numbers, and a third group is independent of them. The target depends on the numbers and on the third
+# group.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ def draw(n):
 x_test, y_test = draw(1000)
 
 # %% [markdown]
-# Six training sets are drawn from the same distribution, so every difference between their fits is chance.
+# Six training sets are drawn from the same distribution, so all differences between their fits are due to chance.
 
 # %%
 models = [NFTKRegressor(depths=[1], groups=GROUPS, b_std=0.0).fit(*draw(150)) for _ in range(6)]
@@ -38,8 +38,8 @@ for name, values in zip(names, shares.T, strict=True):
     print(f"{name:15} between {values.min():.2f} and {values.max():.2f} of R^2")
 
 # %% [markdown]
-# The kernels say so themselves. Their centred alignment is 1 for kernels that are the same, and kernels aligned by 0.99
-# or more make a cluster. The share of a cluster is one that can be read; those of its members cannot.
+# The kernels themselves reveal the problem. The centred alignment of two equal kernels is 1, and kernels with an
+# alignment of 0.99 or more form a cluster. Read the share of a cluster, and not the shares of its members.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(1, 1.4))

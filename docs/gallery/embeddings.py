@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Embeddings of text
 #
-# The bundled `imdb-small` holds 6,000 film reviews as means of their tokens' vectors. Kernel ridge regression on NTKs
-# takes such embeddings as they are; here beside logistic regression, which is what one would try first.
+# The bundled data set `imdb-small` holds 6,000 film reviews. Each review is the mean of its tokens' vectors. Kernel
+# ridge regression on NTKs takes such embeddings as they are. This page compares it with logistic regression, which one
+# would try first.
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,7 +33,7 @@ for name, values in accuracy.items():
     print(f"{name:20}", "  ".join(f"{size} reviews: {100 * v:.1f} %" for size, v in zip(sizes, values, strict=True)))
 
 # %% [markdown]
-# With 1,000 test reviews an accuracy of 80 % has a standard error of 1.3 points: differences below that say nothing.
+# With 1,000 test reviews, an accuracy of 80 % has a standard error of 1.3 points. Smaller differences mean nothing.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")

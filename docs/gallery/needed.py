@@ -2,8 +2,8 @@
 # # Is this weight needed?
 #
 # A learned weight above zero does not show that its kernel is needed, and a weight of zero does not show that it is
-# not. Here four groups of sensors explain a target. The target depends on the wrist and on the heart. The sensors at
-# the ankle measure nearly what those at the wrist do. Sweat has nothing to do with the target.
+# not. In this example four groups of sensors explain a target. The target depends on the wrist and on the heart. The
+# sensors at the ankle measure nearly the same as those at the wrist. Sweat has nothing to do with the target.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,8 +29,8 @@ def fit(n, seed):
 
 
 # %% [markdown]
-# First the weights alone, which the search has learned on six training sets of 60 rows (`uniform_level=1` takes
-# whatever was learned). Wrist and ankle change places, and sweat gets some weight now and then.
+# First look only at the weights that the search learns on six training sets of 60 rows. (`uniform_level=1` keeps them
+# even if no test rejects equal weights.) Wrist and ankle swap places, and sweat gets some weight now and then.
 
 # %%
 names = list(dict.fromkeys(GROUPS))
@@ -39,15 +39,15 @@ for seed in range(6):
     print(f"set {seed + 1}:  " + "".join(f"{weight:8.2f}" for weight in fit(60, seed)[0].omega_[0]))
 
 # %% [markdown]
-# `infer` tests what is needed. On 60 rows it also says that wrist and ankle cannot be told apart, and tests them
-# together: one of them is needed, and no data of this size could say which.
+# `infer` tests which kernels are needed. On 60 rows it finds that wrist and ankle cannot be told apart, and tests them
+# together: at least one of them is needed, and so few rows cannot tell which.
 
 # %%
 small = infer(*fit(60, 0))
 print(small)
 
 # %% [markdown]
-# On 400 rows they are told apart. The wrist is needed, the ankle is not shown to be.
+# On 400 rows they can be told apart. The wrist is needed, and the ankle is not shown to be.
 
 # %%
 large = infer(*fit(400, 0))
@@ -61,10 +61,10 @@ for ax, table in zip(axes, (small, large), strict=True):
 plt.show()
 
 # %% [markdown]
-# "Not shown" is not "absent": the interval of the ankle still holds weights up to its upper end. And how often is
-# "needed" wrong? On 100 further training sets of 60 rows we count how often each cluster was called needed. For sweat
-# it is an error, and in a row of Omega there should be one in at most 5 % of the sets. The model is the same for all,
-# because the tests use its kernels and not its weights.
+# "Not shown" does not mean "absent": the interval of the ankle still contains weights up to its upper end. How often is
+# "needed" wrong? The next cell draws 100 further training sets of 60 rows, and counts how often each cluster is called
+# needed. For sweat this is an error, which should happen in at most 5 % of the sets. One model serves all sets, because
+# the tests use its kernels and not its weights.
 
 # %%
 model, *_ = fit(60, 0)

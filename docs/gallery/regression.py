@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Regression that knows how unsure it is
 #
-# Scikit-learn's diabetes data: ten measurements of 442 patients, and how far the disease had come a year later. The
-# learned kernel is also the covariance of a Gaussian process, so every prediction has a standard deviation.
+# The data are scikit-learn's diabetes data: ten measurements of 442 patients, and how far the disease had progressed a
+# year later. The learned kernel is also the covariance of a Gaussian process, so every prediction has a standard
+# deviation.
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,9 +25,9 @@ print(
 )
 
 # %% [markdown]
-# `return_std` gives the deviation of the function. A new patient's target also has noise, `noise_std`. Both have the
-# size that makes the training targets most likely. `predict_interval` assumes less: its intervals (jackknife+) are made
-# of what the model without each patient says of that patient, exactly and without a refit.
+# `return_std` returns the standard deviation of the function. A new patient's target also has noise, whose deviation is
+# `noise_std`. Both are scaled so that the training targets are most likely. `predict_interval` assumes less. Its
+# intervals (jackknife+) come from the models that leave out one patient at a time. They are exact and need no refit.
 
 # %%
 SHARES = np.linspace(0.05, 0.95, 19)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A table in groups of columns
 #
-# Scikit-learn's diabetes data again: 442 patients, and how far the disease had come a year later. Its ten columns have
-# meanings: age and sex, body mass, blood pressure, and six values from a blood sample. How much of the prediction comes
-# from which?
+# The data are scikit-learn's diabetes data again: 442 patients, and how far the disease had progressed a year later.
+# The ten columns fall into groups: age and sex, body mass, blood pressure, and six values from a blood sample. How much
+# does each group contribute to the prediction?
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,8 +26,8 @@ groups = [next(group for group, names in GROUPS.items() if name in names) for na
 splits = list(ShuffleSplit(5, test_size=0.5, random_state=0).split(x))
 
 # %% [markdown]
-# `groups` names the group of every column. Half of the patients are held out, in five random splits: a table
-# this small gives other shares for other patients.
+# `groups` names the group of every column. Half of the patients are held out, in five random splits, because shares of
+# such a small table differ between patients.
 
 # %%
 shares, models = [], []
@@ -41,9 +41,10 @@ r2 = shares.sum(axis=1)
 print(f"all             {r2.mean():5.2f}, between {r2.min():.2f} and {r2.max():.2f}")
 
 # %% [markdown]
-# A share says what the model takes from a group, not what would be lost without it: other groups may hold the same.
-# Nor is a weight a share. Weights say how the kernel is mixed, shares what comes out of it: age and
-# sex have a large weight in some splits and explain nothing there, blood pressure explains more than its weight tells.
+# A share shows what the model takes from a group, and not what would be lost without it, because other groups may hold
+# the same information. A share is not a weight either. Weights describe how the kernels are mixed, and shares what each
+# of them explains. In all five splits the weights stay equal, because no test rejects that. Yet age and sex explain
+# nothing, and body mass a lot.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(1, 1.2))

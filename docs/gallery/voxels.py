@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Which feature space explains which target?
 #
-# Recordings of a brain, say, have many targets (voxels), and every stimulus is described by several feature spaces.
-# Which space explains which voxel? Here 100 voxels are simulated, so the answer is known: each takes most of its signal
-# from one space, a third as much from another one, and the rest is noise.
+# Recordings of a brain have many targets (voxels), and every stimulus is described by several feature spaces. Which
+# space explains which voxel? In this example 100 voxels are simulated, so the answer is known. Each voxel takes most of
+# its signal from one space and a third as much from another one. The rest is noise.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,9 +33,9 @@ for voxel in range(N_VOXELS):
 x_train, x_test, y_train, y_test = x[:N_TRAIN], x[N_TRAIN:], y[:N_TRAIN], y[N_TRAIN:]
 
 # %% [markdown]
-# Every space is a group of columns and has one kernel, that of a network of depth 2. Kernels without biases
-# (`b_std=0`) are evaluated fastest. All voxels are fitted at once, each with weights and a ridge of its own.
-# One split for the search, where five folds are the default, keeps the fit short.
+# Every space is a group of columns and has one kernel, the NTK of depth 2. Kernels without biases (`b_std=0`) are the
+# fastest. All voxels are fitted at once, each with its own weights and ridge. The search uses one split instead of the
+# default five folds, to keep the fit short.
 
 # %%
 one_split = ShuffleSplit(1, test_size=1 / 3, random_state=0)
@@ -49,7 +49,7 @@ for low, high in ((-1, 0.1), (0.1, 0.3), (0.3, 1)):
 print(f"all voxels: {right.sum()} of {N_VOXELS}")
 
 # %% [markdown]
-# The shares of a voxel add up to its R^2 on rows that the fit has not seen.
+# The shares of a voxel add up to its R^2 on unseen rows.
 
 # %%
 figure, (left, axis) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", width_ratios=(1.5, 1))

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A flax network against its limit
 #
-# The tangent kernel of a random network differs from the analytic NTK like width^(-1/2). Here that is measured for a
-# network of three hidden layers, layer by layer of its parameters.
+# The tangent kernel of a random network approaches the analytic NTK at the rate width^(-1/2). This page measures the
+# rate for a network with three hidden layers, separately for the parameters of each layer.
 
 # %%
 import jax
@@ -17,8 +17,8 @@ mlp, widths, seeds = MLP(3), (32, 64, 128, 256, 512), range(4)
 x = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
 
 # %% [markdown]
-# The basis "layers" splits the NTK by the parameters that are trained: the kernels of the hidden layers and of the
-# readout add up to it.
+# The basis "layers" splits the NTK by the parameters that are trained. The kernels of the hidden layers and of the
+# readout add up to the whole.
 
 # %%
 limit = np.asarray(combined_ntk(MLP(3, basis="layers"), np.eye(4), x))

@@ -146,9 +146,9 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
       x2: inputs, shape (n2, p), or None for the Gram matrices of `x1`.
 
     Returns:
-      The unscaled kernels, shape (L, n1, n2), whatever the dtype of `x1`: float64 if JAX's x64 mode is on, because
-      neural_tangents promotes, and float32 otherwise. They can be traced by jit, and are differentiable in x if the
-      inputs differ.
+      The unscaled kernels, shape (L, n1, n2). Whatever the dtype of `x1`, they are float64 if JAX's x64 mode is on,
+      because neural_tangents promotes, and float32 otherwise. They can be traced by jit, and are differentiable in x if
+      the inputs differ.
 
     Raises:
       ValueError: the inputs are not matrices with the same number of columns.

@@ -255,8 +255,7 @@ class NFTKModel:
         with :math:`A_c = k_c(X, X) + \lambda_c W^{-1}`. W holds the sample weights, :math:`\tau_c` is the scale of the
         target, s_c its `prior_variance`, and X the rows in which the target was not missing. The last term comes from
         centring: the mean of the targets, with weights m = w / sum(w), is not exactly the mean of the process. The
-          noise
-        of a new target, `noise_std`, is not included.
+        noise of a new target, `noise_std`, is not included.
 
         The prior covariance k_c is the learned kernel ("ntk"), whose posterior mean is exactly the prediction, or the
         NNGP kernel with the same weights ("nngp"), the spread of the same networks at random initialisation when only
@@ -332,8 +331,8 @@ class NFTKModel:
           rows: positions of training rows, or a mask of them, shape (n,), that are removed together.
 
         Returns:
-          Changes, shape (m, n, C), float64, in units of `decision_function`. With `top` a pair: positions among the
-          training rows and their changes, in falling size, both of shape (m, top, C). With `rows` shape (m, C).
+          Changes, shape (m, n, C), float64, in units of `decision_function`. With `top` a pair, the positions among
+          the training rows and their changes, in falling size, both of shape (m, top, C). With `rows` shape (m, C).
 
         Raises:
           ValueError: as `decision_function`; or `top` or `rows` are out of range, or the model keeps only landmarks.
