@@ -274,8 +274,7 @@ def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
     """Arrays (size, size) that a tile keeps."""
     if isinstance(evaluator.plan, stacks.Plan):
         return sum(
-            len(stack.columns) * (2 if any(not form.is_series for form, _ in stack.forms) else 1)
-            for stack in evaluator.plan.stacks
+            len(stack.columns) * len({form.is_series for form, _ in stack.forms}) for stack in evaluator.plan.stacks
         )
     return n_kernels if evaluator.plan is None else 1
 

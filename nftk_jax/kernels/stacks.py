@@ -259,19 +259,22 @@ def _take(rows: Any, index: jax.Array) -> Any:
 def angles(plan: Plan, left: Any, right: Any) -> Any:
     """What the kernels of all classes between prepared rows are computed from, by `from_angles`, for each stack.
 
-    Exact angles and, where there are functions of the distance, their 1 - cos, shapes (G, m, n); and the lengths.
+    Exact angles where there are series, their 1 - cos where there are functions of the distance, shapes (G, m, n), None
+    otherwise; and the lengths.
     """
     found = []
     for stack, (units1, lengths1), (units2, lengths2) in zip(plan.stacks, left, right, strict=True):
         near, far = lax.map(lambda units: tiles.exact_complements(*units), (units1, units2))
-        near_too = near if any(not form.is_series for form, _ in stack.forms) else None
-        found.append((angle_between(near, far), near_too, lengths1, lengths2))
+        t = angle_between(near, far) if any(form.is_series for form, _ in stack.forms) else None
+        near = near if any(not form.is_series for form, _ in stack.forms) else None
+        found.append((t, near, lengths1, lengths2))
     return tuple(found)
 
 
 def from_angles(plan: Plan, coefficients: jax.Array, found: Any) -> jax.Array:
     """The sum over groups of one class, coefficients (total,), from what `angles` gave: shape (m, n)."""
-    k = jnp.zeros(found[0][0].shape[1:], found[0][0].dtype)
+    like = jax.tree.leaves(found[0][:2])[0]
+    k = jnp.zeros(like.shape[1:], like.dtype)
     for stack, series, (t, near, *lengths) in zip(plan.stacks, plan.split(coefficients[None]), found, strict=True):
 
         def add(k, item, stack=stack):

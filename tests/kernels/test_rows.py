@@ -20,6 +20,7 @@ CASES = {
     "sphere": (MLP(3, b_std=0.3), True),
     "recursion": (MLP(3, b_std=0.3), False),
     "sum": (MLP(2, b_std=0.3) + RBF(2.0), False),
+    "distances": (RBF(2.0) + Laplace(3.0) + RBF(1.5).on([5, 4]), False),
     "groups": (MLP(1).on(slice(0, 3)) + Laplace(2.0).on(slice(0, 3)) + MLP(1, readout_bias=0.5).on([5, 4]), False),
     "groups and a recursion": (MLP(1).on(slice(0, 3)) + MLP(1, b_std=0.3) + RBF(2.0).on([5, 4]), False),
 }
