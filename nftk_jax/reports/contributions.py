@@ -111,4 +111,4 @@ def _by_output(metrics: Metrics, shares: Shares) -> str:
         rows.append(page.row(cells))
     more = f", the first {shown} of {n_outputs}" if shown < n_outputs else ""
     headers = [noun(metrics), ">whole R²", *(f">{page.as_text(name)}" for name in shares.names)]
-    return f"<details><summary>Every {noun(metrics)}{more}</summary>{page.table(headers, rows)}</details>"
+    return page.folded(f"Every {noun(metrics)}{more}", page.table(headers, rows))

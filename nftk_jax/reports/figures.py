@@ -24,6 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle as Rectangle
 
+from nftk_jax.reports.colours import HEAT
 from nftk_jax.reports.formats import DASH, shorten
 from nftk_jax.settings import FigureFormat
 
@@ -103,8 +104,10 @@ def axes_of(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1]
 
 
-def colour_map(name: str) -> Colormap:
-    return matplotlib.colormaps[name].with_extremes(bad="white")
+def colour_map(name: str | None = None) -> Colormap:
+    """One of matplotlib's by name, or the colours of the report's tables; white where there is no number."""
+    own = LinearSegmentedColormap.from_list("heat", HEAT)
+    return (own if name is None else matplotlib.colormaps[name]).with_extremes(bad="white")
 
 
 def printable(names: Sequence[str], longest: int = 18, *, tail: int = 0) -> list[str]:
@@ -234,7 +237,7 @@ def label_ends(figure: Figure, ax: Axes, x: float, labels: list[tuple[float, str
             (1.03, (place - box.y0) / box.height),
             textcoords="axes fraction",
             fontsize=8.5,
-            color=colour,
+            color=INK,
             va="center",
             parse_math=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},

@@ -53,7 +53,7 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     figure = figures.new_figure(high + low)
     grid = figure.add_gridspec(2, 1, height_ratios=[high, low])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    sequential = figures.colour_map("viridis_r")
+    sequential = figures.colour_map()
     same = rows_are_equal(unit) and len(names) > 1
     where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
