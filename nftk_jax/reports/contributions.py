@@ -68,10 +68,12 @@ def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:
         if several:
             told = int(np.count_nonzero(~unsure & (values != 0)))
             where = f"{noun(metrics)} {page.as_text(names[top])}: {_ends(ends[top])}".removesuffix(": ")
+            largest = f"{fixed(values[top], 3)}{page.small(where)}"
+            used = bool((values != 0).any())
             cells += [
-                page.number_cell(fixed(mean, 3), mean),
-                page.number_cell(f"{told} of {len(values)} {nouns(metrics)}", told),
-                page.number_cell(f"{fixed(values[top], 3)}{page.small(where)}", values[top]),
+                page.number_cell(fixed(mean, 3) if used else "0", mean),
+                page.number_cell(f"{told} of {len(values)} {nouns(metrics)}" if used else "not used", told),
+                page.number_cell(largest if used else "", values[top]),
             ]
         else:
             style = "number muted" if unsure[0] else "number"

@@ -33,7 +33,7 @@ from nftk_jax.reports.weights import weights_section
 
 _FIGURES = {
     "inference": "What a test can say of every weight: its most likely value and its interval, jointly for all weights "
-    "of a {noun}. Filled dots are needed. {kernel}s that cannot be told apart share a panel.",
+    "of a {noun}. Filled dots are needed. One panel may stand for several {kernel}s that cannot be told apart.",
     "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
     "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
     "counting more; the weight of groups that hold the whole image stands below.",
@@ -43,6 +43,7 @@ _FIGURES = {
     "share of groups that hold the whole image stands below.",
     "influence": "Test images beside the training images that raise (blue) and lower (orange) their largest score "
     "most, with what each adds to it.",
+    "suspects": "Their images, with the label and, after the arrow, what they look like without it.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
     "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
@@ -91,7 +92,7 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
         contributions_section(
             metrics, *(_figure(metrics, figures, name) for name in ("contributions", "contribution_maps"))
         ),
-        influence_section(metrics, _figure(metrics, figures, "influence")),
+        influence_section(metrics, *(_figure(metrics, figures, name) for name in ("influence", "suspects"))),
         _baselines(metrics, figures),
         _identifiability(metrics, figures),
         _search(metrics, figures),
@@ -106,7 +107,7 @@ def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) ->
     if name not in figures:
         return ""
     caption = capital(_FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics), kernel=kernel_noun(metrics)))
-    return page.figure(figures[name], caption, photo=name == "influence" and has_photos(metrics))
+    return page.figure(figures[name], caption, photo=name in ("influence", "suspects") and has_photos(metrics))
 
 
 def _head(metrics: Metrics) -> str:

@@ -139,9 +139,9 @@ def facts(values: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{''.join(f'<div><dt>{term}</dt><dd>{text}</dd></div>' for term, text in values)}</dl>"
 
 
-def folded(summary: str, content: str) -> str:
-    """Content that a reader unfolds."""
-    return f"<details><summary>{summary}</summary>{content}</details>"
+def folded(summary: str, content: str, *, unfolded: bool = False) -> str:
+    """Content that a reader unfolds, or folds."""
+    return f"<details{' open' * unfolded}><summary>{summary}</summary>{content}</details>"
 
 
 def figure(image: Path | bytes, caption: str, *, photo: bool = False) -> str:
