@@ -6,7 +6,7 @@ import numpy as np
 
 from nftk_jax.reports import page
 from nftk_jax.reports.formats import count, fixed
-from nftk_jax.reports.reading import Metrics, class_names, noun, nouns, score_of
+from nftk_jax.reports.reading import Metrics, class_names, noun, nouns, one_noun, score_of
 from nftk_jax.reports.shares import Shares, holds_zero, shares_of
 
 _MOST_CELLS = 4000
@@ -20,7 +20,7 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"The shares of {_one(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a grey or "
+        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a grey or "
         f"hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because another "
         f"{word} has nearly the same kernel."
     )
@@ -36,10 +36,6 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
         _table(metrics, shares, without),
         _by_output(metrics, shares) if several else "",
     )
-
-
-def _one(metrics: Metrics) -> str:
-    return f"{'an' if noun(metrics) == 'output' else 'a'} {noun(metrics)}"
 
 
 def _rows(metrics: Metrics) -> str:

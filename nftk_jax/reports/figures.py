@@ -69,14 +69,18 @@ def save(
             if figure is None:
                 continue
             path = directory / f"{name}.{kind}"
-            figure.savefig(path, dpi=DPI, facecolor="white", metadata=_WITHOUT_DATE.get(kind))
-            found[name] = path if kind == "png" else _as_png(figure)
+            if kind == "png":
+                found[name] = path
+                path.write_bytes(_as_png(figure))
+            else:
+                figure.savefig(path, dpi=DPI, facecolor="white", metadata=_WITHOUT_DATE[kind])
+                found[name] = _as_png(figure)
     return found
 
 
 def _as_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(stream, format="png", dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
     return stream.getvalue()
 
 

@@ -24,6 +24,7 @@ from nftk_jax.reports.reading import (
     noun,
     nouns,
     omega_of,
+    one_noun,
     range_words,
     rank_words,
     score_of,
@@ -33,13 +34,13 @@ from nftk_jax.reports.weights import weights_section
 
 _FIGURES = {
     "inference": "What a test can say of every weight: its most likely value and its interval, jointly for all weights "
-    "of a {noun}. Filled dots are needed. One panel may stand for several {kernel}s that cannot be told apart.",
+    "of {one}. Filled dots are needed. One panel may stand for several {kernel}s that cannot be told apart.",
     "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
     "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
     "counting more; the weight of groups that hold the whole image stands below.",
     "contributions": "The shares of R² of every {noun}. The diamond is the R² of the whole model; shares left of 0 "
     "lower it. Pale hatched shares say nothing by themselves.",
-    "contribution_maps": "The same on the images: blue parts raise the R² of a {noun}, orange parts lower it. The "
+    "contribution_maps": "The same on the images: blue parts raise the R² of {one}, orange parts lower it. The "
     "share of groups that hold the whole image stands below.",
     "influence": "Test images beside the training images that raise (blue) and lower (orange) their largest score "
     "most, with what each adds to it.",
@@ -106,7 +107,8 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
 def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
     if name not in figures:
         return ""
-    caption = capital(_FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics), kernel=kernel_noun(metrics)))
+    words = {"noun": noun(metrics), "one": one_noun(metrics), "kernel": kernel_noun(metrics)}
+    caption = capital(_FIGURES[name].format(**words))
     return page.figure(figures[name], caption, photo=name in ("influence", "suspects") and has_photos(metrics))
 
 

@@ -99,7 +99,7 @@ def _suspects(suspects: Sequence[Metrics], names: Sequence[str], classes: bool, 
     text = "The model without them contradicts these training rows most. Look at them first for wrong labels."
     if not classes:
         text = "The model without them misses the targets of these training rows most."
-    table = page.table([*heads, *_content_heads(suspects[0])], rows)
+    table = page.table([*heads, *_content_heads(suspects[0])], rows, tall="text" in suspects[0])
     return page.paragraph(text) + figure + (page.folded("The same as a table", table) if figure else table)
 
 

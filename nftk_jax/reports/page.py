@@ -81,15 +81,18 @@ def small(content: str) -> str:
     return "" if content in ("", DASH) else f"<small>{content}</small>"
 
 
-def table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide") -> str:
-    """A table in a box of its own that scrolls sideways; a header that starts with ">" stands over numbers."""
+def table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide", *, tall: bool = False) -> str:
+    """A table in a box of its own that scrolls sideways, and down if the table is `tall`.
+
+    A header that starts with ">" stands over numbers.
+    """
     head = "".join(
         f'<th scope="col" class="number">{h[1:]}</th>' if h.startswith(">") else f'<th scope="col">{h}</th>'
         for h in headers
     )
     body = "\n".join(rows)
     whole = f'<table class="{style}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
-    return f'<div class="scroll">{whole}</div>'
+    return f'<div class="scroll{" tall" * tall}">{whole}</div>'
 
 
 def column_head(text: str, title: str, *, turned: bool) -> str:

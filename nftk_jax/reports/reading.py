@@ -165,6 +165,11 @@ def noun(metrics: Metrics) -> str:
     return "output" if metrics["dataset"].get("task") == "regression" else "class"
 
 
+def one_noun(metrics: Metrics) -> str:
+    """`noun` with its article."""
+    return f"{'an' if noun(metrics) == 'output' else 'a'} {noun(metrics)}"
+
+
 def nouns(metrics: Metrics) -> str:
     """Plural of `noun`."""
     return "outputs" if metrics["dataset"].get("task") == "regression" else "classes"

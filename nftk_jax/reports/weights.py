@@ -110,19 +110,23 @@ def _products(metrics: Metrics) -> str:
     if len(unit) == 1 or unit.shape[1] == 1:
         return ""
     one, many, kernel = noun(metrics), nouns(metrics), kernel_noun(metrics)
-    parts = [
+    names = class_names(metrics)
+    found = [
         (
-            unit.T @ unit,
-            columns_of(labels_of(metrics)).full,
-            kernel,
             f"Ω<sub>n</sub><sup>⊤</sup>Ω<sub>n</sub>: {kernel}s",
+            (unit.T @ unit, columns_of(labels_of(metrics)).full, kernel_labels(metrics), kernel),
+            f"The larger a number, the more weight {many} give to both {kernel}s.",
         ),
-        (unit @ unit.T, class_names(metrics), one, f"Ω<sub>n</sub>Ω<sub>n</sub><sup>⊤</sup>: {many}"),
+        (
+            f"Ω<sub>n</sub>Ω<sub>n</sub><sup>⊤</sup>: {many}",
+            (unit @ unit.T, names, [f"{one} {name}" for name in names], one),
+            f"1: the same weights up to a factor; 0: no {kernel} in common.",
+        ),
     ]
     tables = [
-        f"<div><h3>{title}</h3>{page.heatmap(_pairs(data, names, word), f'Similarity of the {word} pairs', '')}</div>"
-        for data, names, word, title in parts
-        if data.size <= _MOST_PAIRS
+        f"<div><h3>{title}</h3>{page.heatmap(_pairs(*pairs), f'{pairs[3]} by {pairs[3]}', told)}</div>"
+        for title, pairs, told in found
+        if pairs[0].size <= _MOST_PAIRS
     ]
     if not tables:
         return ""
@@ -130,12 +134,12 @@ def _products(metrics: Metrics) -> str:
     return page.folded(summary, f'<div class="columns">{"".join(tables)}</div>')
 
 
-def _pairs(data: np.ndarray, names: Sequence[str], word: str) -> str:
-    """A symmetric table, shape (n, n), with n names on both sides."""
+def _pairs(data: np.ndarray, names: Sequence[str], labels: Sequence[str], word: str) -> str:
+    """A symmetric table, shape (n, n), with n names on both sides; `labels` tell a pair without its place."""
     largest = float(data.max()) or 1.0
     lines = []
-    for name, values in zip(names, data.tolist(), strict=True):
-        hovers = (f"{name} and {other}: {significant(v)}" for other, v in zip(names, values, strict=True))
+    for name, label, values in zip(names, labels, data.tolist(), strict=True):
+        hovers = (f"{label} and {other}: {significant(v)}" for other, v in zip(labels, values, strict=True))
         cells = [_cell(v / largest, weight(v, 2), hover) for v, hover in zip(values, hovers, strict=True)]
         lines.append(_line(name, cells))
     return _table(page.as_text(word), _heads(names), lines)

@@ -209,11 +209,11 @@ def test_the_products_of_omega_can_be_unfolded(ten_classes):
     unit = omega / np.linalg.norm(omega, axis=1, keepdims=True)
     titles = [a["title"] for a in page.all("td") if "title" in a and "data-n" not in a]
     for (i, j), expected in np.ndenumerate(unit.T @ unit):
-        (found,) = [title for title in titles if title.startswith(f"{i + 1} and {j + 1}: ")]
+        (found,) = [title for title in titles if title.startswith(f"depth {i + 1} and depth {j + 1}: ")]
         assert float(found.split(": ")[1]) == pytest.approx(expected, rel=6e-3)
     for (i, j), expected in np.ndenumerate(unit @ unit.T):
-        found = [title.split(": ")[1] for title in titles if title.startswith(f"{i} and {j}: ")]
-        assert any(float(value) == pytest.approx(expected, rel=6e-3) for value in found)
+        (found,) = [title for title in titles if title.startswith(f"class {i} and class {j}: ")]
+        assert float(found.split(": ")[1]) == pytest.approx(expected, rel=6e-3)
 
 
 def test_a_single_output_has_no_products_and_many_classes_only_those_that_fit():
