@@ -20,9 +20,9 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a grey or "
-        f"hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because another "
-        f"{word} has nearly the same kernel."
+        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a "
+        f"grey or hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because "
+        f"another {word} has nearly the same kernel."
     )
     if without:
         text += (
