@@ -76,7 +76,7 @@ def _arguments(predictions: Sequence[Metrics], names: Sequence[str], classes: bo
         heads = ["row", ">adds", "its class" if classes else ">true", *_content_heads(entry)]
         predicted = _name(entry["output"], names) if classes else fixed(entry["value"], 3)
         summary = f"Test row {count(entry['query'])}, predicted {predicted}: the rows that raise and lower it most"
-        found.append(page.folded(summary, page.table(heads, rows, "wide rows"), unfolded=number == 0))
+        found.append(page.folded(summary, page.table(heads, rows, f"wide rows{_style(entry)}"), unfolded=number == 0))
     return found
 
 
@@ -99,7 +99,8 @@ def _suspects(suspects: Sequence[Metrics], names: Sequence[str], classes: bool, 
     text = "The model without them contradicts these training rows most. Look at them first for wrong labels."
     if not classes:
         text = "The model without them misses the targets of these training rows most."
-    table = page.table([*heads, *_content_heads(suspects[0])], rows, tall="text" in suspects[0])
+    style = _style(suspects[0])
+    table = page.table([*heads, *_content_heads(suspects[0])], rows, f"sortable wide{style}", tall=bool(style))
     return page.paragraph(text) + figure + (page.folded("The same as a table", table) if figure else table)
 
 
@@ -125,6 +126,11 @@ def _own(entry: Metrics, names: Sequence[str], classes: bool) -> str:
 
 def _has_content(entry: Metrics) -> bool:
     return "text" in entry or "values" in entry
+
+
+def _style(entry: Metrics) -> str:
+    """What a table of texts has in its class, for narrow screens."""
+    return " texts" if "text" in entry else ""
 
 
 def _content_heads(entry: Metrics) -> list[str]:

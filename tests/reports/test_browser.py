@@ -13,6 +13,7 @@ from nftk_jax.reports import page as reports
 from nftk_jax.reports.colours import STEPS, dark_twin, heat, heat_class
 from nftk_jax.reports.fit_figures import save_figures
 from nftk_jax.reports.html import render_report
+from tests.reports.test_influence import explained
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -139,6 +140,18 @@ def test_figures_fit_a_phone_and_can_be_made_larger(visit):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     first.locator("button").tap()
     assert first.evaluate(inside)[0] <= room
+
+
+def test_a_phone_shows_texts_across_its_width(browser, tmp_path):
+    texts = [{"text": f"{i} a film of note " * 12} for i in range(4)]
+    (tmp_path / "texts.html").write_text(render_report(explained(texts), {}), encoding="utf-8")
+    screen = browser.new_page(viewport={"width": 390, "height": 844})
+    screen.goto((tmp_path / "texts.html").as_uri())
+    for text in screen.locator("td.text:visible").all():
+        box = text.bounding_box()
+        assert box["x"] >= 0
+        assert 250 < box["width"] < 390 - box["x"]
+    screen.close()
 
 
 def test_a_dark_page_shows_figures_in_the_colours_of_its_tables(browser, tmp_path):

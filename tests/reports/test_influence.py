@@ -45,6 +45,7 @@ def test_texts_are_shown_and_are_only_text():
     page = Page(render_report(explained(texts), {}))
     assert all(text["text"] in page.text for text in texts)
     assert page.text.count("a film of note 2") == 2
+    assert [a["class"].split()[-1] for a in page.all("table") if "texts" in a.get("class", "").split()] == ["texts"] * 2
 
 
 @pytest.mark.parametrize("name", HOSTILE)
