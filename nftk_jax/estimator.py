@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from nftk_jax.kernels.groups import group_kernel, read_groups
 from nftk_jax.learn import TrainingRows, learn
+from nftk_jax.memory import give_back
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.left_out import jackknife_intervals, label_sets
 from nftk_jax.parameters import PARAMETERS, Parameters
@@ -27,7 +28,6 @@ from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.targets import group_by_presence
 from nftk_jax.progress import report_stages
 from nftk_jax.settings import KindName, shown
-from nftk_jax.solvers.plan import give_back
 
 
 class _NFTKEstimator(Parameters):

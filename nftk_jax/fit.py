@@ -138,8 +138,8 @@ def _settings(config: FitConfig) -> tuple[Kernel, LearnSettings]:
 
 def _check_influence(config: FitConfig, plan: Plan, dataset: Dataset) -> None:
     """Refuse to explain test rows where that would fail after everything else."""
+    from nftk_jax.memory import GIB, available_memory
     from nftk_jax.model.systems import check_rows_fit
-    from nftk_jax.solvers.plan import GIB, available_memory
 
     if config.influence < 0:
         raise CommandError(f"--influence must be 0 or a number of test rows; got {config.influence}")

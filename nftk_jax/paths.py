@@ -155,7 +155,7 @@ def _load(config: PathsConfig, report: StageReport) -> tuple[Dataset, Texts]:
 
 def _check_memory(dataset: Dataset) -> None:
     """Refuse terms that do not fit: as they are summed up, saved and read."""
-    from nftk_jax.solvers.plan import available_memory
+    from nftk_jax.memory import available_memory
 
     numbers = len(dataset.x_train) * len(dataset.x_test) * dataset.n_outputs
     needed, available = 3 * 8 * numbers, available_memory()

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms (folders, or modules at the root) from the bottom up: each imports only those before it, and itself.
 ORDER = (
     "settings",
+    "memory",
     "progress",
     "preprocessing",
     "datasets",

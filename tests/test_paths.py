@@ -167,7 +167,7 @@ def test_what_cannot_be_done_ends_in_one_line(case, data, tmp_path, run):
 
 
 def test_terms_that_do_not_fit_are_refused(data, tmp_path, monkeypatch, run):
-    monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**10)
+    monkeypatch.setattr("nftk_jax.memory.available_memory", lambda: 2**10)
     status, _, error = run(paths.command, "--dataset", data, "--output", tmp_path / "out")
     assert status == 2
     assert "--n-train" in error

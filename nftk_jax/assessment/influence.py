@@ -10,6 +10,7 @@ import numpy as np
 from nftk_jax.datasets import Dataset
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.left_out import joint_influences, output_influences
+from nftk_jax.model.systems import keeping_factors
 from nftk_jax.path_kernels.influence import choose_queries, excerpt, strongest
 from nftk_jax.solvers.solver import Report
 
@@ -50,14 +51,16 @@ def explain(
     query_labels = None if dataset.classes is None else dataset.y_test
     scores = model.decision_function(dataset.x_test)
     queries = choose_queries(scores, query_labels, count)
-    report("influence", 0, 3)  # three times every kernel is factored
+    report("influence", 0, 3)
     x, output = dataset.x_test[queries], scores[queries].argmax(axis=1)
-    found = [strongest(-change, labels) for change in output_influences(model, x, output)]
-    report("influence", 1, 3)
-    groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
-    less = scores[queries] + joint_influences(model, x, groups)
+    with keeping_factors(model):
+        found = [strongest(-change, labels) for change in output_influences(model, x, output)]
+        report("influence", 1, 3)
+        groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
+        less = scores[queries] + joint_influences(model, x, groups)
+        report("influence", 2, 3)
+        suspects = _suspects(dataset, model, texts)
     then = None if labels is None else model.logits(less).argmax(axis=1)
-    report("influence", 2, 3)
     predictions = [
         {
             "query": query,
@@ -76,7 +79,6 @@ def explain(
     for one in predictions:
         for entry in (*one["positive"], *one["negative"]):
             entry |= _content(dataset, texts, 0, entry["sample"], one["output"])
-    suspects = _suspects(dataset, model, texts)
     report("influence", 3, 3)
     return {"predictions": predictions, "suspects": suspects}
 

@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from nftk_jax.datasets.errors import DataError, describe_cause, shorten
+from nftk_jax.memory import available_memory
 
 #: What zipfile, zlib and numpy's header parser raise on damaged or hostile files (zipfile's NotImplementedError and its
 #: complaint about passwords are RuntimeErrors, numpy's own complaints are ValueErrors, but it sorts the keys of a
@@ -46,22 +47,6 @@ class Layout(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-
-
-def available_memory() -> int | None:
-    """Bytes that this process could still allocate, or None where the system does not say."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit, which /proc/meminfo does not show
-        group = pathlib.Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        limits.append(max(0, limit - int((group / "memory.current").read_text(encoding="ascii"))))
-    if not limits:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
 
 
 def list_arrays(path: pathlib.Path) -> list[str]:
@@ -220,7 +205,7 @@ def _find_members(path: pathlib.Path, archive: zipfile.ZipFile, names: list[str]
 
 def _check_memory(path: pathlib.Path, needed: int) -> None:
     available = available_memory()
-    if available is not None and needed > available:
+    if needed > available:
         raise DataError(
             f"{path} expands to {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB of memory are available; "
             "save fewer rows or a smaller dtype"

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.datasets.archive import available_memory
 from nftk_jax.datasets.download import Report
 from nftk_jax.datasets.errors import DataError, describe_cause, shorten
+from nftk_jax.memory import available_memory
 
 DEFAULT_MODEL = "gpt2"
 #: Where the token table is unless told otherwise: the first of these that the model has.
@@ -210,7 +210,7 @@ def _read_vectors(path: pathlib.Path, tensor: str | None) -> np.ndarray:
                     f"{path}: {wanted} has shape {tuple(shape)}; expected a token table (n_tokens, n_columns)"
                 )
             available = available_memory()
-            if available is not None and 8 * shape[0] * shape[1] > available:
+            if 8 * shape[0] * shape[1] > available:
                 raise DataError(f"{path}: {wanted} of shape {tuple(shape)} does not fit the memory that is available")
             vectors = file.get_tensor(wanted)
     except (safetensors.SafetensorError, OSError, TypeError) as error:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from nftk_jax.datasets.archive import available_memory
 from nftk_jax.datasets.columns import Frame, read_frame
 from nftk_jax.datasets.dataset import Dataset, make_dataset
 from nftk_jax.datasets.errors import DataError, shorten
 from nftk_jax.datasets.subsets import check_request, choose_rows
 from nftk_jax.datasets.validation import LARGEST, MOST_LABELS
+from nftk_jax.memory import available_memory
 from nftk_jax.preprocessing.sampling import draw_rows
 from nftk_jax.preprocessing.table import TablePreparation, Values, as_numbers, as_text, fit_preparation, name_columns
 
@@ -253,7 +253,7 @@ def _usable(values: dict[str, Values]) -> dict[str, Values]:
 def _check_size(preparation: TablePreparation, n: int) -> None:
     """Refuse what would not fit memory, before it is made."""
     needed, available = 3 * 8 * n * len(preparation.features), available_memory()
-    if available is None or needed <= available:
+    if needed <= available:
         return
     widest = max(preparation.columns, key=lambda column: len(column.features))
     raise ValueError(

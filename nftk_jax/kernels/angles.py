@@ -12,7 +12,7 @@ from numpy.polynomial import chebyshev
 
 
 @functools.lru_cache(maxsize=2)
-def _arccos_polynomial(dtype: str) -> tuple[float, ...]:
+def arccos_polynomial(dtype: str) -> tuple[float, ...]:
     """P with arccos(a) = sqrt(1 - a) P(2a - 1) on [0, 1], as monomials: analytic up to a = -1, so 5.8^-degree."""
     size = {"float32": 8, "float64": 22}[dtype]
     nodes = np.cos((np.arange(64) + 0.5) * (math.pi / 64))
@@ -30,7 +30,7 @@ def angle(cos: jax.Array) -> jax.Array:
     """
     magnitude = jnp.minimum(jnp.abs(cos), 1)
     v = 2 * magnitude - 1
-    coefficients = _arccos_polynomial("float64" if cos.dtype == jnp.float64 else "float32")
+    coefficients = arccos_polynomial("float64" if cos.dtype == jnp.float64 else "float32")
     value = horner(coefficients, v) * jnp.sqrt(1 - magnitude)
     return jnp.where(cos < 0, math.pi - value, value)
 
@@ -40,7 +40,7 @@ def angle_of_complement(delta: jax.Array) -> jax.Array:
     """arccos(1 - delta) for delta in [0, 2], exact for small delta; its derivative is taken as 0 at both ends."""
     far = delta > 1
     small = jnp.where(far, 2 - delta, delta)
-    coefficients = _arccos_polynomial("float64" if delta.dtype == jnp.float64 else "float32")
+    coefficients = arccos_polynomial("float64" if delta.dtype == jnp.float64 else "float32")
     value = horner(coefficients, 1 - 2 * small) * jnp.sqrt(small)
     return jnp.where(far, math.pi - value, value)
 
@@ -51,7 +51,7 @@ def angle_between(near: jax.Array, far: jax.Array) -> jax.Array:
     taken as 0.
     """
     small = jnp.minimum(near, far)
-    coefficients = _arccos_polynomial("float64" if small.dtype == jnp.float64 else "float32")
+    coefficients = arccos_polynomial("float64" if small.dtype == jnp.float64 else "float32")
     value = horner(coefficients, 1 - 2 * small) * jnp.sqrt(small)
     return jnp.where(near <= far, value, math.pi - value)
 

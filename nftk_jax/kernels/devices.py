@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,16 @@ AXIS = "devices"
 def device_mesh() -> Mesh:
     """All devices of all processes in one row."""
     return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def is_host(mesh: Mesh) -> bool:
+    """Whether it is the one CPU of the one process, whose memory NumPy shares."""
+    return jax.default_backend() == "cpu" and mesh.devices.size == 1
+
+
+def has_native_code(mesh: Mesh) -> bool:
+    """Whether `native` can be used: on one CPU, where numba is installed."""
+    return is_host(mesh) and importlib.util.find_spec("numba") is not None
 
 
 def shard_map(f: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:

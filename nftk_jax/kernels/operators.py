@@ -2,7 +2,8 @@
 
 An off-diagonal tile serves K v and, transposed, the rows of its mirror image. What a tile costs most, the angles of its
 pairs (784 features: a product of matrices), is the same for every class and every pass: as many tiles as the memory
-allows keep theirs, and a pass over them is a polynomial and two thin products a class.
+allows keep theirs, and a pass over them is a polynomial and two thin products a class. On one CPU, where numba is
+installed, `native` does the tiles whose angles are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import stacks, tiles
-from nftk_jax.kernels.devices import AXIS, place, shard_map
+from nftk_jax.kernels.devices import AXIS, has_native_code, place, shard_map
 from nftk_jax.kernels.series import Form, evaluate
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _ACCELERATOR_TILE_ROWS = 4096
 _COLUMNS_BUDGET = 2**28
 #: Several vectors of one kernel are padded to a multiple of so many, so that few programs are compiled.
 _WIDTH = 4
-#: The product of a kernel with the vectors of many classes takes so many times as long as with one of them.
-_SHARED_COST = 1.5
+#: An evaluation of a kernel takes as long as its products with so many vectors, by XLA and by `native`.
+_VECTORS, _NATIVE_VECTORS = 17, 4
 
 
 class Evaluator(NamedTuple):
@@ -89,11 +90,21 @@ class PlacedRows(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """The upper triangle in tiles of `size` rows, spread over the devices, and what is kept of the first of them."""
+    """The upper triangle in tiles of `size` rows, spread over the devices, and what is kept of the first of them.
 
-    pairs: jax.Array
-    factors: jax.Array
+    Attributes:
+      pairs: first row and column of every tile, shape (m, 2).
+      factors: what it and its mirror image count, shape (m, 2).
+      store: angles (or entries), whose leading axis are the tiles that keep theirs.
+    """
+
+    pairs: Any
+    factors: Any
     store: Any
+
+    def part(self, tiles: slice) -> Tiling:
+        """Some neighbouring tiles of one device, those that keep their angles before the others."""
+        return Tiling(self.pairs[tiles], self.factors[tiles], jax.tree.map(lambda a: a[tiles], self.store))
 
 
 class Columns(NamedTuple):
@@ -122,11 +133,16 @@ class Atoms(NamedTuple):
     share: np.ndarray
 
 
-def find_atoms(omega: np.ndarray) -> Atoms:
-    """The distinct kernels of the classes, or those of the family that they use, whichever cost less; omega (C, L)."""
+def find_atoms(omega: np.ndarray, vectors: float = _VECTORS) -> Atoms:
+    """The distinct kernels of the classes, or those of the family that they use, whichever cost less.
+
+    Args:
+      omega: weights, shape (C, L).
+      vectors: a kernel's evaluation costs as much as its products with so many vectors.
+    """
     used = np.flatnonzero(omega.any(axis=0))
     distinct, group = np.unique(omega, axis=0, return_inverse=True)
-    if 0 < _SHARED_COST * len(used) < len(distinct):
+    if 0 < len(used) * vectors + np.count_nonzero(omega) < len(distinct) * vectors + len(omega):
         of, atom = np.nonzero(omega[:, used])
         weights, share = np.eye(omega.shape[1])[used], omega[of, used[atom]]
     else:
@@ -155,23 +171,22 @@ class GramOperator:
     Attributes:
       n: rows of X.
       stored: share of the tiles whose angles are kept.
+      store: the angles (or entries) that are kept, spread over the devices.
     """
 
     n: int
     stored: float
     mesh: Mesh
+    store: Any
     _evaluator: Evaluator
     _size: int
     _rows: PlacedRows
     _tables: np.ndarray  # series of every kernel (L, size), or the identity, float64
     _bias: np.ndarray  # constants of every kernel, (L,)
-    _tiling: Tiling
+    _length: np.ndarray  # factors that the evaluator leaves out, (padded rows,)
+    _native: Tiling | None  # the tiles that machine code does, in host memory
+    _tiling: Tiling | None  # the others
     _capacity: list[int]  # the most kernels of one pass so far: fewer run the same program
-
-    @property
-    def store(self) -> Any:
-        """The angles (or entries) that are kept, spread over the devices."""
-        return self._tiling.store
 
     @property
     def stored_bytes(self) -> int:
@@ -183,26 +198,41 @@ class GramOperator:
 
         Entries and products have the dtype of the rows. Every process must call it with the same arguments.
         """
-        dtype, atoms = np.dtype(self._rows.length.dtype), find_atoms(omega)
-        count, width = len(atoms.weights), int(atoms.place.max(initial=0)) + 1
+        atoms = find_atoms(omega, _VECTORS if self._native is None else _NATIVE_VECTORS)
+        table = (atoms.weights @ self._tables).astype(self._length.dtype)
+        w = np.zeros((len(atoms.of), len(self._length)), self._length.dtype)
+        w[:, : self.n] = (atoms.share * v[:, atoms.of]).T * self._length[: self.n]
+        out = 0.0 if self._tiling is None else self._by_xla(self._tiling, atoms, table, w)
+        if self._native is not None:
+            out = out + self._by_machine_code(self._native, atoms, table, w)
+        result = np.zeros(v.shape)
+        np.add.at(result.T, atoms.of, (out * self._length)[:, : self.n])
+        return result + omega @ self._bias * np.sum(v, axis=0, dtype=np.float64)
+
+    def _by_xla(self, tiling: Tiling, atoms: Atoms, table: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Every atom's kernel times its vectors, shape (m, padded rows)."""
+        count, width = len(table), int(atoms.place.max(initial=0)) + 1
         width = width if width == 1 else -(-width // _WIDTH) * _WIDTH
         self._capacity[0] = capacity = max(self._capacity[0], count)
-        w = np.zeros((capacity, width, len(self._rows.length)), dtype)
-        w[atoms.atom, atoms.place, : self.n] = (atoms.share * v[:, atoms.of]).T
-        table = np.zeros((capacity, self._tables.shape[1]), dtype)
-        table[:count] = (atoms.weights @ self._tables).astype(dtype)
-        columns = Columns(place(table, self.mesh), place(w, self.mesh), count)
-        out = np.asarray(_apply(self._evaluator, self._size, self.mesh, self._rows, self._tiling, columns))
-        result = np.zeros(v.shape)
-        np.add.at(result.T, atoms.of, out[atoms.atom, atoms.place, : self.n])
-        return result + omega @ self._bias * np.sum(v, axis=0, dtype=np.float64)
+        vectors = np.zeros((capacity, width, w.shape[1]), w.dtype)
+        vectors[atoms.atom, atoms.place] = w
+        table = np.concatenate([table, np.zeros((capacity - count, table.shape[1]), table.dtype)])
+        columns = Columns(place(table, self.mesh), place(vectors, self.mesh), count)
+        out = np.asarray(_apply(self._evaluator, self._size, self.mesh, self._rows, tiling, columns))
+        return out[atoms.atom, atoms.place].astype(np.float64)
+
+    def _by_machine_code(self, tiling: Tiling, atoms: Atoms, table: np.ndarray, w: np.ndarray) -> np.ndarray:
+        from nftk_jax.kernels import native
+
+        ends = np.searchsorted(atoms.atom, np.arange(len(table)), side="right")
+        return native.multiply_tiles(self._evaluator.plan.form, *tiling, table, ends, w)
 
     def rectangle(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
         """sum_l weights_l K^(l)(X[rows], X[chosen]), shape (len(rows), len(chosen)), rows spread over the mesh.
 
         `rows` is a multiple of the devices; None is all of the padded ones, of which those beyond `n` mean nothing.
         """
-        dtype, mesh = np.dtype(self._rows.length.dtype), self.mesh
+        dtype, mesh = self._length.dtype, self.mesh
         table = place((weights @ self._tables).astype(dtype), mesh)
         right = place(np.asarray(chosen, np.int32), mesh)
         left = None if rows is None else place(np.asarray(rows, np.int32), mesh)
@@ -231,8 +261,11 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
     kept = min(local, int(store_bytes // each))
     store = _fill_store(evaluator, size, mesh, kept, placed, spread)
-    tiling = Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
-    return GramOperator(n, kept / local, mesh, evaluator, size, placed, tables, bias, tiling, [0])
+    native, rest = None, Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
+    if kept and isinstance(evaluator.plan, tiles.Plan) and has_native_code(mesh):
+        native = Tiling(pairs, factors.astype(dtype), np.asarray(store)).part(slice(kept))
+        rest = rest.part(slice(kept, None)) if kept < local else None
+    return GramOperator(n, kept / local, mesh, store, evaluator, size, placed, tables, bias, length, native, rest, [0])
 
 
 def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
@@ -298,7 +331,7 @@ def _apply(
     evaluator: Evaluator, size: int, mesh: Mesh, rows: PlacedRows, tiling: Tiling, columns: Columns
 ) -> jax.Array:
     """The kernels of the first `number` rows of the table times their vectors, shape (A, m, padded rows)."""
-    w, multiply = columns.w * rows.length, functools.partial(jnp.matmul, precision=tiles.HIGHEST)
+    multiply = functools.partial(jnp.matmul, precision=tiles.HIGHEST)
 
     def local(rows, tiling, columns):
         pairs, factors, store = tiling
@@ -336,8 +369,7 @@ def _apply(
             out = lax.fori_loop(kept, len(pairs), add_fresh, out)
         return lax.psum(out, AXIS)
 
-    out = shard_map(local, mesh, (P(), P(AXIS), P()), P())(rows, tiling, columns._replace(w=w))
-    return out * rows.length
+    return shard_map(local, mesh, (P(), P(AXIS), P()), P())(rows, tiling, columns)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,7 +1,8 @@
 """Products of kernels between queries and fixed rows with vectors, in tiles: no kernel is kept.
 
 Of a series in the angle a tile is cosines, angles, and for every kernel a polynomial and a thin product, all of which
-stay in a cache. A tile with nearly parallel rows takes their angles from differences, see `tiles`.
+stay in a cache. A tile with nearly parallel rows takes their angles from differences, see `tiles`. On a CPU, where
+numba is installed, `native` does such tiles.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ class RowProducts:
     Args:
       v: vectors of C kernels, shape (C, n2, m), dtype of the inputs.
       x2: inputs of those kernels, shape (n2, p).
+      native: whether series in the angle may go through machine code.
     """
 
-    def __init__(self, v: jax.Array, x2: jax.Array) -> None:
-        self._v, self._x2 = v, x2
+    def __init__(self, v: jax.Array, x2: jax.Array, *, native: bool = False) -> None:
+        self._v, self._x2, self._native = v, x2, native
         self._prepared: dict[Any, Any] = {}
 
-    def __call__(self, work: Work, omega: np.ndarray, x1: jax.Array, n1: int, tile_rows: tuple[int, ...]) -> jax.Array:
+    def __call__(
+        self, work: Work, omega: np.ndarray, x1: jax.Array, n1: int, tile_rows: tuple[int, ...]
+    ) -> jax.Array | np.ndarray:
         """sum_j K_c(x1_i, x2_j) v_cjm for the first `n1` rows of `x1`; one program serves every `n1`.
 
         Args:
@@ -54,12 +58,14 @@ class RowProducts:
             on.
 
         Returns:
-          Shape (size, C, m); zeros, or products of the tile's other rows, from `n1` on.
+          Shape (size, C, m); zeros, products of the tile's other rows, or nothing, from `n1` on.
         """
         x1, x2 = widen(work.kernel, work.series, x1, self._x2)
         plan, series = (None, None) if work.series is None else split(work.series, MEMORY_BUDGET, x1.dtype)
         if plan not in self._prepared:
             self._prepared[plan] = x2 if series is None else _prepare(plan, x2, series.stretch)
+        if self._native and series is not None and isinstance(plan, tiles.Plan):
+            return self._by_machine_code(plan, series, omega, x1[:n1])
         counts, left = [], n1
         for rows in tile_rows:
             counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
@@ -67,6 +73,33 @@ class RowProducts:
         weights, count = jnp.asarray(omega, x1.dtype), jnp.asarray(counts, jnp.int32)
         kernel = work.kernel if plan is None else None
         return _products(kernel, plan, tile_rows, weights, series, self._v, x1, self._prepared[plan], count)
+
+    def _by_machine_code(self, plan: tiles.Plan, series: Any, omega: np.ndarray, x1: jax.Array) -> np.ndarray:
+        from nftk_jax.kernels import native
+
+        c, n2, m = self._v.shape
+        (u1, r1), (u2, r2) = ([np.asarray(a) for a in side] for side in (_unit_rows(x1), self._prepared[plan]))
+        v = np.asarray(self._v)
+        w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
+        table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)
+        near, ends = tiles.near_threshold(u1.dtype), m * np.arange(1, c + 1)
+        out = native.multiply_rectangle(plan.form, u1, u2, near, _exact_angles, table, ends, w).reshape(c, m, len(u1))
+        out = out * r1 if plan.radial else out
+        if series.bias is not None:
+            out = out + np.einsum("cl,l,cnm->cm", omega, series.bias, v, dtype=np.float64)[:, :, None]
+        return out.transpose(2, 0, 1)
+
+
+_unit_rows = jax.jit(tiles.unit_rows)
+
+
+@jax.jit
+def _near_angles(u1: jax.Array, u2: jax.Array) -> jax.Array:
+    return tiles.exact_angles(u1, u2, None)[0]
+
+
+def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
+    return np.asarray(_near_angles(u1, u2))
 
 
 @functools.partial(jax.jit, static_argnums=0)

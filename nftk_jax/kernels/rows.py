@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel
-from nftk_jax.kernels.devices import device_mesh
+from nftk_jax.kernels.devices import device_mesh, has_native_code
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
@@ -37,8 +37,8 @@ _TILE_BYTES = 2**28
 _CELLS = 10**7
 #: From so many classes on it may do so for few training rows too; below, one program for all such models is quicker.
 _MANY_CLASSES = 32
-#: Bytes of the queries and scores of one call of a compiled program, for few training rows and for many.
-_SMALL_QUERY_BYTES, _QUERY_BYTES = 2**20, 2**23
+#: Bytes of the queries and scores of one call of a compiled program, for few training rows, for many, and for `native`.
+_SMALL_QUERY_BYTES, _QUERY_BYTES, _NATIVE_QUERY_BYTES = 2**20, 2**23, 2**25
 
 
 class Rows:
@@ -190,7 +190,9 @@ class Rows:
         few = len(self._padded) <= PADDED_ROWS
         if (not few or len(omega) > _MANY_CLASSES) and self._quicker_by_kernel(omega):
             return self._predict_by_kernel(omega, dual_coef, x2, scaled, report)
+        native = not few and has_native_code(self.mesh)
         tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
+        size = _NATIVE_QUERY_BYTES if native else size
         if jax.default_backend() != "cpu":
             tile_rows = _ACCELERATOR_TILE_ROWS
         right, kernels = self._padded, len(np.unique(omega, axis=0))
@@ -212,7 +214,8 @@ class Rows:
             for share in self._by_kernel(omega, left):
                 part, key = share.work, share.work.columns.tobytes() + share.classes.tobytes()
                 if key not in products:
-                    products[key] = RowProducts(jnp.asarray(share.split(coefficients)), part.select(right))
+                    vectors = jnp.asarray(share.split(coefficients))
+                    products[key] = RowProducts(vectors, part.select(right), native=native)
                 found = products[key](part, share.omega, part.select(left), n, tile_rows)
                 scores[start : start + n, share.classes] += np.asarray(found, np.float64)[:n, share.group, share.place]
             report(start + n, len(x2))

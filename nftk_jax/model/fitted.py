@@ -20,7 +20,7 @@ from nftk_jax.model.files import read_fields, write_fields
 from nftk_jax.model.left_out import influences, joint_influence, largest_influences, left_out_scores
 from nftk_jax.model.shares import predict_by_kernel, split_r2
 from nftk_jax.model.summary import render_summary, summarise
-from nftk_jax.model.systems import System, factored_systems, likely_scale
+from nftk_jax.model.systems import Factors, System, factored_systems, likely_scale
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.scaling import InputScaling, check_finite
 from nftk_jax.preprocessing.stack import KernelStack
@@ -350,9 +350,9 @@ class NFTKModel:
         return x if isinstance(x, KernelStack) else self.scaled(x, np.float64)
 
     @functools.cached_property
-    def _factored(self) -> dict[tuple[KindName, int], System]:
-        """The factors that `factored_systems` keeps."""
-        return {}
+    def factors(self) -> Factors:
+        """Those that `factored_systems` keeps."""
+        return Factors()
 
     def systems(self, covariance: KindName = "ntk") -> Iterator[System]:
         """The distinct systems that the model solves, factored, see `factored_systems`. Use them inside `enable_x64`.
@@ -365,7 +365,7 @@ class NFTKModel:
                 "standard deviations and left-out predictions need all training rows, and this model keeps the "
                 "landmarks of Nystroem's method; fit it with `solver='cholesky'` or `solver='cg'`"
             )
-        return factored_systems(self, self._factored, covariance)
+        return factored_systems(self, covariance)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields, without the factors: the content of a pickle."""

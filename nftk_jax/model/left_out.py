@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.memory import GIB, available_memory
 from nftk_jax.preprocessing.scaling import check_finite
 from nftk_jax.settings import check_count, check_level, shown
-from nftk_jax.solvers.plan import GIB, available_memory
 
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel

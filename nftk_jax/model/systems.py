@@ -7,6 +7,7 @@ and :math:`(A^{-1})_{ii} = |L^{-1} e_i|^2`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ import scipy.linalg
 
 from nftk_jax.kernels.family import stack_kernel
 from nftk_jax.kernels.rows import Rows
+from nftk_jax.memory import GIB
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import KindName
 from nftk_jax.solvers.cholesky import factor_ridge, solve_factor
-from nftk_jax.solvers.plan import GIB, this_machine
+from nftk_jax.solvers.plan import this_machine
 
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 TILE_ROWS = 64
 #: Bytes of the factors that a model keeps in memory between calls.
 KEPT_BYTES = 2**30
+#: Share of the free memory that they may take within `keeping_factors`.
+_KEPT_SHARE = 0.5
 #: Rows that hold less than this share of the weight, the lightest ones, count as less than one row.
 LIGHT_SHARE = 0.05
 #: Matrices of the size of A that are held at once: kernel, factor, copies.
@@ -119,12 +123,38 @@ class System:
         return -columns @ scipy.linalg.solve(columns[members], dual_coef[members], assume_a="pos")
 
 
-def factored_systems(model: NFTKModel, kept: dict[tuple[KindName, int], System], kind: KindName) -> Iterator[System]:
+@dataclasses.dataclass(eq=False)
+class Factors:
+    """Systems that are kept from call to call, by their kernels and number, and the bytes that they may take."""
+
+    systems: dict[tuple[KindName, int], System] = dataclasses.field(default_factory=dict)
+    most: int | None = None  # None is `KEPT_BYTES`
+
+    def keep(self, key: tuple[KindName, int], system: System) -> None:
+        """Keep it if there is room."""
+        held = sum(other.nbytes for other in self.systems.values())
+        if held + system.nbytes <= (KEPT_BYTES if self.most is None else self.most):
+            self.systems[key] = system
+
+
+@contextlib.contextmanager
+def keeping_factors(model: NFTKModel) -> Iterator[None]:
+    """Have the model keep its factors while they fit half of the free memory; at the end it forgets the new ones."""
+    factors = model.factors
+    before, factors.most = dict(factors.systems), max(KEPT_BYTES, int(_KEPT_SHARE * this_machine().memory))
+    try:
+        yield
+    finally:
+        factors.systems, factors.most = before, None
+
+
+def factored_systems(model: NFTKModel, kind: KindName) -> Iterator[System]:
     """The distinct systems of a model, factored one after the other; call it, and use them, in float64.
+
+    The model keeps the first ones, up to `KEPT_BYTES`. The others are factored in every call.
 
     Args:
       model: it keeps all its training rows.
-      kept: holds systems that were factored before, up to `KEPT_BYTES`; further ones are factored in every call.
       kind: of the kernels: "ntk" are the model's own.
 
     Raises:
@@ -139,13 +169,12 @@ def factored_systems(model: NFTKModel, kept: dict[tuple[KindName, int], System],
     group = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
     bound = None
     for number in range(group.max() + 1):
-        system = kept.get((kind, number))
+        system = model.factors.systems.get((kind, number))
         if system is None:
             bound = _bind(model, kind) if bound is None else bound
             outputs = np.flatnonzero(group == number)
             system = _factor(model, bound, outputs, np.flatnonzero(present[:, outputs[0]]))
-            if sum(other.nbytes for other in kept.values()) + system.nbytes <= KEPT_BYTES:
-                kept[kind, number] = system
+            model.factors.keep((kind, number), system)
         yield system
 
 

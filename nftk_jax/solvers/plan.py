@@ -6,21 +6,17 @@ are on the low side of what was measured (docs/scaling.md).
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from nftk_jax.memory import GIB, available_memory
 from nftk_jax.settings import SolverName
 
 PreconditionerName = Literal["factor", "low-rank"]
 
-GIB = 2**30
-#: Bytes that a process grows by before `give_back` looks for memory to return, and what it held then.
-_GROWTH, _resident_before = 2**26, [0]
 #: Ranks of the low-rank preconditioner to choose from.
 RANKS = (256, 512, 1024, 2048, 4096, 8192)
 #: Pivots of it that are drawn at once: a matrix product wants hundreds.
@@ -50,6 +46,7 @@ class Machine:
       shared_memory: devices that draw on one such memory.
       flops: single-precision operations a second of one device in large matrix products.
       entries: kernel entries per second of one device when angles are cached, both matrix-vector products included.
+      stored_entries: the same in the passes of conjugate gradients.
       factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
     """
 
@@ -58,17 +55,20 @@ class Machine:
     shared_memory: int
     flops: float
     entries: float
+    stored_entries: float
     factor_rows: int | None = None
 
 
 #: One NVIDIA H100 with 80 GB, by its data sheet: 67 TFLOP/s in float32 outside the tensor cores, of which two thirds,
 #: and 3.35 TB/s, of which an entry takes 16 bytes.
-H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11)
+H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11)
 
 
 def this_machine() -> Machine:
     """The devices that JAX has, and the memory that is free now."""
     import jax
+
+    from nftk_jax.kernels.devices import device_mesh, has_native_code
 
     local = jax.local_device_count()
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
@@ -77,7 +77,10 @@ def this_machine() -> Machine:
         return dataclasses.replace(H100, devices=jax.device_count(), memory=free)
     cores = (os.cpu_count() or 1) / local
     # LAPACK counts the entries of a matrix in 32 bits
-    return Machine(jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, math.isqrt(2**31))
+    stored = (2.2e9 if has_native_code(device_mesh()) else 1.2e9) * cores
+    return Machine(
+        jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, stored, math.isqrt(2**31)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,9 +328,8 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
     product = s.columns * n**2 / flops
     missing = 1 - store / angles
-    a_pass = (
-        s.geometries * (s.kernels + 1) * n**2 / 2 / entries + missing * product + 4 * n * rank * s.n_classes / flops
-    )
+    stored = machine.stored_entries * machine.devices * 4 / s.itemsize if s.geometries == 1 else entries
+    a_pass = s.geometries * (s.kernels + 1) * n**2 / 2 / stored + missing * product + 4 * n * rank * s.n_classes / flops
     solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank, s.geometries) * a_pass
     stages = (
         Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
@@ -366,34 +368,3 @@ def _largest_that_fits(plan: Plan) -> int:
         fits = plan_fit(sizes, plan.machine, solver).fits
         low, high = (middle, high) if fits else (low, middle - 1)
     return 1000 * low
-
-
-def give_back() -> None:
-    """Have the C library return what it keeps of freed memory, where this process has grown much since the last call.
-
-    Compilation leaves hundreds of megabytes in glibc's many arenas. Elsewhere this does nothing.
-    """
-    statm = pathlib.Path("/proc/self/statm")
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if statm.exists() else None
-    if trim is None or _resident(statm) < _resident_before[0] + _GROWTH:
-        return
-    trim(0)
-    _resident_before[0] = _resident(statm)
-
-
-def _resident(statm: pathlib.Path) -> int:
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def available_memory() -> int:
-    """Bytes of main memory that can be taken without swapping, within the process's control group."""
-    limits = []
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    group = pathlib.Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()).isdigit():
-        limits.append(max(0, int(most) - int((group / "memory.current").read_text())))
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

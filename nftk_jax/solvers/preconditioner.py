@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.devices import AXIS, place, shard_map
+from nftk_jax.kernels.devices import AXIS, is_host, place, shard_map
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.padding import pad_rows
 from nftk_jax.solvers.cholesky import (
@@ -149,8 +149,7 @@ def pivoted_cholesky(
     diagonal = weights @ rows.diagonals
     seen = 1.0 if noise is None else diagonal.mean() / (diagonal.mean() + noise)
     left, free = diagonal.copy(), np.ones(n, bool)
-    here = jax.default_backend() == "cpu" and rows.mesh.devices.size == 1
-    factor: PartialFactor = (HostFactor if here else SpreadFactor)(rows, count, block)
+    factor: PartialFactor = (HostFactor if is_host(rows.mesh) else SpreadFactor)(rows, count, block)
     jitter = 10 * float(jnp.finfo(rows.dtype).eps) * block * float(diagonal.max())
     for number in range(count):
         report(number, count)

@@ -14,6 +14,7 @@ from nftk_jax.commands.data_flags import DataFlags
 from nftk_jax.commands.run import ResumableFlags
 from nftk_jax.datasets import Dataset
 from nftk_jax.fit import FitConfig
+from nftk_jax.model import systems
 from nftk_jax.model.left_out import joint_influences, output_influences
 from nftk_jax.preprocessing.table import fit_preparation
 from nftk_jax.settings import MLPSettings, SearchSettings
@@ -114,6 +115,17 @@ def test_rows_of_a_table_have_their_values_and_targets(rng):
     left_out = model.loo_predictions()
     for entry in found["suspects"]:
         assert entry["prediction"] == pytest.approx(left_out[entry["sample"], entry["output"]])
+
+
+def test_every_kernel_is_factored_once_and_forgotten(labelled, monkeypatch):
+    dataset, model, _ = labelled
+    expected, original, factored = explain(dataset, model, 3, lambda *state: None), systems._factor, []
+    model.factors.systems.clear()
+    monkeypatch.setattr(systems, "KEPT_BYTES", 0)
+    monkeypatch.setattr(systems, "_factor", lambda *args: factored.append(args[2]) or original(*args))
+    assert explain(dataset, model, 3, lambda *state: None) == expected
+    assert len(factored) == len({outputs.tobytes() for outputs in factored}) == len(np.unique(model.omega, axis=0))
+    assert not model.factors.systems
 
 
 def test_groups_and_outputs_differ_by_row(labelled, rng):

@@ -59,11 +59,6 @@ def test_arrays_that_are_not_needed_may_be_anything(tmp_path: pathlib.Path, monk
     assert load_dataset(path).n_features == 6
 
 
-def test_available_memory_is_known_and_sane() -> None:
-    available = archive.available_memory()
-    assert available is None or 1 << 20 < available < 1 << 60
-
-
 @pytest.mark.parametrize(
     "contents",
     [

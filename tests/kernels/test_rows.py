@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels import mlp as mlp_module
+from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel, combined_ntk
 from nftk_jax.kernels.distance import RBF, Laplace
 from nftk_jax.kernels.mlp import MLP
@@ -24,9 +25,12 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("store_bytes", [0, 150_000, 10**9])
 @pytest.mark.parametrize("case", CASES)
-def test_products_are_those_of_the_gram_matrix_whatever_is_stored(case, store_bytes, rng):
+def test_products_are_those_of_the_gram_matrix_whatever_is_stored(case, store_bytes, native, rng, monkeypatch):
+    if not native:
+        monkeypatch.setattr(operators, "has_native_code", lambda mesh: False)
     kernel, sphere = CASES[case]
     x = rng.normal(size=(301, 6)).astype(np.float32)
     x[7] = x[3]  # the angle of identical rows is where a cosine loses it

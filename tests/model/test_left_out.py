@@ -157,11 +157,11 @@ def test_factors_on_a_device_with_its_own_memory_give_the_same(data, monkeypatch
         lambda x: model.loo_predictions(),
     )
     expected = [call(x_new) for call in calls]
-    vars(model)["_factored"].clear()
+    model.factors.systems.clear()
     monkeypatch.setattr("nftk_jax.solvers.cholesky.near_lapack", jnp.asarray)
     for call, found in zip(calls, expected, strict=True):
         np.testing.assert_allclose(call(x_new), found, rtol=1e-9, atol=1e-12)
-    assert not any(isinstance(system.lower, np.ndarray) for system in vars(model)["_factored"].values())
+    assert not any(isinstance(system.lower, np.ndarray) for system in model.factors.systems.values())
 
 
 def test_factors_are_kept_up_to_a_bound_and_not_pickled_saved_or_copied(data, monkeypatch, tmp_path):
@@ -196,11 +196,11 @@ def test_what_does_not_fit_memory_is_refused_with_the_numbers(data, monkeypatch)
     with pytest.raises(MemoryError, match=r"7 rows without each of 34 training rows need 5\.3e-06 GiB.*use `top=10`"):
         estimator.influence(data[2])
     small = systems.this_machine()
-    monkeypatch.setattr(systems, "this_machine", lambda: small.__class__(1, 1000, 1, 1.0, 1.0))
+    monkeypatch.setattr(systems, "this_machine", lambda: small.__class__(1, 1000, 1, 1.0, 1.0, 1.0))
     for call in (estimator.model_.posterior_std, lambda x: estimator.influence(x, top=1)):
         with pytest.raises(MemoryError, match=r"kernel of all 34 training rows in float64, which needs 0\.00012 GiB"):
             call(data[2])
-    monkeypatch.setattr(systems, "this_machine", lambda: small.__class__(1, 10**12, 1, 1.0, 1.0, factor_rows=30))
+    monkeypatch.setattr(systems, "this_machine", lambda: small.__class__(1, 10**12, 1, 1.0, 1.0, 1.0, factor_rows=30))
     with pytest.raises(MemoryError, match="its factorisation takes 30 rows: fit on fewer rows"):
         estimator.model_.posterior_std(data[2])
 

@@ -1,0 +1,134 @@
+"""Tiles in machine code: series, products, tiles shared among threads, and what is not finite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.polynomial import chebyshev, polynomial
+
+from nftk_jax.kernels import native, operators, rows
+from nftk_jax.kernels.devices import has_native_code
+from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.series import Form
+
+SIZE = 32
+
+
+def sampled(rng, dtype, tiles=5):
+    """Angles, and starts and factors of tiles of 3 * SIZE rows, the last on the diagonal."""
+    angles = rng.uniform(0, math.pi, (tiles, SIZE, SIZE)).astype(dtype)
+    starts = np.array([(0, 1), (0, 2), (1, 2), (0, 1), (2, 2)], np.int32)[:tiles] * SIZE
+    return starts, np.where(starts[:, :1] == starts[:, 1:], [1, 0], 1).astype(dtype), angles
+
+
+def in_float64(form, starts, factors, angles, table, ends, w):
+    """The same by whole matrices."""
+    t = angles.astype(float)
+    v = 2 * t / math.pi - 1 if math.isinf(form.warp) else 2 * (math.pi + form.warp) / math.pi * t / (t + form.warp) - 1
+    series = {"monomial": polynomial.polyval, "chebyshev": chebyshev.chebval}[form.basis]
+    out, owner = np.zeros(w.shape), np.searchsorted(ends, np.arange(len(w)), side="right")
+    for tile, (i, j), (here, mirrored) in zip(v, starts, factors, strict=True):
+        for b, a in enumerate(owner):
+            k = series(tile, table[a].astype(float))
+            out[b, i : i + SIZE] += here * (k @ w[b, j : j + SIZE])
+            out[b, j : j + SIZE] += mirrored * (k.T @ w[b, i : i + SIZE])
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [2, 5, 12, 13])
+@pytest.mark.parametrize("form", [Form("monomial"), Form("monomial", 2.0), Form("chebyshev"), Form("chebyshev", 0.7)])
+def test_products_are_those_of_whole_matrices(form, size, dtype, rng):
+    tiles, table = sampled(rng, dtype), rng.normal(size=(3, size)).astype(dtype)
+    ends, w = np.array([1, 4, 5]), rng.normal(size=(5, 3 * SIZE)).astype(dtype)
+    expected = in_float64(form, *tiles, table, ends, w)
+    found = native.multiply_tiles(form, *tiles, table, ends, w)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=300 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+def test_threads_share_the_tiles_and_give_the_same_bits_every_time(rng, monkeypatch):
+    tiles, table, ends = sampled(rng, np.float32), rng.normal(size=(2, 6)).astype(np.float32), np.array([2, 3])
+    w = rng.normal(size=(3, 3 * SIZE)).astype(np.float32)
+    monkeypatch.setattr(native, "_threads", lambda: 1)
+    alone = native.multiply_tiles(Form("monomial"), *tiles, table, ends, w)
+    for threads in (2, 3, 64):  # also more than there are tiles
+        monkeypatch.setattr(native, "_threads", lambda threads=threads: threads)
+        found = [native.multiply_tiles(Form("monomial"), *tiles, table, ends, w) for _ in range(3)]
+        np.testing.assert_allclose(found[0], alone, rtol=1e-12, atol=1e-12 * np.abs(alone).max())
+        assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", [Form("monomial"), Form("chebyshev", 2.0)])
+def test_products_between_rows_are_those_of_whole_matrices(form, dtype, rng, monkeypatch):
+    monkeypatch.setattr(native, "_BLOCK", (8, 16))
+    u1, u2 = rng.normal(size=(37, 5)), rng.normal(size=(41, 5))
+    u1[5], u2[9] = u2[3], -u1[20]  # the same direction, and the opposite one
+    u1, u2 = (u / np.linalg.norm(u, axis=1, keepdims=True) for u in (u1, u2))
+    table, ends, w = rng.normal(size=(2, 7)), np.array([1, 3]), rng.normal(size=(3, 41))
+    t, visited = np.arccos(np.clip(u1 @ u2.T, -1, 1)), []
+
+    def exact(one, other):
+        visited.append((one.shape, other.shape))
+        return np.arccos(np.clip(one.astype(float) @ other.T.astype(float), -1, 1))
+
+    expected = np.zeros((3, 37))
+    for b, a in enumerate((0, 1, 1)):
+        s = 2 * (math.pi + form.warp) / math.pi if math.isfinite(form.warp) else None
+        v = 2 * t / math.pi - 1 if s is None else s * t / (t + form.warp) - 1
+        series = polynomial.polyval if form.basis == "monomial" else chebyshev.chebval
+        expected[b] = series(v, table[a]) @ w[b]
+    given = [a.astype(dtype) for a in (u1, u2, table, w)]
+    found = native.multiply_rectangle(form, *given[:2], 0.999, exact, given[2], ends, given[3])
+    # float32 loses half of its digits of the cosine of the same direction
+    np.testing.assert_allclose(found, expected, atol=(2e-3 if dtype == np.float32 else 1e-6) * np.abs(expected).max())
+    others = np.setdiff1d(np.arange(37), [5, 20])
+    atol = 300 * np.finfo(dtype).eps * np.abs(expected).max()
+    np.testing.assert_allclose(found[:, others], expected[:, others], atol=atol)
+    assert 0 < len(visited) < len(range(0, 41, 16)) * 37
+
+
+@pytest.mark.parametrize("kernel", [MLP(3), MLP(3, readout_bias=0.5), MLP(3, b_std=0.3)], ids=str)
+def test_predictions_on_many_rows_take_this_way_and_agree_with_xla(kernel, rng, monkeypatch):
+    monkeypatch.setattr(rows, "PADDED_ROWS", 16)
+    x, x_new = (rng.normal(size=(n, 6)).astype(np.float32) for n in (70, 33))
+    x_new[4] = x[9]
+    if kernel.b_std:
+        x, x_new = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, x_new))
+    omega, v, calls = rng.dirichlet(np.ones(3), 4), rng.normal(size=(70, 4)), []
+    omega[2] = omega[0]
+    original = native.multiply_rectangle
+    monkeypatch.setattr(native, "multiply_rectangle", lambda *a: calls.append(a) or original(*a))
+    found = kernel.bind(x).predict(omega, v, x_new)
+    assert calls
+    monkeypatch.setattr(rows, "has_native_code", lambda mesh: False)
+    expected = kernel.bind(x).predict(omega, v, x_new)
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_spoils_its_own_products_and_no_others(bad, rng):
+    tiles, table, ends = sampled(rng, np.float32), rng.normal(size=(1, 6)).astype(np.float32), np.array([2])
+    w = rng.normal(size=(2, 3 * SIZE)).astype(np.float32)
+    clean = native.multiply_tiles(Form("monomial"), *tiles, table, ends, w)
+    w[0, 3] = bad
+    found = native.multiply_tiles(Form("monomial"), *tiles, table, ends, w)
+    np.testing.assert_array_equal(found[1], clean[1])
+    assert not np.isfinite(found[0, SIZE : 2 * SIZE]).any()
+
+
+def test_stored_angles_take_this_way_where_numba_is_installed(rng, monkeypatch):
+    x, v, calls = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=(40, 1)), []
+    original = native.multiply_tiles
+    monkeypatch.setattr(native, "multiply_tiles", lambda *a: calls.append(a) or original(*a))
+    bound = MLP(2).bind(x, store_bytes=10**6)
+    assert has_native_code(bound.mesh)
+    with_numba = bound.apply(np.eye(2)[:1], v)
+    assert len(calls) == 1
+    monkeypatch.setattr(operators, "has_native_code", lambda mesh: False)
+    without = MLP(2).bind(x, store_bytes=10**6).apply(np.eye(2)[:1], v)
+    assert len(calls) == 1
+    np.testing.assert_allclose(with_numba, without, atol=2e-6 * np.abs(without).max())
