@@ -224,6 +224,7 @@ def _compute(
     """Learn and judge: the blocks of metrics.json, and the model."""
     from nftk_jax.assessment.assess import assess
     from nftk_jax.assessment.influence import explain
+    from nftk_jax.datasets import read_texts
     from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
     from nftk_jax.preprocessing.reading import weigh_classes
@@ -249,7 +250,8 @@ def _compute(
             report=report,
         )
         if config.influence:
-            found["influence"] = explain(dataset, learned.model, config.influence, report)
+            texts = read_texts(dataset, config.data.data_dir, report=report)
+            found["influence"] = explain(dataset, learned.model, config.influence, report, texts=texts)
         for block, text in ((found["identifiability"], "verdict"), (found, "baselines_note")):
             block[text] = block[text] and speak_of_flags(block[text], FitConfig)
         certificate = found["certificate"]

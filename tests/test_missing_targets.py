@@ -241,7 +241,7 @@ def test_the_command_learns_scores_and_reports_missing_targets(tmp_path, run):
     assert {name: np.isfinite(row["test_r2"]) for name, row in metrics["baselines"].items()} == dict.fromkeys(
         ("uniform", "best_single_depth", "shared", "shuffled_labels", "rbf", "laplace"), True
     )
-    assert "Missing targets, which are left out: 8 in training rows" in (tmp_path / "out" / "report.html").read_text()
+    assert "Left out: 8 in training rows" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_on_many_rows_every_target_is_compared_on_its_own_search_rows(data):

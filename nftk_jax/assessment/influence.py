@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,21 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.left_out import joint_influences, output_influences
 from nftk_jax.model.systems import keeping_factors
-from nftk_jax.path_kernels.influence import choose_queries, strongest
+from nftk_jax.path_kernels.influence import choose_queries, excerpt, strongest
 from nftk_jax.solvers.solver import Report
 
 #: Training rows that are listed because the others contradict them.
 SUSPECTS = 20
+#: Columns of a table that are shown of a row.
+SHOWN_COLUMNS = 40
+
+#: Of the training and the test rows.
+Texts = tuple[Sequence[str], Sequence[str]]
 
 
-def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> dict[str, Any]:
+def explain(
+    dataset: Dataset, model: NFTKModel, count: int, report: Report, *, texts: Texts | None = None
+) -> dict[str, Any]:
     """What metrics.json holds as `influence`.
 
     A row adds to an output what the output loses without the row, at fixed Omega, ridge, scaling and centring.
@@ -27,13 +35,17 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
       model: fitted on all training rows, without landmarks.
       count: how many test rows are explained: the first of every class, two that are wrong, then the first of all.
       report: called with a stage's name, what is done and the total.
+      texts: that the rows were made of, where they were.
 
     Returns:
       `predictions`, a dictionary for every explained row: query, label, output (the number of the largest one), value,
       `positive_sum` and `negative_sum` of what rows add, the lists `positive` and `negative` of {sample, label, term},
       strongest first, and `without`: what the output would be without the rows of `positive`, and the label then.
-      `suspects`, training rows that the model without them contradicts most: sample, label, looks_like, and loss, by
-      how much the best other label is ahead, or the error in standard deviations of the target.
+      `suspects`, training rows that the model without them contradicts most: sample, label, looks_like, loss, by
+      how much the best other label is ahead, or the error in standard deviations of the target, and the output that
+      this is about with its prediction by the model without the row. Every row has its
+      `text`, the start of it, or its `values` by column, of the first `SHOWN_COLUMNS` columns of a table. Without
+      classes it also has its `target`, of the output that is explained.
     """
     labels = None if dataset.classes is None else dataset.y_train
     query_labels = None if dataset.classes is None else dataset.y_test
@@ -47,7 +59,7 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
         groups = [np.array([entry["sample"] for entry in one["positive"]], int) for one in found]
         less = scores[queries] + joint_influences(model, x, groups)
         report("influence", 2, 3)
-        suspects = _suspects(dataset, model)
+        suspects = _suspects(dataset, model, texts)
     then = None if labels is None else model.logits(less).argmax(axis=1)
     predictions = [
         {
@@ -55,6 +67,7 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
             "label": None if query_labels is None else int(query_labels[query]),
             "output": int(output[number]),
             "value": float(scores[query, output[number]]),
+            **_content(dataset, texts, 1, query, int(output[number])),
             **found[number],
             "without": {
                 "value": float(less[number, output[number]]),
@@ -63,21 +76,40 @@ def explain(dataset: Dataset, model: NFTKModel, count: int, report: Report) -> d
         }
         for number, query in enumerate(queries)
     ]
+    for one in predictions:
+        for entry in (*one["positive"], *one["negative"]):
+            entry |= _content(dataset, texts, 0, entry["sample"], one["output"])
     report("influence", 3, 3)
     return {"predictions": predictions, "suspects": suspects}
 
 
-def _suspects(dataset: Dataset, model: NFTKModel) -> list[dict[str, Any]]:
+def _content(dataset: Dataset, texts: Texts | None, part: int, row: int, output: int) -> dict[str, Any]:
+    """What a person sees of a training row (part 0) or a test row (part 1)."""
+    found: dict[str, Any] = {}
+    if dataset.classes is None:
+        target = float((dataset.y_train, dataset.y_test)[part].reshape(-1, dataset.n_outputs)[row, output])
+        found["target"] = target if np.isfinite(target) else None
+    if texts is not None:
+        found["text"] = excerpt(texts[part][row])
+    elif dataset.table is not None:
+        values = dataset.table.decode((dataset.x_train, dataset.x_test)[part][row])
+        found["values"] = dict(list(values.items())[:SHOWN_COLUMNS])
+    return found
+
+
+def _suspects(dataset: Dataset, model: NFTKModel, texts: Texts | None) -> list[dict[str, Any]]:
     left_out = model.loo_predictions()
     everyone = np.arange(len(left_out))
     if dataset.classes is None:
         error = np.abs(dataset.y_train.reshape(left_out.shape) - left_out) / model.target_scale
-        loss, looks_like = np.nan_to_num(error).max(axis=1), None  # NaN where a target is missing
+        error = np.nan_to_num(error)  # NaN where a target is missing
+        loss, output, looks_like = error.max(axis=1), error.argmax(axis=1), None
     else:
         logits = model.logits(left_out)
         own = logits[everyone, dataset.y_train].copy()
         logits[everyone, dataset.y_train] = -np.inf
         loss, looks_like = logits.max(axis=1) - own, logits.argmax(axis=1)
+        output = looks_like
     rows = np.argsort(-loss, kind="stable")[:SUSPECTS]
     return [
         {
@@ -85,6 +117,9 @@ def _suspects(dataset: Dataset, model: NFTKModel) -> list[dict[str, Any]]:
             "label": None if looks_like is None else int(dataset.y_train[row]),
             "looks_like": None if looks_like is None else int(looks_like[row]),
             "loss": float(loss[row]),
+            "output": int(output[row]),
+            "prediction": float(left_out[row, output[row]]),
+            **_content(dataset, texts, 0, int(row), int(output[row])),
         }
         for row in rows
         if loss[row] > 0

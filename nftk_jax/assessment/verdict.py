@@ -158,7 +158,9 @@ def _find_simpler(evidence: Evidence) -> list[str]:
         if -margin <= low and high <= margin:
             found.append(f"{words[0].upper()}{words[1:]} does as well to within {unit} ({ends}).")
         elif low > 0:
-            found.append(f"{words[0].upper()}{words[1:]} loses accuracy that the learned weights have ({ends}).")
+            found.append(
+                f"{words[0].upper()}{words[1:]} has a lower {evidence.metric} than the learned weights ({ends})."
+            )
         elif high < 0:
             found.append(f"{words[0].upper()}{words[1:]} does better than the learned weights ({ends}).")
         else:

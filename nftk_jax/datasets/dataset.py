@@ -103,6 +103,7 @@ class Dataset:
             "n_train": len(self.x_train),
             "n_test": len(self.x_test),
             "n_features": self.n_features,
+            "image_shape": self.image_shape,
             "n_classes": self.n_outputs,
             "sha256": self.sha256,
             "task": self.task,

@@ -54,7 +54,7 @@ def influences(
                 "sum_of_terms": float(parts[2]),
                 "completeness_error": float(abs(sum(parts) - terms.output[query, output])),
                 **strongest(shares, labels, most, texts),
-                **_text(texts, 1, query),
+                **({} if texts is None else {"text": excerpt(texts[1][query])}),
             }
         )
     return found
@@ -77,7 +77,7 @@ def strongest(
     def listed(rows: Sequence[int]) -> list[dict[str, Any]]:
         return [
             {"sample": int(i), "label": None if labels is None else int(labels[i]), "term": float(shares[i])}
-            | _text(texts, 0, i)
+            | ({} if texts is None else {"text": excerpt(texts[0][i])})
             for i in rows
         ]
 
@@ -89,12 +89,9 @@ def strongest(
     }
 
 
-def _text(texts: tuple[Sequence[str], Sequence[str]] | None, part: int, row: int) -> dict[str, str]:
-    """The start of a row's text, cut between words."""
-    if texts is None:
-        return {}
-    whole = texts[part][row]
-    return {"text": whole if len(whole) <= EXCERPT else f"{whole[:EXCERPT].rsplit(maxsplit=1)[0]} ..."}
+def excerpt(text: str) -> str:
+    """The first `EXCERPT` characters of a text, cut between words."""
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT].rsplit(maxsplit=1)[0]} ..."
 
 
 def choose_queries(output: np.ndarray, query_labels: np.ndarray | None, count: int) -> list[int]:

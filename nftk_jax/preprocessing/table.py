@@ -50,6 +50,16 @@ class Column(abc.ABC):
           ValueError: values cannot be read as this kind of column.
         """
 
+    def decode(self, features: np.ndarray) -> float | str | None:
+        """The value that one row's features were made of, shape (len(self.features),); None where it was missing.
+
+        A missing value that is not marked reads as what stands for it.
+        """
+        return None if self.marked and features[-1] else self._decode(features)
+
+    @abc.abstractmethod
+    def _decode(self, features: np.ndarray) -> float | str | None: ...
+
     def _with_mark(self, found: np.ndarray, missing: np.ndarray) -> np.ndarray:
         return np.column_stack([found, missing]) if self.marked else found
 
@@ -70,6 +80,9 @@ class NumberColumn(Column):
         numbers = as_numbers(self.name, values)
         missing = np.isnan(numbers)
         return self._with_mark(np.where(missing, self.fill, numbers)[:, None], missing)
+
+    def _decode(self, features: np.ndarray) -> float:
+        return float(features[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +107,9 @@ class CategoryColumn(Column):
         if known:
             found[tuple(np.array(known).T)] = 1.0
         return self._with_mark(found, np.array([value is None for value in text], bool))
+
+    def _decode(self, features: np.ndarray) -> str | None:
+        return next((name for name, there in zip(self.categories, features, strict=False) if there), None)
 
     def unknown(self, values: Values) -> list[str]:
         """The category of every row that has one which is not among these."""
@@ -157,6 +173,15 @@ class TablePreparation:
                 f"categories that the training rows do not have count as none of those: {', '.join(parts)}",
                 stacklevel=2,
             )
+        return found
+
+    def decode(self, features: np.ndarray) -> dict[str, float | str | None]:
+        """The values that one row's features were made of, shape (p,), by column; see `Column.decode`."""
+        found, start = {}, 0
+        for column in self.columns:
+            end = start + len(column.features)
+            found[column.name] = column.decode(features[start:end])
+            start = end
         return found
 
     def share_scale(self, scale: np.ndarray, varies: np.ndarray) -> np.ndarray:

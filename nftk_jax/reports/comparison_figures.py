@@ -29,7 +29,7 @@ def draw_omegas(metrics: Metrics) -> figures.Figure:
     )
     n_classes, depth = rows[0][1].shape
     figure = figures.new_figure(2 * (float(np.clip(0.24 * n_classes, 1.2, 5.0)) + 1.5))
-    depths, colours = [str(i + 1) for i in range(depth)], figures.colour_map("viridis_r")
+    depths, colours = [str(i + 1) for i in range(depth)], figures.colour_map()
     grid = figure.subplots(2, 3, width_ratios=[1, 1, 1.35])
     for axes, (name, omega) in zip(grid, rows, strict=True):
         unit = normalise_rows(omega)

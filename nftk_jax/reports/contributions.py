@@ -6,7 +6,7 @@ import numpy as np
 
 from nftk_jax.reports import page
 from nftk_jax.reports.formats import count, fixed
-from nftk_jax.reports.reading import Metrics, class_names, noun, nouns, score_of
+from nftk_jax.reports.reading import Metrics, class_names, noun, nouns, one_noun, score_of
 from nftk_jax.reports.shares import Shares, holds_zero, shares_of
 
 _MOST_CELLS = 4000
@@ -20,9 +20,9 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"The shares of {_one(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a grey or "
-        f"hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because another "
-        f"{word} has nearly the same kernel."
+        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a "
+        f"grey or hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because "
+        f"another {word} has nearly the same kernel."
     )
     if without:
         text += (
@@ -36,10 +36,6 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
         _table(metrics, shares, without),
         _by_output(metrics, shares) if several else "",
     )
-
-
-def _one(metrics: Metrics) -> str:
-    return f"{'an' if noun(metrics) == 'output' else 'a'} {noun(metrics)}"
 
 
 def _rows(metrics: Metrics) -> str:
@@ -68,10 +64,12 @@ def _table(metrics: Metrics, shares: Shares, without: Metrics) -> str:
         if several:
             told = int(np.count_nonzero(~unsure & (values != 0)))
             where = f"{noun(metrics)} {page.as_text(names[top])}: {_ends(ends[top])}".removesuffix(": ")
+            largest = f"{fixed(values[top], 3)}{page.small(where)}"
+            used = bool((values != 0).any())
             cells += [
-                page.number_cell(fixed(mean, 3), mean),
-                page.number_cell(f"{told} of {len(values)} {nouns(metrics)}", told),
-                page.number_cell(f"{fixed(values[top], 3)}{page.small(where)}", values[top]),
+                page.number_cell(fixed(mean, 3) if used else "0", mean),
+                page.number_cell(f"{told} of {len(values)} {nouns(metrics)}" if used else "not used", told),
+                page.number_cell(largest if used else "", values[top]),
             ]
         else:
             style = "number muted" if unsure[0] else "number"
@@ -111,4 +109,4 @@ def _by_output(metrics: Metrics, shares: Shares) -> str:
         rows.append(page.row(cells))
     more = f", the first {shown} of {n_outputs}" if shown < n_outputs else ""
     headers = [noun(metrics), ">whole R²", *(f">{page.as_text(name)}" for name in shares.names)]
-    return f"<details><summary>Every {noun(metrics)}{more}</summary>{page.table(headers, rows)}</details>"
+    return page.folded(f"Every {noun(metrics)}{more}", page.table(headers, rows))

@@ -29,7 +29,7 @@ class _HeatmapDisplay:
 
     image_: Any
 
-    def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
+    def draw(self, ax: figures.Axes, *, cmap: str | None = None) -> None:
         raise NotImplementedError
 
     @staticmethod
@@ -41,7 +41,7 @@ class _HeatmapDisplay:
         self,
         *,
         ax: figures.Axes | None = None,
-        cmap: str = "viridis_r",
+        cmap: str | None = None,
         include_values: bool = True,
         colorbar: bool = True,
     ) -> Self:
@@ -100,7 +100,7 @@ class OmegaDisplay(_HeatmapDisplay):
         display = cls(omega, labels=found.kernel.labels, output_names=_outputs(found), noun=_noun(found))
         return display.plot(ax=ax, **options)
 
-    def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r", highest: float | None = None) -> None:
+    def draw(self, ax: figures.Axes, *, cmap: str | None = None, highest: float | None = None) -> None:
         """Draw only the cells and their names. `highest` is the weight at the end of the colours; None: the largest."""
         omega, columns = np.asarray(self.omega, np.float64), columns_of(self.labels)
         self.ax_, self.figure_ = ax, ax.figure
@@ -159,7 +159,7 @@ class AlignmentDisplay(_HeatmapDisplay):
     def _text(value: float) -> str:
         return thousandths(value)
 
-    def draw(self, ax: figures.Axes, *, cmap: str = "viridis_r") -> None:
+    def draw(self, ax: figures.Axes, *, cmap: str | None = None) -> None:
         """Draw only the cells and their names."""
         alignment, columns = np.asarray(self.alignment, np.float64), columns_of(self.labels)
         names = figures.column_names(columns.full)

@@ -24,6 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle as Rectangle
 
+from nftk_jax.reports.colours import HEAT
 from nftk_jax.reports.formats import DASH, shorten
 from nftk_jax.settings import FigureFormat
 
@@ -68,14 +69,18 @@ def save(
             if figure is None:
                 continue
             path = directory / f"{name}.{kind}"
-            figure.savefig(path, dpi=DPI, facecolor="white", metadata=_WITHOUT_DATE.get(kind))
-            found[name] = path if kind == "png" else _as_png(figure)
+            if kind == "png":
+                found[name] = path
+                path.write_bytes(_as_png(figure))
+            else:
+                figure.savefig(path, dpi=DPI, facecolor="white", metadata=_WITHOUT_DATE[kind])
+                found[name] = _as_png(figure)
     return found
 
 
 def _as_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(stream, format="png", dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
     return stream.getvalue()
 
 
@@ -103,8 +108,10 @@ def axes_of(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1]
 
 
-def colour_map(name: str) -> Colormap:
-    return matplotlib.colormaps[name].with_extremes(bad="white")
+def colour_map(name: str | None = None) -> Colormap:
+    """One of matplotlib's by name, or the colours of the report's tables; white where there is no number."""
+    own = LinearSegmentedColormap.from_list("heat", HEAT)
+    return (own if name is None else matplotlib.colormaps[name]).with_extremes(bad="white")
 
 
 def printable(names: Sequence[str], longest: int = 18, *, tail: int = 0) -> list[str]:
@@ -234,7 +241,7 @@ def label_ends(figure: Figure, ax: Axes, x: float, labels: list[tuple[float, str
             (1.03, (place - box.y0) / box.height),
             textcoords="axes fraction",
             fontsize=8.5,
-            color=colour,
+            color=INK,
             va="center",
             parse_math=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},

@@ -18,7 +18,7 @@ from nftk_jax.reports.displays import MOST_BARS, AlignmentDisplay, ContributionD
 from nftk_jax.reports.formats import finite, fixed, percent, weight
 from nftk_jax.reports.intervals import draw_inference
 from nftk_jax.reports.maps import draw_contribution_maps, draw_omega_maps
-from nftk_jax.reports.path_figures import draw_influences
+from nftk_jax.reports.path_figures import draw_influences, draw_suspects
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
@@ -53,7 +53,7 @@ def draw_omega(metrics: Metrics) -> figures.Figure:
     figure = figures.new_figure(high + low)
     grid = figure.add_gridspec(2, 1, height_ratios=[high, low])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    sequential = figures.colour_map("viridis_r")
+    sequential = figures.colour_map()
     same = rows_are_equal(unit) and len(names) > 1
     where = f"(the same for all {nouns(metrics)})" if same else f"for every {noun(metrics)}"
     ax = top.subplots()
@@ -295,7 +295,7 @@ def save_figures(
 
     Returns:
       What the report embeds, by figure: "omega", "inference" (where Omega was tested), "omega_maps" and
-      "contribution_maps" (groups of an image's pixels), "influence" (images that were explained),
+      "contribution_maps" (groups of an image's pixels), "influence" and "suspects" (images that were explained),
       "contributions" (where they were measured), "baselines" (where there are any), "search" (where there was one),
       "identifiability".
     """
@@ -312,4 +312,5 @@ def save_figures(
     if dataset is not None and metrics.get("influence"):
         explained, images = metrics["influence"]["predictions"], (dataset.x_train, dataset.x_test, dataset.image_shape)
         drawings["influence"] = partial(draw_influences, metrics, explained, *images)
+        drawings["suspects"] = partial(draw_suspects, metrics, dataset.x_train, dataset.image_shape)
     return figures.save(drawings, directory, figure_format(metrics))

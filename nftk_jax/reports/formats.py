@@ -104,3 +104,8 @@ def clean(text: Any) -> str:
     steer the terminal nor break the file.
     """
     return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def capital(text: str) -> str:
+    """The text with its first letter large, to begin a sentence with."""
+    return text[:1].upper() + text[1:]

@@ -8,59 +8,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.reports import page
-from nftk_jax.reports.colours import cell_style
-from nftk_jax.reports.columns import columns_of, labels_of
 from nftk_jax.reports.contributions import contributions_section
-from nftk_jax.reports.formats import DASH, clean, count, duration, finite, percent, shorten, significant, weight
+from nftk_jax.reports.formats import DASH, capital, clean, count, duration, finite, percent, significant
 from nftk_jax.reports.influence import influence_section
 from nftk_jax.reports.reading import (
     Metrics,
     class_names,
     comparisons,
-    dropped_kernels,
     family_words,
+    has_photos,
     headline,
-    kernel_labels,
     kernel_noun,
-    kernel_omega_of,
     method_words,
-    needed_of,
     noun,
     nouns,
     omega_of,
+    one_noun,
     range_words,
     rank_words,
-    rows_are_equal,
     score_of,
     unconverged,
-    verdict_lines,
 )
-
-_MOST_CELLS = 4000
-_WIDEST_HEAD = 8  # letters; the heads of narrow columns stand upright if one has more
+from nftk_jax.reports.weights import weights_section
 
 _FIGURES = {
-    "omega": "Above, the weight of every {kernel} for every {noun}. Below, which {kernel}s are used by the same "
-    "{nouns}, and which {nouns} use the same {kernel}s. White cells are exactly zero.",
     "inference": "What a test can say of every weight: its most likely value and its interval, jointly for all weights "
-    "of a {noun}. Filled dots are needed. {kernel}s that cannot be told apart share a panel.",
+    "of {one}. Filled dots are needed. One panel may stand for several {kernel}s that cannot be told apart.",
     "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
     "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
     "counting more; the weight of groups that hold the whole image stands below.",
     "contributions": "The shares of R² of every {noun}. The diamond is the R² of the whole model; shares left of 0 "
     "lower it. Pale hatched shares say nothing by themselves.",
-    "contribution_maps": "The same on the images: blue parts raise the R² of a {noun}, orange parts lower it. The "
+    "contribution_maps": "The same on the images: blue parts raise the R² of {one}, orange parts lower it. The "
     "share of groups that hold the whole image stands below.",
     "influence": "Test images beside the training images that raise (blue) and lower (orange) their largest score "
     "most, with what each adds to it.",
+    "suspects": "Their images, with the label and, after the arrow, what they look like without it.",
     "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
     "do not start at zero.",
     "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
     "directions below 0.001 of the largest do not count.",
     "search": "How the search's objective fell with time, relative to its start, and its projected gradient.",
 }
+
+_CONSTRAINTS = {
+    "simplex": "that weights are at least 0 and add up to 1 (simplex)",
+    "orthant": "that weights are at least 0 (orthant)",
+}
+_WEIGHED = {"shared": "for all together, "}
+_RIDGES = {"auto": "chosen on held-out rows", "learned": "learned with the weights"}
+_SOLVERS = {"cholesky": "Cholesky factorisation", "cg": "Conjugate gradients", "nystroem": "Nystroem landmarks"}
 
 _CERTIFICATE = {
     "solver": "How the linear system (K + λI)α = y was solved: directly by Cholesky factorisation, or iteratively by "
@@ -91,11 +89,11 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
     """
     sections = [
         _head(metrics),
-        _omega(metrics, figures, omega_csv),
+        weights_section(metrics, omega_csv, *(_figure(metrics, figures, name) for name in ("omega_maps", "inference"))),
         contributions_section(
             metrics, *(_figure(metrics, figures, name) for name in ("contributions", "contribution_maps"))
         ),
-        influence_section(metrics, _figure(metrics, figures, "influence")),
+        influence_section(metrics, *(_figure(metrics, figures, name) for name in ("influence", "suspects"))),
         _baselines(metrics, figures),
         _identifiability(metrics, figures),
         _search(metrics, figures),
@@ -109,40 +107,22 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
 def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
     if name not in figures:
         return ""
-    caption = _FIGURES[name].format(noun=noun(metrics), nouns=nouns(metrics), kernel=kernel_noun(metrics))
-    return page.figure(figures[name], caption)
-
-
-def _data_words(metrics: Metrics) -> str:
-    """What else a reader must know of the rows: those held out, missing targets, and whether classes were balanced."""
-    held_out, missing = (metrics.get("held_out") or {}).get("how"), metrics["dataset"].get("missing_targets") or {}
-    text = f" Held-out rows: {page.as_text(held_out)}." if held_out else ""
-    if any(missing.values()):
-        text += f" Missing targets, which are left out: {count(missing['train'])} in training rows, "
-        text += f"{count(missing['test'])} in test rows."
-    if metrics["config"].get("class_weight") == "balanced":
-        text += " Every class has the same weight in training; the test accuracy averaged over classes is "
-        text += f"{percent(metrics.get('test_balanced_accuracy'))}."
-    return text
+    words = {"noun": noun(metrics), "one": one_noun(metrics), "kernel": kernel_noun(metrics)}
+    caption = capital(_FIGURES[name].format(**words))
+    return page.figure(figures[name], caption, photo=name in ("influence", "suspects") and has_photos(metrics))
 
 
 def _head(metrics: Metrics) -> str:
-    """Title, one sentence on what was run, and the numbers that matter most."""
+    """Title, one sentence on what was run, the numbers that matter most, and the method."""
     score, ours, data = score_of(metrics), headline(metrics), metrics["dataset"]
     depth, kernel, search = omega_of(metrics).shape[1], kernel_noun(metrics), metrics.get("search")
     rows = f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}"
     columns = f" of {count(len(data['columns']))} columns" if data.get("columns") else ""
-    learned = (
-        f"learned on {count(data.get('n_search'))} rows by {method_words(metrics)} "
-        f"({page.as_text(search['objective'])} objective, {page.as_text(search['constraint'])})"
-        if search
-        else f"the same for every {kernel} (nothing was learned)"
-    )
     text = (
         f"Kernel ridge regression with {page.as_text(family_words(metrics))}: "
         f"one weighted sum of them per {noun(metrics)}. "
-        f"Weights {learned}. {count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
-        f"{count(data['n_features'])} features{columns}, {rows}.{_data_words(metrics)}"
+        f"{count(data['n_train'])} training rows, {count(data['n_test'])} test rows, "
+        f"{count(data['n_features'])} features{columns}, {rows}."
     )
     certificate, baselines = metrics["certificate"], {row.key: row for row in comparisons(metrics)}
     label = "" if score.is_accuracy else f", mean squared error {significant(metrics.get('test_mse'))}"
@@ -169,87 +149,38 @@ def _head(metrics: Metrics) -> str:
         (duration(metrics["timings"].get("total_s")), "in all", ""),
     ]
     title = f"NFT-K on {page.as_text(data['name'])}: test {score.name} {score.value(ours.score)}"
-    return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}"
+    return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}\n{_method(metrics)}"
 
 
-def _omega(metrics: Metrics, figures: Mapping[str, Path | bytes], omega_csv: str) -> str:
-    """The weights as a coloured table, and beside it how far they may be read."""
-    one, many, kernel = noun(metrics), nouns(metrics), kernel_noun(metrics)
-    intro = (
-        f"Each row is one {one}; each cell is the weight of one {kernel}, with the row scaled to unit length "
-        f"(Ω<sub>n</sub>). Hover over a cell or tap it for all of its numbers. "
-        f"Weights refer to kernels scaled to unit mean diagonal; a <em>kernel weight</em> is what multiplies the "
-        f"unscaled kernel: weight / scale. Both are in <code>{page.as_text(omega_csv)}</code>."
-    )
-    if rows_are_equal(omega_of(metrics)) and len(metrics["omega"]) > 1:
-        intro += f" All {many} have the same weights in this run."
-    dropped = dropped_kernels(metrics)
-    if dropped:
-        intro += f" No {one} uses {page.as_text(dropped)}."
-    verdict = "<ul>" + "".join(f"<li>{page.as_text(line)}</li>" for line in verdict_lines(metrics)) + "</ul>"
-    if needed_of(metrics) is not None:
-        verdict += page.paragraph(
-            f"Framed cells are needed: a test finds that the {one} is not explained without that {kernel}, or without "
-            "those that cannot be told from it. Hover over a cell to see its interval."
+def _method(metrics: Metrics) -> str:
+    """How the weights, the ridge and the solution were found, and what else a reader must know of the rows."""
+    search, data, config = metrics.get("search"), metrics["dataset"], metrics.get("config") or {}
+    held_out, missing = (metrics.get("held_out") or {}).get("how"), data.get("missing_targets") or {}
+    certificate, ridge = metrics["certificate"], range_words(metrics["ridge"])
+    if search:
+        weights = (
+            f"{capital(method_words(metrics))} on the {page.as_text(search['objective'])} objective, "
+            f"{_WEIGHED.get(search['weights'], '')}under the constraint "
+            f"{_CONSTRAINTS.get(search['constraint'], page.as_text(search['constraint']))}"
         )
-    why = page.paragraph(f'<a href="#alike">Why: how alike the {kernel}s are</a>')
-    aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
-    views = "".join(
-        f'<button type="button" value="{value}" aria-pressed="{"true" if value == "n" else "false"}">{label}</button>'
-        for value, label in (("n", "unit rows Ω<sub>n</sub>"), ("w", "weights"), ("k", "kernel weights"))
-    )
-    table = (
-        f'<div><div class="views" hidden>{views}</div><div class="scroll tall">{_heat_table(metrics)}</div>'
-        '<p class="told muted" aria-live="polite">Colours show the unit rows; a grey 0 is exactly zero.</p></div>'
-    )
-    beside = f'<div class="beside">{table}{aside}</div>'
-    pictures = [_figure(metrics, figures, name) for name in ("omega_maps", "omega", "inference")]
-    return page.section(f"Which {kernel}s each {one} uses", page.paragraph(intro), beside, *pictures)
-
-
-def _heat_table(metrics: Metrics) -> str:
-    omega, kernel, unit = omega_of(metrics), kernel_omega_of(metrics), normalise_rows(omega_of(metrics))
-    names, labels, depth = class_names(metrics), kernel_labels(metrics), omega.shape[1]
-    spread = metrics["identifiability"].get("omega_std")
-    needed, tests = needed_of(metrics), metrics.get("inference")
-    shown = min(len(names), max(_MOST_CELLS // depth, 1))
-    lines = []
-    for i, name in enumerate(names[:shown]):
-        cells = []
-        for j in range(depth):
-            deviation = f" ± {weight(spread[i][j])} over resamples" if spread is not None else ""
-            if tests is not None and tests["interval"][i][j][0] is not None:
-                low, high = tests["interval"][i][j]
-                deviation += f" (interval {weight(low)} to {weight(high)}, p {significant(tests['p_value'][i][j], 2)})"
-            hover = (
-                f"{noun(metrics)} {name}, {labels[j]}: weight {significant(omega[i, j], 4)}{deviation}, "
-                f"kernel weight {significant(kernel[i, j], 4)}, unit row {significant(unit[i, j], 4)}"
-            )
-            values = [weight(unit[i, j], 2), weight(omega[i, j]), weight(kernel[i, j])]
-            look = 'class="zero"' if omega[i, j] == 0 else f'style="{cell_style(unit[i, j])}"'
-            data = "".join(f' data-{key}="{page.as_text(v)}"' for key, v in zip("nwk", values, strict=True))
-            data += ' data-needed="1"' if needed is not None and needed[i, j] else ""
-            cells.append(f'<td {look} title="{page.as_text(hover)}"{data}>{page.as_text(values[0])}</td>')
-        lines.append(f'<tr><th scope="row" title="{page.as_text(name)}">{page.as_text(name)}</th>{"".join(cells)}</tr>')
-    if shown < len(names):
-        lines.append(
-            f'<tr><th scope="row">…</th><th colspan="{depth}">{len(names) - shown} more in the files</th></tr>'
-        )
-    found = columns_of(labels_of(metrics))
-    columns = [shorten(name, 32, tail=16) for name in found.names]
-    turned = max(map(len, columns)) > _WIDEST_HEAD
-    head = "".join(
-        page.column_head(column, label, turned=turned) for column, label in zip(columns, labels, strict=True)
-    )
-    word = page.as_text(found.word)
-    if found.headings:
-        head, word = f'{page.group_heads(found.headings)}</tr><tr><th scope="col">{word}</th>{head}', "group"
-    scale = "".join(f"<th>{significant(s)}</th>" for s in metrics["scale"])
-    return (
-        f'<table class="heat"><thead><tr><th scope="col">{word}</th>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(lines)
-        + f'\n</tbody><tfoot class="muted"><tr><th scope="row">scale</th>{scale}</tr></tfoot></table>'
-    )
+    else:
+        weights = f"The same for every {kernel_noun(metrics)}; nothing was learned"
+    named = page.as_text(_SOLVERS.get(certificate.get("solver"), certificate.get("solver") or DASH))
+    precision = f", in {page.as_text(certificate['precision'])}" if certificate.get("precision") else ""
+    facts = [("Weights", weights)]
+    facts += [("Rows of the search", count(data.get("n_search")))] if search else []
+    facts += [("Held-out rows", page.as_text(held_out))] if held_out else []
+    facts += [
+        ("Ridge", f"{ridge}, {_RIDGES[config['ridge']]}" if config.get("ridge") in _RIDGES else ridge),
+        ("Solver", f"{named} on {count(data['n_train'])} training rows{precision}"),
+    ]
+    if any(missing.values()):
+        lost = f"Left out: {count(missing['train'])} in training rows, {count(missing['test'])} in test rows"
+        facts.append(("Missing targets", lost))
+    if config.get("class_weight") == "balanced":
+        mean = percent(metrics.get("test_balanced_accuracy"))
+        facts.append(("Class weights", f"Each class weighs the same; test accuracy averaged over classes {mean}"))
+    return page.section("How it was done", page.facts(facts))
 
 
 def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
@@ -332,17 +263,17 @@ def _search(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
             )
         )
     text = (
-        f"{method_words(metrics)[0].upper()}{method_words(metrics)[1:]} on the {page.as_text(search['objective'])} "
+        f"{capital(method_words(metrics))} on the {page.as_text(search['objective'])} "
         f"objective ({page.as_text(search['constraint'])})."
     )
     if search.get("message"):
-        text += f" {page.as_text(str(search['message']).rstrip('.'))}."
+        text += f" {page.as_text(capital(str(search['message']).rstrip('.')))}."
     stopped = f"Stopped before converging, so their weights could still move: {page.as_text(', '.join(left))}."
     warning = page.paragraph(stopped, "warn") if left else ""
     headers = [noun(metrics), "converged", ">iterations", ">projected gradient", ">objective, start", ">end", ">ridge"]
     table = page.table(headers, rows)
     if len(rows) > 15:
-        table = f"<details><summary>All {len(rows)} {nouns(metrics)}</summary>{table}</details>"
+        table = page.folded(f"All {len(rows)} {nouns(metrics)}", table)
     return page.section("The search", page.paragraph(text), warning, table, _figure(metrics, figures, "search"))
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from nftk_jax.reports.colours import colour_css
 from nftk_jax.reports.formats import DASH, clean, duration, finite, memory
+
+_REPEAT = {"All settings": "config", "Environment": "environment"}
 
 
 def render_page(title: str, sections: Iterable[str]) -> str:
@@ -29,7 +32,11 @@ def render_page(title: str, sections: Iterable[str]) -> str:
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(template).substitute(
-        title=as_text(title), css=css, script=script, script_hash=f"sha256-{digest}", body="\n".join(sections)
+        title=as_text(title),
+        css=css + colour_css(),
+        script=script,
+        script_hash=f"sha256-{digest}",
+        body="\n".join(sections),
     )
 
 
@@ -74,15 +81,18 @@ def small(content: str) -> str:
     return "" if content in ("", DASH) else f"<small>{content}</small>"
 
 
-def table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide") -> str:
-    """A table in a box of its own that scrolls sideways; a header that starts with ">" stands over numbers."""
+def table(headers: Iterable[str], rows: Iterable[str], style: str = "sortable wide", *, tall: bool = False) -> str:
+    """A table in a box of its own that scrolls sideways, and down if the table is `tall`.
+
+    A header that starts with ">" stands over numbers.
+    """
     head = "".join(
         f'<th scope="col" class="number">{h[1:]}</th>' if h.startswith(">") else f'<th scope="col">{h}</th>'
         for h in headers
     )
     body = "\n".join(rows)
     whole = f'<table class="{style}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
-    return f'<div class="scroll">{whole}</div>'
+    return f'<div class="scroll{" tall" * tall}">{whole}</div>'
 
 
 def column_head(text: str, title: str, *, turned: bool) -> str:
@@ -114,10 +124,40 @@ def pairs(values: Mapping[str, Any]) -> str:
     return f'<div class="scroll"><table class="wide"><tbody>\n{"".join(rows)}\n</tbody></table></div>'
 
 
-def figure(image: Path | bytes, caption: str) -> str:
-    """A PNG file, or its bytes, inside the page; `caption` is plain text."""
+def heatmap(heat_table: str, title: str, told: str, views: str = "") -> str:
+    """A table of coloured cells in a box that scrolls, with a line below that tells the numbers of a chosen cell.
+
+    Args:
+      heat_table: of class "heat"; the title of a cell is what is told.
+      title: what the table is called by programs that read pages aloud.
+      told: what the line says at first.
+      views: buttons that change what the cells show.
+    """
+    box = f'<div class="scroll tall" data-title="{title}">{heat_table}</div>'
+    return f'<div class="map">{views}{box}<p class="told muted" aria-live="polite">{told}</p></div>'
+
+
+def facts(values: Iterable[tuple[str, str]]) -> str:
+    """Terms, each with what is said of it."""
+    return f"<dl>{''.join(f'<div><dt>{term}</dt><dd>{text}</dd></div>' for term, text in values)}</dl>"
+
+
+def folded(summary: str, content: str, *, unfolded: bool = False) -> str:
+    """Content that a reader unfolds, or folds."""
+    return f"<details{' open' * unfolded}><summary>{summary}</summary>{content}</details>"
+
+
+def figure(image: Path | bytes, caption: str, *, photo: bool = False) -> str:
+    """A PNG file, or its bytes, inside the page.
+
+    Args:
+      image: the file or its bytes.
+      caption: plain text.
+      photo: whether it holds photographs, which keep their colours on a dark page.
+    """
     data = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode("ascii")
-    source = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+    look = ' class="photo"' if photo else ""
+    source = f'<img{look} alt="{escape(caption)}" src="data:image/png;base64,{data}">'
     return f'<figure><div class="scroll">{source}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
@@ -145,13 +185,10 @@ def reproduction_section(metrics: Mapping[str, Any]) -> str:
     data = metrics["dataset"]
     digest = f'SHA-256 of the data: <span class="hash">{as_text(data.get("sha256") or DASH)}</span>'
     version = f"nftk_jax {as_text(metrics.get('version') or DASH)}."
-    columns = (
-        f'<div class="columns"><div><h3>Settings</h3>{pairs(metrics.get("config") or {})}</div>'
-        f"<div><h3>Environment</h3>{pairs(metrics.get('environment') or {})}</div></div>"
-    )
+    tables = [folded(name, pairs(metrics.get(key) or {})) for name, key in _REPEAT.items()]
     return section(
         "Run it again",
         f"<pre>{command}</pre>",
         paragraph(f"{version} Data set {as_text(data['name'])}. {digest}"),
-        columns,
+        *tables,
     )

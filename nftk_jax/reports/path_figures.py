@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from nftk_jax.reports.reading import Metrics, figure_format, floats
 _INK, _MUTED, _GRID = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
 _MOST_ROWS, _MOST_SAMPLES = 10, 6
+_SUSPECTS_IN_ROW = 10
 
 
 def draw_reconstruction(metrics: Metrics, output: np.ndarray, rebuilt: np.ndarray) -> figures.Figure:
@@ -53,7 +55,7 @@ def draw_influences(
       x_train, x_test: flattened images, shapes (n, p) and (n_queries, p).
       shape: of one image, or None where the samples are none.
     """
-    if shape is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+    if not _are_images(shape):
         return None
     rows = explained[:_MOST_ROWS]
     names = figures.printable([clean(name) for name in metrics["dataset"]["class_names"]], 10)
@@ -79,6 +81,35 @@ def draw_influences(
             text, (0, 0), (0, -12), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_INK
         )
         heading.set_in_layout(False)
+    return figure
+
+
+def draw_suspects(metrics: Metrics, x_train: np.ndarray, shape: tuple[int, ...] | None) -> figures.Figure | None:
+    """The training images that the model without them contradicts most; None where no images are, or no such rows.
+
+    Args:
+      metrics: the content of metrics.json, with an influence block.
+      x_train: flattened images, shape (n, p).
+      shape: of one image, or None where the samples are none.
+    """
+    found = metrics["influence"]["suspects"]
+    if not found or not _are_images(shape):
+        return None
+    names = figures.printable([clean(name) for name in metrics["dataset"]["class_names"]], 10)
+    lines = -(-len(found) // _SUSPECTS_IN_ROW)
+    figure = figures.new_figure(1.25 * lines)
+    grid = figure.subplots(lines, _SUSPECTS_IN_ROW, squeeze=False).ravel()
+    for ax, entry in itertools.zip_longest(grid, found):
+        if entry is None:
+            ax.set_axis_off()
+            continue
+        title = f"off by {fixed(entry['loss'], 1)}"
+        if entry["label"] is not None:
+            title = f"{names[entry['label']]} \N{RIGHTWARDS ARROW} {names[entry['looks_like']]}"
+        _image(ax, x_train[entry["sample"]], shape)
+        ax.set_title(title, fontsize=8, color=_INK, pad=2, parse_math=False)
+        ax.set_xlabel(f"row {entry['sample']}", fontsize=7, color=_MUTED, labelpad=2)
+        ax.spines[:].set(color=_GRID)
     return figure
 
 
@@ -143,6 +174,11 @@ def save_figures(
         "classes": lambda: draw_classes(metrics),
     }
     return figures.save(drawings, directory, figure_format(metrics))
+
+
+def _are_images(shape: tuple[int, ...] | None) -> TypeGuard[tuple[int, ...]]:
+    """Whether samples of this shape can be drawn: grey, or with one, three or four channels."""
+    return shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)))
 
 
 def _image(ax: figures.Axes, pixels: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from nftk_jax.reports import page
 from nftk_jax.reports.formats import DASH, MINUS, clean, count, duration, fixed, memory, percent, significant
 from nftk_jax.reports.influence import listed
-from nftk_jax.reports.reading import Metrics
+from nftk_jax.reports.reading import Metrics, has_photos
 
 _CAPTIONS = {
     "reconstruction": "Left: every output on every test row, as the network gives it and as the sum of the training "
@@ -89,7 +89,12 @@ def render_paths(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
       metrics: the content of metrics.json.
       figures: PNG files, or their bytes, by the names that `save_figures` gives them; those missing are left out.
     """
-    shown = {name: page.figure(figures[name], caption) for name, caption in _CAPTIONS.items() if name in figures}
+    photos = {"influences"} if has_photos(metrics) else set()
+    shown = {
+        name: page.figure(figures[name], caption, photo=name in photos)
+        for name, caption in _CAPTIONS.items()
+        if name in figures
+    }
     sections = [
         _head(metrics),
         _reconstruction(metrics, shown.get("reconstruction", "")),

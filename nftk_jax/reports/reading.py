@@ -28,6 +28,8 @@ _BASELINES = {
     "laplace": ("Laplace kernel", "exponential kernel, width and ridge chosen on held-out rows"),
 }
 
+_METHODS = {"quasi-newton": "quasi-Newton steps", "projected-gradient": "projected gradient descent with a fixed step"}
+
 
 @dataclass(frozen=True)
 class Score:
@@ -163,6 +165,11 @@ def noun(metrics: Metrics) -> str:
     return "output" if metrics["dataset"].get("task") == "regression" else "class"
 
 
+def one_noun(metrics: Metrics) -> str:
+    """`noun` with its article."""
+    return f"{'an' if noun(metrics) == 'output' else 'a'} {noun(metrics)}"
+
+
 def nouns(metrics: Metrics) -> str:
     """Plural of `noun`."""
     return "outputs" if metrics["dataset"].get("task") == "regression" else "classes"
@@ -240,9 +247,8 @@ def family_words(metrics: Metrics) -> str:
 
 def method_words(metrics: Metrics) -> str:
     """How the search descended: "quasi-Newton steps"."""
-    if metrics["search"].get("method") == "projected-gradient":
-        return "projected gradient descent with a fixed step"
-    return "quasi-Newton steps"
+    method = clean(metrics["search"].get("method"))
+    return _METHODS.get(method, method)
 
 
 def class_names(metrics: Metrics) -> list[str]:
@@ -320,6 +326,12 @@ def rank_words(metrics: Metrics) -> str:
     rank, depth = finite(metrics["identifiability"].get("gram_rank")), omega_of(metrics).shape[1]
     depths = f"1 {kernel_noun(metrics)} spans" if depth == 1 else f"{depth} {kernel_noun(metrics)}s span"
     return f"{depths} {DASH if rank is None else int(rank)} dimension{'' if rank == 1 else 's'}"
+
+
+def has_photos(metrics: Metrics) -> bool:
+    """Whether the samples are images in colour."""
+    shape = metrics["dataset"].get("image_shape") or ()
+    return len(shape) == 3 and shape[2] > 1
 
 
 def figure_format(metrics: Metrics) -> FigureFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from nftk_jax.datasets import Dataset
 from nftk_jax.fit import FitConfig
 from nftk_jax.model import systems
 from nftk_jax.model.left_out import joint_influences, output_influences
+from nftk_jax.preprocessing.table import fit_preparation
 from nftk_jax.settings import MLPSettings, SearchSettings
 
 
@@ -75,6 +77,46 @@ def test_targets_that_are_far_off_are_suspects(rng):
     assert found["predictions"][0]["without"]["output"] is None
 
 
+def all_rows(found):
+    """Every row of the test and the training data that is told of: its part, its number, its output and its entry."""
+    for entry in found["predictions"]:
+        yield 1, entry["query"], entry["output"], entry
+        for one in (*entry["positive"], *entry["negative"]):
+            yield 0, one["sample"], entry["output"], one
+    for entry in found["suspects"]:
+        yield 0, entry["sample"], entry["output"], entry
+
+
+def test_rows_of_texts_have_the_start_of_theirs(labelled):
+    dataset, model, _ = labelled
+    texts = [[f"{part} {row} " + "word " * 100 for row in range(n)] for part, n in (("train", 120), ("test", 20))]
+    for part, row, _, entry in all_rows(explain(dataset, model, 2, lambda *state: None, texts=tuple(texts))):
+        assert entry["text"].startswith(f"{('train', 'test')[part]} {row} word word")
+        assert len(entry["text"]) < 410
+
+
+def test_rows_of_a_table_have_their_values_and_targets(rng):
+    columns = {"a": rng.normal(size=140), "b": np.where(rng.random(140) < 0.3, np.nan, 1.0)}
+    columns["kind"] = rng.choice(np.array(["x", "y"], object), 140)
+    table = fit_preparation(columns, "y")
+    y = np.column_stack([columns["a"], (columns["kind"] == "x") + 0.1 * rng.normal(size=140)])
+    dataset = dataclasses.replace(as_dataset(table.apply(columns), y), table=table)
+    model = NFTKRegressor(depth=2).fit(dataset.x_train, dataset.y_train).model_
+    found = explain(dataset, model, 2, lambda *state: None)
+    for part, row, output, entry in all_rows(found):
+        place = row + 120 * part
+        missing = np.isnan(columns["b"][place])
+        assert entry["values"] == {
+            "a": columns["a"][place],
+            "b": None if missing else 1.0,
+            "kind": columns["kind"][place],
+        }
+        assert entry["target"] == y[place, output]
+    left_out = model.loo_predictions()
+    for entry in found["suspects"]:
+        assert entry["prediction"] == pytest.approx(left_out[entry["sample"], entry["output"]])
+
+
 def test_every_kernel_is_factored_once_and_forgotten(labelled, monkeypatch):
     dataset, model, _ = labelled
     expected, original, factored = explain(dataset, model, 3, lambda *state: None), systems._factor, []
@@ -101,6 +143,7 @@ def test_the_command_explains_rows_and_shows_them(tmp_path, rng):
     images = rng.integers(0, 200, (60, 4, 4)).astype(np.uint8)
     y = np.arange(60) % 2
     images[y == 1, :2] = 255
+    y[6] = 1  # which looks like 0
     np.savez(tmp_path / "d.npz", x_train=images[:40], y_train=y[:40], x_test=images[40:], y_test=y[40:])
     fit.main(
         FitConfig(
@@ -113,6 +156,7 @@ def test_the_command_explains_rows_and_shows_them(tmp_path, rng):
     )
     block = json.loads((tmp_path / "run" / "metrics.json").read_text())["influence"]
     assert len(block["predictions"]) == 3
-    assert (tmp_path / "run" / "figures" / "influence.png").stat().st_size > 0
+    assert block["suspects"][0]["sample"] == 6
+    assert all((tmp_path / "run" / "figures" / f"{name}.png").exists() for name in ("influence", "suspects"))
     assert "Which training rows made a prediction" in (tmp_path / "run" / "report.html").read_text()
     assert load_model(tmp_path / "run").loo_predictions().shape == (40, 2)

@@ -51,6 +51,8 @@ def against(**intervals):
             "One row of weights for all does as well to within 0.01 of R2",
             "One depth for all (2) does as well",
         ),
+        ({}, "One depth for all (2) has a lower accuracy than the learned weights (", "R2"),
+        ({"metric": "R2"}, "One row of weights for all has a lower R2 than the learned weights", "accuracy"),
         (
             against(shared=(-0.01, 0.01)),
             "Not shown: that one row of weights for all does as well",

@@ -48,6 +48,18 @@ def test_inputs_are_those_of_scikit_learns_imputer_indicator_and_encoder(table):
     assert preparation.column_of_feature == ["a", *["colour"] * 3, "b", "b", *["wine"] * 4]
 
 
+def test_a_row_of_features_reads_as_the_values_that_it_was_made_of(table):
+    preparation = fit_preparation(table, "y")
+    x = preparation.apply(table)
+    for row, features in enumerate(x):
+        found = preparation.decode(features)
+        values = {name: column[row] for name, column in table.items()}
+        assert found == {name: None if value is None or value != value else value for name, value in values.items()}
+    with pytest.warns(UserWarning, match="grün"):
+        unknown = preparation.apply({**table, "colour": text(["grün"] * N)})
+    assert preparation.decode(unknown[0])["colour"] is None
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_every_column_has_the_variance_of_one_and_marks_keep_their_size(weighted, table, rng):
     preparation = fit_preparation({**table, "one": text(["x"] * N)}, "y")

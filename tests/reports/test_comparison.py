@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from nftk_jax.reports.comparison import render_comparison, summary
@@ -22,6 +23,15 @@ def test_the_figures_are_drawn_and_embedded(tmp_path):
     paths = save_figures(metrics, tmp_path)
     assert set(paths) == {"omegas", "accuracies", "training"}
     assert render_comparison(metrics, paths).count("data:image/png;base64,") == 3
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_the_files_are_of_the_kind_that_was_asked_for(kind, tmp_path):
+    metrics = make_comparison()
+    metrics["config"]["figure_format"] = kind
+    found = save_figures(metrics, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{kind}" for name in found}
+    assert render_comparison(metrics, found).count("data:image/png;base64,") == 3
 
 
 def test_the_summary_says_that_the_two_omegas_agree_on_classes():

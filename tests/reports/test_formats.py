@@ -1,13 +1,11 @@
-"""Numbers as text, and the colours of cells."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pytest
 
 from nftk_jax.reports import formats
-from nftk_jax.reports.colours import cell_style
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -float("inf"), "text", [1.0], True])
@@ -52,20 +50,5 @@ def test_a_number_prints_as_people_write_it(text, expected):
     assert text == expected
 
 
-def test_page_and_figure_share_their_colours():
-    viridis = matplotlib.colormaps["viridis_r"]
-    for value in np.linspace(0, 1, 41):
-        rgb = bytes.fromhex(cell_style(value).split("#")[1][:6])
-        np.testing.assert_allclose(np.array(list(rgb)) / 255, viridis(value)[:3], atol=0.03)
-
-
-def test_ink_reads_on_every_cell():
-    def luminance(rgb):
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        return linear @ [0.2126, 0.7152, 0.0722]
-
-    for value in np.linspace(0, 1, 101):
-        style = cell_style(value)
-        ground = luminance(np.array(list(bytes.fromhex(style.split("#")[1][:6]))) / 255)
-        ink = 0.0 if style.endswith("black") else 1.0
-        assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) >= 4.5
+def test_a_sentence_begins_with_a_large_letter():
+    assert [formats.capital(text) for text in ("one Ω for all", "Éa", "")] == ["One Ω for all", "Éa", ""]

@@ -8,13 +8,14 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from nftk_jax.reports.html import render_report
-from tests.reports.samples import weighing
+from tests.reports.samples import make_metrics, weighing
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
-FIGURES = dict.fromkeys(("omega", "baselines", "search", "identifiability"), PNG)
+FIGURES = dict.fromkeys(("inference", "baselines", "search", "identifiability"), PNG)
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -142,8 +143,8 @@ def test_nothing_is_loaded_from_outside(ten_classes):
 
 
 def test_figures_are_embedded_unchanged_from_bytes_or_files(ten_classes, tmp_path):
-    (tmp_path / "omega.png").write_bytes(PNG)
-    images = Page(render_report(ten_classes, {"omega": tmp_path / "omega.png", "baselines": PNG})).all("img")
+    (tmp_path / "search.png").write_bytes(PNG)
+    images = Page(render_report(ten_classes, {"search": tmp_path / "search.png", "baselines": PNG})).all("img")
     assert [base64.b64decode(a["src"].split(",")[1]) for a in images] == [PNG, PNG]
     assert all(a["alt"] for a in images)
 
@@ -188,10 +189,71 @@ def test_the_table_of_weights_is_headed_by_the_kernels_labels(any_metrics):
     page = Page(render_report(any_metrics, {}))
     labels = [kernel["label"] for kernel in any_metrics["kernels"]]
     heads = [a["title"] for a in page.all("th", scope="col") if "title" in a]
-    assert heads == labels
+    assert heads[: len(labels)] == labels
     hovers = [a["title"] for a in page.all("td") if "data-n" in a][: len(labels)]
     assert all(f", {label}: weight " in hover for label, hover in zip(labels, hovers, strict=True))
     assert f"Which {any_metrics['kernel_name']}s each " in page.text
+
+
+def test_omega_is_drawn_once(ten_classes):
+    page = Page(render_report(ten_classes, FIGURES | {"omega": PNG}))
+    assert len(page.all("img")) == len(FIGURES)
+    tables = page.all("table", class_="heat")
+    assert len(tables) == 3  # Omega, and to unfold its two products
+    assert len([a for a in page.all("td") if "data-n" in a]) == 100
+
+
+def test_the_products_of_omega_can_be_unfolded(ten_classes):
+    page = Page(render_report(ten_classes, {}))
+    omega = np.array(ten_classes["omega"])
+    unit = omega / np.linalg.norm(omega, axis=1, keepdims=True)
+    titles = [a["title"] for a in page.all("td") if "title" in a and "data-n" not in a]
+    for (i, j), expected in np.ndenumerate(unit.T @ unit):
+        (found,) = [title for title in titles if title.startswith(f"depth {i + 1} and depth {j + 1}: ")]
+        assert float(found.split(": ")[1]) == pytest.approx(expected, rel=6e-3)
+    for (i, j), expected in np.ndenumerate(unit @ unit.T):
+        (found,) = [title for title in titles if title.startswith(f"class {i} and class {j}: ")]
+        assert float(found.split(": ")[1]) == pytest.approx(expected, rel=6e-3)
+
+
+def test_a_single_output_has_no_products_and_many_classes_only_those_that_fit():
+    assert len(Page(render_report(make_metrics(1, 3, task="regression"), {})).all("table", class_="heat")) == 1
+    assert len(Page(render_report(make_metrics(40, 20), {})).all("table", class_="heat")) == 2
+
+
+def facts(page):
+    """The terms of the method, with what is said of each."""
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+
+
+def test_the_head_says_how_it_was_done(ten_classes):
+    ten_classes["config"]["ridge"] = "learned"
+    ten_classes["certificate"]["precision"] = "float64"
+    ten_classes["held_out"] = {"how": "5 folds"}
+    ten_classes["search"] |= {"method": "projected-gradient", "objective": "loo", "constraint": "orthant"}
+    found = facts(render_report(ten_classes, {}))
+    assert found["Weights"] == (
+        "Projected gradient descent with a fixed step on the loo objective, under the constraint that weights are at "
+        "least 0 (orthant)"
+    )
+    assert found["Rows of the search"] == "2,000"
+    assert found["Held-out rows"] == "5 folds"
+    assert found["Ridge"] == "0.001, learned with the weights"
+    assert found["Solver"] == "Cholesky factorisation on 8,000 training rows, in float64"
+
+
+def test_the_head_says_that_nothing_was_learned_and_names_the_ridge_that_was_given():
+    metrics = make_metrics(weights="uniform")
+    metrics["config"]["ridge"] = 0.001
+    found = facts(render_report(metrics, {}))
+    assert found["Weights"] == "The same for every depth; nothing was learned"
+    assert found["Ridge"] == "0.001"
+    assert "Rows of the search" not in found
+
+
+def test_a_method_that_has_no_words_is_named(ten_classes):
+    ten_classes["search"]["method"] = "newton"
+    assert facts(render_report(ten_classes, {}))["Weights"].startswith("Newton on the validation objective, ")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
