@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.devices import AXIS, place, shard_map
+from nftk_jax.kernels.devices import AXIS, is_host, place, shard_map
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.solvers.cholesky import CholeskyFactor, NotPositiveDefiniteError, factor_ridge, solve_lower
+from nftk_jax.solvers.cholesky import CholeskyFactor, NotPositiveDefiniteError, factor_ridge, multiply, solve_lower
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
 
@@ -64,23 +66,21 @@ class NystroemSolver(RidgeSolver):
             if not row[:-1].any():
                 continue  # a kernel of zeros predicts zeros
             factor = self._factor_landmarks(row[:-1])
-            lower = place(np.asarray(factor.lower), rows.mesh)
-            sums = jnp.zeros((m, m), dtype), jnp.zeros((m, len(members)), dtype)
+            sums: Sums = (HostSums if is_host(rows.mesh) else SpreadSums)(rows, np.asarray(factor.lower), len(members))
             for done, start in enumerate(starts):
                 report("solve", number * len(starts) + done, len(distinct) * len(starts))
                 tile = start + np.arange(step)
                 inside = np.minimum(tile, rows.n - 1)  # the last tile is filled up with rows that weigh nothing
                 k = rows.columns(row[:-1], self._landmarks, inside)
                 weight = np.where(tile < rows.n, self._weight[inside] / self._heaviest, 0).astype(dtype)
-                spread = [place(a, rows.mesh, P(AXIS)) for a in (y[inside][:, members].astype(dtype), weight)]
-                parts = _products(rows.mesh, lower, k, *spread)
-                sums = parts if start == 0 else _add(sums, parts)
-            inner = factor_ridge(sums[0], ridge=float(row[-1]) / self._heaviest, jitter=True)
-            if not np.isfinite(np.asarray(sums[1])).all():
+                sums.add(k, y[inside][:, members].astype(dtype), weight)
+            square, right = sums.total()
+            inner = factor_ridge(square, ridge=float(row[-1]) / self._heaviest, jitter=True)
+            if not np.isfinite(np.asarray(right)).all():
                 raise NotPositiveDefiniteError(
                     "the landmarks' kernel is singular; use fewer `landmarks` or `precision='float64'`"
                 )
-            w = solve_lower(inner.lower, sums[1])
+            w = solve_lower(inner.lower, right)
             beta = lax.linalg.triangular_solve(factor.lower, w, left_side=True, lower=True, transpose_a=True)
             dual_coef[:, members] = np.asarray(beta)
             jitter = max(jitter, inner.jitter)
@@ -92,6 +92,53 @@ class NystroemSolver(RidgeSolver):
         k = self._among.gram(weights[None])[0]
         unit = float(jnp.mean(jnp.diagonal(k)))
         return factor_ridge(k, ridge=10 * float(jnp.finfo(k.dtype).eps) * unit * math.sqrt(len(k)))
+
+
+class Sums(Protocol):
+    """F'WF, shape (m, m), and F'Wy, shape (m, classes), of rows that are added tile by tile."""
+
+    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
+        """Add rows of K_nm, shape (tile, m), their targets (tile, classes) and their weights (tile,)."""
+        ...
+
+    def total(self) -> tuple[jax.Array, jax.Array]:
+        """Both, over all rows."""
+        ...
+
+
+class HostSums:
+    """By the BLAS of the one CPU, which computes one triangle of F'WF alone."""
+
+    def __init__(self, rows: Rows, lower: np.ndarray, classes: int) -> None:
+        del rows
+        self._lower, self._square = np.asfortranarray(lower), np.zeros(lower.shape, lower.dtype, order="F")
+        self._right = np.zeros((len(lower), classes), lower.dtype)
+        self._solve, self._add = scipy.linalg.get_blas_funcs(("trsm", "syrk"), (lower,))
+
+    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
+        root = np.sqrt(weight)[:, None]
+        f = self._solve(1.0, self._lower, np.asfortranarray(root * np.asarray(k)), side=1, lower=1, trans_a=1)
+        self._square = self._add(1.0, f, beta=1.0, c=self._square, trans=1, overwrite_c=1)
+        self._right += multiply(f.T, root * y)
+
+    def total(self) -> tuple[jax.Array, jax.Array]:
+        upper = np.triu(self._square)
+        return jnp.asarray(upper + np.triu(upper, 1).T), jnp.asarray(self._right)
+
+
+class SpreadSums:
+    """Rows spread over the mesh."""
+
+    def __init__(self, rows: Rows, lower: np.ndarray, classes: int) -> None:
+        self._mesh, self._lower, m = rows.mesh, place(lower, rows.mesh), len(lower)
+        self._sums = jnp.zeros((m, m), lower.dtype), jnp.zeros((m, classes), lower.dtype)
+
+    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
+        spread = [place(a, self._mesh, P(AXIS)) for a in (y, weight)]
+        self._sums = _add(self._sums, _products(self._mesh, self._lower, k, *spread))
+
+    def total(self) -> tuple[jax.Array, jax.Array]:
+        return self._sums
 
 
 @functools.partial(jax.jit, donate_argnums=0)
