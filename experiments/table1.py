@@ -69,6 +69,10 @@ ROWS = {
     "imdb-nftk-10": Row("imdb", "all", 10, 128, IMDB, 86.7, 45.0, True),
     "imdb-infinite-5": Row("imdb", "infinite", 5, 0, IMDB, unit_norm=True),
     "imdb-infinite-10": Row("imdb", "infinite", 10, 0, IMDB, unit_norm=True),
+    "imdb-small-mlp-5": Row("imdb-small", "last", 5, 128, IMDB, unit_norm=True),
+    "imdb-small-nftk-5": Row("imdb-small", "all", 5, 128, IMDB, unit_norm=True),
+    "imdb-small-infinite-5": Row("imdb-small", "infinite", 5, 0, IMDB, unit_norm=True),
+    "imdb-small-infinite-5-standardised": Row("imdb-small", "infinite", 5, 0, IMDB),
     "small-mlp-10": Row("mnist-small", "last", 10, 256, MNIST),
     "small-nftk-10": Row("mnist-small", "all", 10, 256, MNIST),
     "small-infinite-10": Row("mnist-small", "infinite", 10, 0, MNIST),
@@ -215,10 +219,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/table1"))
     parser.add_argument("--suffix", default="", help="appended to the names of the rows in the results")
     options = parser.parse_args(arguments)
+    dataset = None
     for name in options.rows:
         row = ROWS[name]
-        texts = {"embeddings": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
-        dataset = load_dataset(row.dataset, **texts)
+        if dataset is None or dataset.name != row.dataset:
+            texts = {"embeddings": options.embeddings, "tensor": options.tensor} if row.dataset == "imdb" else {}
+            dataset = load_dataset(row.dataset, **texts)
         entry = run(name, row, dataset, options)
         stopped = ", held-out stop" if options.held_out and row.readouts != "infinite" else ""
         store.write(options.results, name + options.suffix + stopped, entry)

@@ -125,7 +125,7 @@ def layer_norm(width: int, dtype: Any, *, trained: bool = True) -> nnx.LayerNorm
 
 
 class _DenseNetwork(nnx.Module):
-    """Hidden layers with readouts from some of them. Layers are named hidden_1, ..., hidden_L, readout_l and, with layer
+    """Hidden layers with readouts from some of them. Layers are named hidden_1, ..., hidden_L, readout_l and, of layer
     norm, norm_l.
     """
 
