@@ -69,6 +69,7 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     if case == "layer norm":
         assert metrics["config"]["layer_norm"] is True
         assert error <= 1e-6 * np.abs(arrays["output"]).max()
+        assert "(gelu, layer norm)" in (output / "report.html").read_text()
         names |= {"norm_1", "norm_2"}
     assert set(layers["names"]) == names
     assert (layers["omega"] is None) == (case != "nftk")
