@@ -153,7 +153,7 @@ def test_the_error_against_the_limit_falls_like_one_over_the_root_of_the_width()
 def test_the_kernel_between_different_outputs_vanishes_like_one_over_the_root_of_the_width(readouts):
     """Theta(x, x') is a multiple of I in eq. 6. The slope is each seed's own, so that its error is measured."""
     x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
-    widths, seeds, different = [32, 128, 512], 16, ~np.eye(3, dtype=bool)
+    widths, seeds, different = [32, 128, 512], 32, ~np.eye(3, dtype=bool)
     sizes = np.empty((seeds, len(widths)))
     for column, width in enumerate(widths):
         settings = NetworkSettings(
