@@ -2,8 +2,8 @@
 
     python experiments/omegas.py [--table1 FILE.json] [--sparsity FILE.json]
 
-Reads the results of `experiments/table1.py` (the rows named nftk, trained for a number of epochs) and of
-`experiments/sparsity.py`, and trains nothing. The start of each Omega is drawn again from its seed.
+Reads the results of `experiments/table1.py` (the rows named nftk) and of `experiments/sparsity.py`, and trains nothing.
+The start of each Omega is drawn again from its seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import store
 from scipy import stats
-from table1 import ROWS
+from table1 import ROWS, Row
 
 from nftk_jax.assessment.agreement import compare_omegas
 from nftk_jax.assessment.identifiability import normalise_rows
@@ -62,12 +62,11 @@ def describe_zeros(sparsity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw_starts(name: str, seeds: int) -> np.ndarray:
+def draw_starts(row: Row, shape: tuple[int, ...]) -> np.ndarray:
     """Omega of a row's networks before training, half of it negative, shape (S, C, L)."""
-    row = ROWS[name]
     # The draw of Omega depends on its shape alone, so that the network may have one input and one unit.
-    network = NetworkSettings(MLP(row.depth), 1, 10 if row.dataset == "mnist" else 2, 1, readouts="all")
-    (omega,) = jax.tree.leaves(start_training(network, row.settings, range(seeds), np.float32).params.omega)
+    network = NetworkSettings(MLP(shape[2]), 1, shape[1], 1, readouts="all")
+    (omega,) = jax.tree.leaves(start_training(network, row.settings, range(shape[0]), np.float32).params.omega)
     return np.asarray(omega, float)
 
 
@@ -188,7 +187,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sparsity", type=Path, default=Path("experiments/results/sparsity.json"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/omegas.json"))
     options = parser.parse_args(arguments)
-    rng = np.random.default_rng(0)
 
     def write(name: str, entry: Any) -> None:
         store.write(options.results, name, entry)
@@ -198,12 +196,14 @@ def main(arguments: list[str] | None = None) -> None:
     write("dropped layers", describe_dropped())
     mnist = load_dataset("mnist")
     for name, entry in store.read(options.table1).items():
-        if name not in PAPER_ZEROS:
+        row = ROWS.get(name.split(",")[0])
+        if row is None or row.readouts != "all":
             continue
-        omegas = np.array(entry["omega"])
-        write(f"start {name}", describe_start(draw_starts(name, len(omegas)), omegas))
-        write(f"seeds {name}", describe_seeds(omegas, rng))
-        if ROWS[name].dataset == "mnist":
+        omegas, rng = np.array(entry["omega"]), np.random.default_rng(0)
+        write(f"start {name}", describe_start(draw_starts(row, omegas.shape), omegas))
+        if len(omegas) > 2:
+            write(f"seeds {name}", describe_seeds(omegas, rng))
+        if row.dataset == "mnist":
             write(f"digits {name}", describe_digits(omegas, mnist.x_train, mnist.y_train, rng))
 
 
