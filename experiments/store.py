@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def read(path: Path) -> dict[str, Any]:
     """All entries so far."""
@@ -20,3 +22,14 @@ def write(path: Path, name: str, entry: dict[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     aside.replace(path)
+
+
+def pack(flags: np.ndarray) -> str:
+    """Flags, shape (n,), as text: their number and their bits in hexadecimal."""
+    return f"{len(flags)}:{np.packbits(flags).tobytes().hex()}"
+
+
+def unpack(text: str) -> np.ndarray:
+    """The flags that `pack` made text of."""
+    n, bits = text.split(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(n)).astype(bool)

@@ -53,6 +53,8 @@ class PathsConfig:
     """Units of every hidden layer."""
     activation: str = MLPSettings.activation
     """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    layer_norm: bool = False
+    """Normalise every hidden layer before its activation, with a scale and a shift that are trained."""
     steps: int = 60
     """Steps of the optimiser."""
     optimiser: OptimiserName = DescentSettings.optimiser
@@ -140,6 +142,7 @@ def _network(config: PathsConfig, n_inputs: int, n_outputs: int) -> NetworkSetti
         readouts="all" if config.network == "nftk" else "last",
         omega_start="ones",
         omega_positivity="clip",
+        layer_norm=config.layer_norm,
     )
 
 

@@ -43,6 +43,7 @@ CASES = {
         *("--loss", "cross-entropy", "--optimiser", "adamw", "--learning-rate", "0.01", "--weight-decay", "0.1"),
         *("--schedule", "cosine", "--warmup", "2", "--clip", "0.1", "--batch-size", "5", "--activation", "gelu"),
     ],
+    "layer norm": ["--layer-norm", "--optimiser", "adam", "--activation", "gelu", "--tolerance", "None"],
 }
 
 
@@ -65,6 +66,11 @@ def test_the_saved_terms_add_up_to_the_network(case, data, tmp_path, run):
     assert bool(np.abs(arrays["regulariser"]).max() > 0) == (case in ("nftk", "adamw"))
     layers = metrics["layers"]
     names = {"hidden_1", "hidden_2", "readout_2"} | ({"readout_1", "omega_1", "omega_2"} if case == "nftk" else set())
+    if case == "layer norm":
+        assert metrics["config"]["layer_norm"] is True
+        assert error <= 1e-6 * np.abs(arrays["output"]).max()
+        assert "(gelu, layer norm)" in (output / "report.html").read_text()
+        names |= {"norm_1", "norm_2"}
     assert set(layers["names"]) == names
     assert (layers["omega"] is None) == (case != "nftk")
     kind = "svg" if case == "relu" else "png"

@@ -27,7 +27,7 @@ from flax import nnx
 from nftk_jax.finite.settings import FiniteSettings, OmegaStartName, ParametrisationName, PositivityName, ReadoutsName
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import stax_layer
-from nftk_jax.settings import check_choice, check_count
+from nftk_jax.settings import check_choice, check_count, check_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,8 @@ class NetworkSettings:
         half of it negative; or the absolute values of such a draw.
       omega_positivity: how Omega >= 0 is kept: "project" leaves that to the training, which projects after every step;
         "clip" takes max(Omega, 0) in the forward pass.
+      layer_norm: whether each g^(l) is normalised over its units before the activation, and then scaled and shifted
+        unit by unit. Theta^(l) is the kernel of a network without it.
 
     Raises:
       ValueError: a size is not a whole number >= 1, or a name is not known.
@@ -58,11 +60,13 @@ class NetworkSettings:
     readouts: ReadoutsName = "last"
     omega_start: OmegaStartName = FiniteSettings.omega_start
     omega_positivity: PositivityName = FiniteSettings.omega_positivity
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         check_count("n_inputs", self.n_inputs)
         check_count("n_outputs", self.n_outputs)
         check_choice("readouts", self.readouts, ReadoutsName)
+        check_flag("layer_norm", self.layer_norm)
         FiniteSettings(self.width, self.parametrisation, self.omega_start, self.omega_positivity)  # its checks
 
 
@@ -109,8 +113,21 @@ class Dense(nnx.Module):
         return y if self.bias_scale is None else y + self.bias_scale * self.bias[...]
 
 
+def layer_norm(width: int, dtype: Any, *, trained: bool = True) -> nnx.LayerNorm:
+    """Layer norm of rows of shape (width,), with a scale (1 at the start) and a bias (0) of this dtype if `trained`.
+
+    The variance is that of the shifted row: the mean of squares minus the squared mean, flax's default, cancels in
+    float32.
+    """
+    return nnx.LayerNorm(
+        width, param_dtype=dtype, use_scale=trained, use_bias=trained, use_fast_variance=False, rngs=nnx.Rngs(0)
+    )
+
+
 class _DenseNetwork(nnx.Module):
-    """Hidden layers with readouts from some of them. Layers are named hidden_1, ..., hidden_L and readout_l."""
+    """Hidden layers with readouts from some of them. Layers are named hidden_1, ..., hidden_L, readout_l and, of layer
+    norm, norm_l.
+    """
 
     def __init__(self, settings: NetworkSettings, key: jax.Array, dtype: Any) -> None:
         # Layer l draws from its own key: networks of different depths and both kinds share what they have in common.
@@ -123,6 +140,8 @@ class _DenseNetwork(nnx.Module):
         for depth in range(1, mlp.depth + 1):
             layer = Dense(n_in, settings.width, jax.random.fold_in(key, 2 * depth), w_std=w_std, bias=bias, dtype=dtype)
             setattr(self, f"hidden_{depth}", layer)
+            if settings.layer_norm:
+                setattr(self, f"norm_{depth}", layer_norm(settings.width, dtype))
             n_in = settings.width
         for depth in self.readout_depths:
             layer = Dense(
@@ -146,7 +165,8 @@ class _DenseNetwork(nnx.Module):
         """Names of the layers in the order in which they are applied."""
         names = []
         for depth in range(1, self.settings.mlp.depth + 1):
-            names += [f"hidden_{depth}"] + [f"readout_{depth}"] * (depth in self.readout_depths)
+            names += [f"hidden_{depth}"] + [f"norm_{depth}"] * self.settings.layer_norm
+            names += [f"readout_{depth}"] * (depth in self.readout_depths)
         return names
 
     def trace(
@@ -171,7 +191,8 @@ class _DenseNetwork(nnx.Module):
         activate = stax_layer(self.settings.mlp.activation)[1]
         outputs, h = {}, x
         for depth in range(1, self.settings.mlp.depth + 1):
-            h = activate((), apply(f"hidden_{depth}", h))
+            h = apply(f"hidden_{depth}", h)
+            h = activate((), apply(f"norm_{depth}", h) if self.settings.layer_norm else h)
             if depth in self.readout_depths:
                 outputs[depth] = apply(f"readout_{depth}", h)
         return outputs, inputs

@@ -8,7 +8,9 @@ of two small Gram matrices (the paper's eq. 6):
     \langle \nabla_{W} f_c(x), \nabla_{W} f_{c'}(x')\rangle
       = s_W^2 \, \langle h(x), h(x')\rangle \, \langle d_c(x), d_{c'}(x')\rangle
 
-and that of its bias is s_b^2 <d_c(x), d_c'(x')>. A pair of rows costs O(width) instead of O(width^2).
+and that of its bias is s_b^2 <d_c(x), d_c'(x')>. The scale of a layer norm multiplies its normalised input z(x) unit by
+unit: its part is <z(x) d_c(x), z(x') d_c'(x')>, and that of its bias <d_c(x), d_c'(x')>. A pair of rows costs O(width)
+instead of O(width^2).
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from nftk_jax.finite.networks import Dense, NetworkSettings, NFTKNetwork, Params, build
+from nftk_jax.finite.networks import Dense, NetworkSettings, NFTKNetwork, Params, build, layer_norm
 from nftk_jax.kernels.precision import lenient_jax
 
 #: Name of Omega's own part of the tangent kernel.
@@ -47,7 +50,7 @@ def empirical_ntk_by_layer(
       tile_rows: rows of both inputs that are worked on at once: memory is that of `tile_rows` * C forward passes.
 
     Returns:
-      By name, hidden_1, ..., hidden_L, readout_l, and for the NFT-K MLP "omega": kernels K_c(x, x') of shape
+      By name, hidden_1, ..., hidden_L, norm_l, readout_l, and for the NFT-K MLP "omega": kernels K_c(x, x') of shape
       (C, n1, n2), or K_{c,c'}(x, x') of shape (C, C, n1, n2) with `cross_outputs`. The tangent kernel at fixed Omega is
       the sum of all but "omega".
     """
@@ -93,8 +96,13 @@ def _tile(
         subscripts = "cik,djk->cdij" if cross_outputs else "cik,cjk->cij"
         kernels = {}
         for name in network.layer_names:
-            layer: Dense = getattr(network, name)
+            layer: Dense | nnx.LayerNorm = getattr(network, name)
             (h1, d1), (h2, d2) = first[name], second[name]
+            if isinstance(layer, nnx.LayerNorm):
+                normalise = layer_norm(settings.width, a.dtype, trained=False)
+                of_scale = jnp.einsum(subscripts, normalise(h1) * d1, normalise(h2) * d2)
+                kernels[name] = of_scale + jnp.einsum(subscripts, d1, d2)
+                continue
             of_weights = layer.weight_scale**2 * (h1 @ h2.T)
             of_bias = 0.0 if layer.bias_scale is None else layer.bias_scale**2
             kernels[name] = (of_weights + of_bias) * jnp.einsum(subscripts, d1, d2)
@@ -117,7 +125,7 @@ def _derivatives(settings: NetworkSettings, params: Params, x: jax.Array) -> dic
     pass an output gives the derivatives of all rows.
     """
     network = build(settings, params)
-    sizes = {name: settings.width if name.startswith("hidden") else settings.n_outputs for name in network.layer_names}
+    sizes = {name: settings.n_outputs if name.startswith("readout") else settings.width for name in network.layer_names}
     zeros = {name: jnp.zeros((len(x), size), x.dtype) for name, size in sizes.items()}
 
     def run(offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -183,7 +183,7 @@ def train(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    after_epoch: Callable[[Training[TrainSettings, TrainState]], None] = lambda training: None,
+    after_epoch: Callable[[Training[TrainSettings, TrainState]], bool | None] = lambda training: None,
     report: Report = lambda stage, done, total: None,
 ) -> Training[TrainSettings, TrainState]:
     """Train one network for every seed, all in one vmapped computation.
@@ -192,11 +192,12 @@ def train(
       start: from `start_training`, or a training to go on from: the result is the same as without the interruption.
       x: inputs, already scaled, shape (n, p), dtype of the parameters.
       y: targets, shape (n, C); one-hot for classes.
-      after_epoch: called with the training after every epoch, to keep it.
+      after_epoch: called with the training after every epoch, to keep it; True stops the training there.
       report: called with the stage "train", the epochs done and their number.
 
     Returns:
-      The training after `settings.epochs` epochs; its train_loss is the mean over the epoch, as the parameters moved.
+      The training after `settings.epochs` epochs, or where `after_epoch` stopped it; its train_loss is the mean over an
+      epoch, as the parameters moved.
 
     Raises:
       ValueError: the shapes do not match, or more epochs are done than there are to be.
@@ -221,7 +222,8 @@ def train(
         seconds = time.perf_counter() - clock
         check_losses(losses, scale, f"training diverged in epoch {training.epoch + 1}", training)
         training = training.advance(state, train_loss=losses, seconds=seconds)
-        after_epoch(training)
+        if after_epoch(training):
+            break
     report("train", epochs, epochs)
     after = mean_losses(settings.loss, predict(network, training.params, x), y)
     check_losses(after, scale, "training diverged in its last epoch", training)

@@ -111,9 +111,10 @@ def _head(metrics: Metrics) -> str:
     data, config, block = metrics["dataset"], metrics["config"], metrics["reconstruction"]
     batches = "full batches" if config["batch_size"] is None else f"batches of {count(config['batch_size'])}"
     kind = "an NFT-K MLP" if config["network"] == "nftk" else "an MLP"
+    norm = ", layer norm" if config["layer_norm"] else ""
     text = (
         f"{kind[0].upper()}{kind[1:]} with {count(config['depth'])} hidden layers of {count(config['width'])} units "
-        f"({page.as_text(config['activation'])}), trained on {count(data['n_train'])} samples for "
+        f"({page.as_text(config['activation'])}{norm}), trained on {count(data['n_train'])} samples for "
         f"{count(config['steps'])} steps of {batches} ({page.as_text(config['loss'])}, {_descent_words(metrics)}), and "
         f"rebuilt on {count(data['n_test'])} test rows as a sum of one term for every training sample."
     )

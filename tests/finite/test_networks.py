@@ -34,7 +34,7 @@ def with_omega(params: Params, omega) -> Params:
 
 
 def by_hand(network, x, w_std=None, b_std=None):
-    """Eqs. 1-4, 7 and 8 in NumPy: f^(l) of every depth that has a readout."""
+    """Eqs. 1-4, 7 and 8 in NumPy, with layer norm where there is some: f^(l) of every depth that has a readout."""
     outputs, h = [], x
     for depth in range(1, network.settings.mlp.depth + 1):
         dense = getattr(network, f"hidden_{depth}")
@@ -42,6 +42,10 @@ def by_hand(network, x, w_std=None, b_std=None):
         g = scale * h @ np.asarray(dense.weight[...])
         if dense.bias_scale is not None:
             g = g + (1.0 if b_std is None else b_std) * np.asarray(dense.bias[...])
+        norm = getattr(network, f"norm_{depth}", None)
+        if norm is not None:
+            g = (g - g.mean(axis=1, keepdims=True)) / np.sqrt(g.var(axis=1, keepdims=True) + 1e-6)
+            g = np.asarray(norm.scale[...]) * g + np.asarray(norm.bias[...])
         h = np.maximum(g, 0)
         readout = getattr(network, f"readout_{depth}", None)
         if readout is not None:
@@ -62,6 +66,23 @@ def test_both_networks_are_the_papers_equations(parametrisation, rng):
     )
     expected = sum(w * f for w, f in zip(np.asarray(nftk.omega[...]).T, by_hand(nftk, x, **scales), strict=True))
     np.testing.assert_allclose(nftk(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("parametrisation", ["standard", "ntk"])
+def test_layer_norm_stands_before_every_activation(parametrisation, rng):
+    x = rng.normal(size=(6, 4))
+    scales = {} if parametrisation == "standard" else {"w_std": 1.3, "b_std": 0.7}
+    settings = NetworkSettings(
+        MLP(3, w_std=1.3, b_std=0.7), 4, 2, width=5, parametrisation=parametrisation, readouts="all", layer_norm=True
+    )
+    theta, omega = initialise(settings, KEY, jnp.float64)
+    for depth in (1, 2, 3):
+        norm = theta[f"norm_{depth}"]
+        np.testing.assert_array_equal([norm["scale"][...], norm["bias"][...]], [np.ones(5), np.zeros(5)])
+    theta = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), theta)
+    network = build(settings, Params(theta, omega))
+    expected = sum(w * f for w, f in zip(np.asarray(network.omega[...]).T, by_hand(network, x, **scales), strict=True))
+    np.testing.assert_allclose(network(x), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -141,6 +162,7 @@ def test_parameters_make_the_module_again(rng):
         {"omega_start": "zeros"},
         {"parametrisation": "mean-field"},
         {"omega_positivity": "hope"},
+        {"layer_norm": "batch"},
     ],
     ids=lambda change: next(iter(change)),
 )

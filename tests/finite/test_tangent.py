@@ -20,6 +20,7 @@ SAMPLES = {
     "nftk": NetworkSettings(MLP(3, "erf"), 4, 3, width=5, readouts="all"),
     "nftk, ntk": NetworkSettings(MLP(2, "gelu", 1.3, 0.4), 4, 3, width=5, readouts="all", parametrisation="ntk"),
     "readout bias": NetworkSettings(MLP(1, "erf", 1.3, 0.4, 0.7), 4, 2, width=5, parametrisation="ntk"),
+    "layer norm": NetworkSettings(MLP(2, "erf"), 4, 3, width=5, readouts="all", layer_norm=True),
     "clip": NetworkSettings(MLP(3, "erf"), 4, 3, width=5, readouts="all", omega_positivity="clip"),
 }
 
@@ -146,6 +147,26 @@ def slope_of_error(depth: int, widths, seeds: int, *, activation: str = "relu") 
 def test_the_error_against_the_limit_falls_like_one_over_the_root_of_the_width():
     slopes = slope_of_error(2, [32, 128, 512], seeds=24)
     np.testing.assert_allclose(slopes, -0.5, atol=0.1)
+
+
+@pytest.mark.parametrize("readouts", ["last", "all"])
+def test_the_kernel_between_different_outputs_vanishes_like_one_over_the_root_of_the_width(readouts):
+    """Theta(x, x') is a multiple of I in eq. 6. The slope is each seed's own, so that its error is measured."""
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    widths, seeds, different = [32, 128, 512], 32, ~np.eye(3, dtype=bool)
+    sizes = np.empty((seeds, len(widths)))
+    for column, width in enumerate(widths):
+        settings = NetworkSettings(
+            MLP(2), 5, 3, width=width, parametrisation="ntk", readouts=readouts, omega_start="ones"
+        )
+        for seed in range(seeds):
+            params = initialise(settings, jax.random.key(seed), jnp.float32)
+            kernel = empirical_ntk(settings, params, x, cross_outputs=True)
+            sizes[seed, column] = np.sqrt((kernel[different] ** 2).mean() / (kernel[~different] ** 2).mean())
+    slopes = np.polyfit(np.log(widths), np.log(sizes).T, 1)[0]
+    error = slopes.std(ddof=1) / np.sqrt(seeds)
+    assert error < 0.05
+    assert abs(slopes.mean() + 0.5) < 4 * error
 
 
 @pytest.mark.slow

@@ -264,3 +264,13 @@ def test_the_nftk_mlp_learns_from_a_xavier_start_of_omega(data):
     assert (done.history["train_loss"][-1] < 0.5 * done.history["train_loss"][0]).all()
     assert 0.2 < done.initial_zeros.mean() < 0.8
     assert (np.asarray(done.params.omega["omega"][...]) >= 0).all()
+
+
+def test_training_stops_where_it_is_told_to(data):
+    x, y = data
+    stopped = trained(
+        NFTK, TrainSettings(), x, y, seeds=[0], epochs=5, after_epoch=lambda training: training.epoch == 2
+    )
+    whole = trained(NFTK, TrainSettings(), x, y, seeds=[0], epochs=2)
+    assert stopped.epoch == 2
+    np.testing.assert_array_equal(flat(stopped.params), flat(whole.params))

@@ -11,6 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from nftk_jax.finite import networks
+from nftk_jax.finite.networks import NetworkSettings
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.path_kernels.optimiser import Optimiser, read_optax
 from nftk_jax.path_kernels.path_kernel import path_kernel, path_terms, tangent_kernel
 from nftk_jax.path_kernels.quadrature import gauss_legendre
@@ -199,6 +202,41 @@ def test_relu_is_rebuilt_within_the_tolerance(optimiser, rate, rng, x64):
     fixed, found = path_terms(trajectory, queries), path_terms(trajectory, queries, tolerance=1e-6)
     assert found.relative_error <= 1e-6 < fixed.relative_error
     assert found.bisections > 0
+
+
+def train_layer_norm(rng, optimiser, *, activation="gelu", dtype=jnp.float64, **change):
+    """An NFT-K MLP of the library with layer norm, and its trajectory."""
+    network = NetworkSettings(
+        MLP(2, activation), P, C, width=8, readouts="all", omega_start="ones", omega_positivity="clip", layer_norm=True
+    )
+    settings = replace(LONG, optimiser=optimiser, momentum=0.9 * (optimiser == "sgd"), **change)
+    x, y = jnp.asarray(rng.normal(size=(N, P)), dtype), jnp.eye(C, dtype=dtype)[rng.integers(0, C, N)]
+    problem = Problem(partial(networks.apply, network), x, y, sample_loss("cross-entropy"))
+    start = networks.initialise(network, jax.random.key(0), dtype)
+    trajectory = record_trajectory(problem, start, settings, batches=draw_batches(N, settings, rng))
+    assert sum("norm_" in name for name in trajectory.network.names) == 4
+    return trajectory, jnp.asarray(rng.normal(size=(M, P)), dtype)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_layer_norm_of_the_networks_is_rebuilt_in_float64(optimiser, rng, x64):
+    trajectory, queries = train_layer_norm(rng, optimiser)
+    found = path_terms(trajectory, queries, rule=gauss_legendre(16))
+    moved = [i for i, name in enumerate(found.names) if "norm_" in name]
+    assert (np.abs(found.by_parameter[moved]).max(axis=(1, 2)) > 1e-4 * np.abs(found.output).max()).all()
+    assert found.relative_error < 1e-10
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_layer_norm_of_the_networks_is_rebuilt_in_float32(optimiser, rng):
+    trajectory, queries = train_layer_norm(rng, optimiser, dtype=jnp.float32, weight_decay=0.01)
+    assert path_terms(trajectory, queries).relative_error < 1e-6
+
+
+def test_layer_norm_of_the_networks_with_relu_is_rebuilt_within_the_tolerance(rng, x64):
+    trajectory, queries = train_layer_norm(rng, "adamw", activation="relu")
+    fixed, found = path_terms(trajectory, queries), path_terms(trajectory, queries, tolerance=1e-6)
+    assert found.relative_error <= 1e-6 < fixed.relative_error
 
 
 @pytest.mark.parametrize("name", ["adamw", "no momentum"])
