@@ -14,9 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from nftk_jax.kernels.groups import group_kernel, read_groups
 from nftk_jax.learn import Learned, TrainingRows, learn
+from nftk_jax.mkl.result import DescentResult
 from nftk_jax.model import NFTKModel
 from nftk_jax.parameters import Parameters
-from nftk_jax.parts import Origin
+from nftk_jax.parts import Found, Origin
 from nftk_jax.preprocessing.reading import ONE_FIT, read, read_splits, read_weight, weigh_classes
 from nftk_jax.preprocessing.sampling import number_runs, restrict_splits
 from nftk_jax.preprocessing.stack import KernelStack
@@ -30,7 +31,8 @@ class NFTKEstimator(Parameters):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.pairwise = tags.input_tags.sparse = self._takes_kernels
+        tags.input_tags.sparse = True
+        tags.input_tags.pairwise = self._takes_kernels
         return tags
 
     def _learn(self, data: TrainingRows, x: Any) -> None:
@@ -65,6 +67,7 @@ class NFTKEstimator(Parameters):
         self.n_iter_: np.ndarray = np.broadcast_to(
             0 if descent is None else descent.iterations, len(model.omega)
         ).copy()
+        self.search_results_: dict[str, np.ndarray] = {} if descent is None else _record(learned.found, descent)
 
     def _origin(self, learned: Learned, groups: dict[str, tuple[int, ...]]) -> Origin | None:
         """What `nftk_jax.assess` needs of the fit; None with landmarks, which do without the training rows."""
@@ -160,3 +163,14 @@ class NFTKEstimator(Parameters):
         """
         inputs = self._inputs(x)
         return self.model_.influence(inputs, top=top, rows=rows)
+
+
+def _record(found: Found, descent: DescentResult) -> dict[str, np.ndarray]:
+    """How the search went, by names, see `PARAMETERS`."""
+    return {
+        "seconds": descent.seconds,
+        "objective": descent.value_history,
+        "projected_gradient": descent.projected_gradient_history,
+        "converged": descent.converged,
+        "start_ridge": found.start_ridge,
+    }

@@ -18,7 +18,7 @@ from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.reading import read, read_seed
 from nftk_jax.preprocessing.scaling import narrowed, without_extremes
 from nftk_jax.preprocessing.targets import group_by_presence
-from nftk_jax.settings import KindName
+from nftk_jax.settings import KindName, check_choice
 
 
 class NFTKRegressor(RegressorMixin, NFTKEstimator):
@@ -57,34 +57,51 @@ class NFTKRegressor(RegressorMixin, NFTKEstimator):
         self._learn(TrainingRows(**data | {"y": y}), x)
         return self
 
-    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """R^2 of the predictions, averaged over outputs. Targets may have any size.
+    @overload
+    def score(
+        self, x: Any, y: Any, sample_weight: Any = None, multioutput: Literal["uniform_average"] = "uniform_average"
+    ) -> float: ...
 
-        ``contributions(x, y).sum(axis=1)`` is the R^2 of each output.
+    @overload
+    def score(self, x: Any, y: Any, sample_weight: Any = None, *, multioutput: Literal["raw_values"]) -> np.ndarray: ...
+
+    def score(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any = None,
+        multioutput: Literal["uniform_average", "raw_values"] = "uniform_average",
+    ) -> float | np.ndarray:
+        """R^2 of the predictions, averaged over outputs or of each. Targets may have any size.
 
         Args:
           x: inputs, shape (n_samples, n_features).
           y: targets, shape (n_samples,) or (n_samples, n_outputs). Rows in which a target is NaN are left out for this
             target. A target with values in fewer than two rows is left out of the average.
           sample_weight: shape (n_samples,).
+          multioutput: as of `sklearn.metrics.r2_score`: "uniform_average", or "raw_values" for the R^2 of each output.
+
+        Returns:
+          The mean R^2; or with "raw_values" all of them, shape (n_outputs,), NaN for a target that is left out.
 
         Raises:
-          ValueError: the data are unusable, or no target has values in two rows.
+          ValueError: the data are unusable, `multioutput` is neither of the two, or no target has values in two rows.
         """
+        check_choice("multioutput", multioutput, Literal["uniform_average", "raw_values"])
         y, found = without_extremes(np.asarray(y, np.float64), self.predict(x))
         if not np.isnan(y).any():
-            return float(r2_score(y, found, sample_weight=sample_weight))
+            score = r2_score(y, found, sample_weight=sample_weight, multioutput=multioutput)
+            return float(score) if multioutput == "uniform_average" else np.asarray(score)
         y, found = y.reshape(len(y), -1), found.reshape(len(found), -1)
         weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-        scores, counts = [], []
+        scores = np.full(y.shape[1], np.nan)
         for outputs, rows in group_by_presence(y):
             if len(rows) >= 2:
                 part = np.ix_(rows, outputs)
-                scores.append(float(r2_score(y[part], found[part], sample_weight=weight[rows])))
-                counts.append(len(outputs))
-        if not scores:
+                scores[outputs] = r2_score(y[part], found[part], sample_weight=weight[rows], multioutput="raw_values")
+        if np.isnan(scores).all():
             raise ValueError("R^2 needs a target that is there (not NaN) in two rows at least; got none")
-        return float(np.average(scores, weights=counts))
+        return float(np.nanmean(scores)) if multioutput == "uniform_average" else scores
 
     @overload
     def predict(

@@ -14,11 +14,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from nftk_jax.preprocessing.memory import GIB, available_memory
 from nftk_jax.settings import SolverName
 
 PreconditionerName = Literal["factor", "low-rank"]
 
-GIB = 2**30
 #: Bytes that a process grows by before `give_back` looks for memory to return, and what it held then.
 _GROWTH, _resident_before = 2**26, [0]
 #: Ranks of the low-rank preconditioner to choose from.
@@ -383,17 +383,3 @@ def give_back() -> None:
 
 def _resident(statm: pathlib.Path) -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def available_memory() -> int:
-    """Bytes of main memory that can be taken without swapping, within the process's control group."""
-    limits = []
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    group = pathlib.Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()).isdigit():
-        limits.append(max(0, int(most) - int((group / "memory.current").read_text())))
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
