@@ -26,7 +26,7 @@ def assess_fitted(
     """What `assess_learned` returns, for a model that was learned before.
 
     The kernels are evaluated again and the ridge regression is solved again, as the baselines need both. The search
-    is not repeated. ``timings`` holds the seconds of the fit, and as ``again_s`` those of this repetition.
+    is not repeated. ``timings`` holds the seconds of the fit, and as ``solve_again_s`` those of this repetition.
 
     Args:
       model: with its `origin`.
@@ -43,7 +43,7 @@ def assess_fitted(
     with learn(
         origin.data, model.kernel, origin.settings, plan=plan.solve, journal=dict(origin.searches), report=report
     ) as again:
-        seconds = {**origin.seconds, "again": time.perf_counter() - begun}
+        seconds = {**origin.seconds, "solve_again": time.perf_counter() - begun}
         learned = dataclasses.replace(again, model=model, seconds=seconds)
         return assess_learned(dataset, learned, resamples=resamples, baselines=baselines, report=report)
 

@@ -75,7 +75,8 @@ class NFTKEstimator(Parameters):
             return None
         searches = {name: arrays for name, arrays in learned.journal.items() if name.startswith("search")}
         how = learned.settings, searches, learned.seconds
-        return Origin(learned.data, *how, groups, f"{self!r}.fit(x, y)", self.class_weight)
+        call = f"{' '.join(repr(self).split())}.fit(x, y)"
+        return Origin(learned.data, *how, groups, call, self.class_weight)
 
     def _training_rows(
         self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool

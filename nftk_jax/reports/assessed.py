@@ -46,7 +46,8 @@ class Assessment(dict[str, Any]):
         """
         path = pathlib.Path(os.path.expanduser(path))
         with tempfile.TemporaryDirectory() as folder:
-            page = render_report(self, save_figures(self, pathlib.Path(folder)), omega_csv="model.omega_")
+            figures = save_figures(self, pathlib.Path(folder))
+            page = render_report(self, figures, omega_csv="model.omega_, model.kernel_omega_")
         path.write_text(page, encoding="utf-8")
         return path
 
