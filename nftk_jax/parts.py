@@ -288,7 +288,7 @@ class Origin:
     """What a model was learned from and how, so that it can be judged later without another search.
 
     Attributes:
-      data: the training rows. Their inputs are the model's own array.
+      rows: the fields of `TrainingRows` besides the inputs, which the model itself holds.
       settings: how it was learned. `precision` is the one that held the solution.
       searches: what the searches found, by their names in the journal of `learn`.
       seconds: of the stages kernels, search and solve.
@@ -297,13 +297,17 @@ class Origin:
       class_weight: as the estimator was given it.
     """
 
-    data: TrainingRows
+    rows: dict[str, Any]
     settings: LearnSettings
     searches: dict[str, dict[str, np.ndarray]]
     seconds: dict[str, float]
     groups: dict[str, tuple[int, ...]]
     call: str
     class_weight: Any = None
+
+    def training_rows(self, x: np.ndarray) -> TrainingRows:
+        """The training rows, given their inputs."""
+        return TrainingRows(x, **self.rows)
 
 
 class PartJournal(MutableMapping[str, dict[str, np.ndarray]]):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
@@ -67,6 +68,15 @@ def test_the_score_is_the_estimator_s_and_nothing_is_searched_again(data, model,
         found["certificate"]["relative_residual"], rel=1e-6
     )
     assert again["baselines"] == {}
+
+
+def test_a_file_of_the_estimator_holds_its_inputs_once(rng, tmp_path):
+    x, y = rng.normal(size=(60, 4000)), rng.normal(size=60)
+    model = NFTKRegressor(depths=[1], weights="uniform", cv=2).fit(x, y)
+    joblib.dump(model, tmp_path / "model")
+    for size in (len(pickle.dumps(model)), (tmp_path / "model").stat().st_size):
+        assert size < 1.2 * x.nbytes
+    assert model.model_.origin.training_rows(model.model_.x_train).x is model.model_.x_train
 
 
 def test_it_prints_as_the_command_s_summary_and_writes_its_report(found, tmp_path):

@@ -42,7 +42,7 @@ def test_a_pipeline_hands_runs_and_weights_to_its_last_step(rows, routed):
     alone = NFTKRegressor(1).fit(StandardScaler().fit_transform(x), y, weight, groups=runs)
     np.testing.assert_array_equal(found.model_.weight, weight)
     np.testing.assert_array_equal(found.dual_coef_, alone.dual_coef_)
-    np.testing.assert_array_equal(found.model_.origin.data.runs, runs)
+    np.testing.assert_array_equal(found.model_.origin.rows["runs"], runs)
 
 
 def test_a_grid_search_hands_on_the_runs_and_weights_of_its_folds(rows, routed):
@@ -65,7 +65,7 @@ def test_cross_validation_hands_on_the_runs_and_weights_of_its_folds(rows, route
     found = cross_validate(routed, x, y, cv=LeaveOneGroupOut(), params=params, return_estimator=True)
     for (train, _), one in zip(LeaveOneGroupOut().split(x, groups=runs), found["estimator"], strict=True):
         np.testing.assert_array_equal(one[-1].model_.weight, weight[train])
-        np.testing.assert_array_equal(np.unique(one[-1].model_.origin.data.runs), [0, 1, 2])
+        np.testing.assert_array_equal(np.unique(one[-1].model_.origin.rows["runs"]), [0, 1, 2])
 
 
 def test_steps_before_may_hand_on_data_frames(rows):

@@ -12,7 +12,7 @@ from nftk_jax.assessment.assess import assess_learned
 from nftk_jax.datasets.dataset import Dataset, digest_arrays
 from nftk_jax.learn import learn, make_plan
 from nftk_jax.model import NFTKModel
-from nftk_jax.parts import Origin
+from nftk_jax.parts import Origin, TrainingRows
 from nftk_jax.preprocessing.sampling import count_run_folds
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import BaselinesName
@@ -37,11 +37,12 @@ def assess_fitted(
       MemoryError: the plan needs more memory than is free; the message says what would fit.
     """
     origin: Origin = model.origin
-    plan = _plan(model, len(dataset.x_test))
+    data = origin.training_rows(model.x_train)
+    plan = _plan(data, model, len(dataset.x_test))
     plan.check()
     begun = time.perf_counter()
     with learn(
-        origin.data, model.kernel, origin.settings, plan=plan.solve, journal=dict(origin.searches), report=report
+        data, model.kernel, origin.settings, plan=plan.solve, journal=dict(origin.searches), report=report
     ) as again:
         seconds = {**origin.seconds, "solve_again": time.perf_counter() - begun}
         learned = dataclasses.replace(again, model=model, seconds=seconds)
@@ -71,7 +72,7 @@ def pose_test(name: str, model: NFTKModel, x_test: Any, y_test: Any) -> Dataset:
             "x_test must hold inputs; got a KernelStack, which the baselines cannot use: fit row numbers with "
             "`kernel=KernelFamily.precomputed(K)`, K of all rows"
         )
-    data, x_test = origin.data, np.asarray(x_test)
+    data, x_test = origin.training_rows(model.x_train), np.asarray(x_test)
     if len(x_test) < 2:
         raise ValueError(f"x_test must have at least two rows; got {len(x_test)}")
     targets = model.encode(np.asarray(y_test), len(x_test))
@@ -92,10 +93,9 @@ def pose_test(name: str, model: NFTKModel, x_test: Any, y_test: Any) -> Dataset:
     )
 
 
-def _plan(model: NFTKModel, n_test: int) -> Plan:
+def _plan(data: TrainingRows, model: NFTKModel, n_test: int) -> Plan:
     """The memory and time that it takes, as the command plans them."""
-    data, settings = model.origin.data, model.origin.settings
-    folds = None
+    settings, folds = model.origin.settings, None
     if data.splits is not None:
         folds = len(data.splits)
     elif data.runs is not None:

@@ -74,9 +74,10 @@ class NFTKEstimator(Parameters):
         if learned.model.landmarks:
             return None
         searches = {name: arrays for name, arrays in learned.journal.items() if name.startswith("search")}
-        how = learned.settings, searches, learned.seconds
+        rows = {field.name: getattr(learned.data, field.name) for field in dataclasses.fields(learned.data)}
+        del rows["x"]  # the model's; a joblib file would hold it twice
         call = f"{' '.join(repr(self).split())}.fit(x, y)"
-        return Origin(learned.data, *how, groups, call, self.class_weight)
+        return Origin(rows, learned.settings, searches, learned.seconds, groups, call, self.class_weight)
 
     def _training_rows(
         self, x: Any, y: np.ndarray, sample_weight: Any, groups: Any, *, classifier: bool
