@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test test-matrix lint check check-slow fuzz bench bench-mkl docs docs-serve clean
+.PHONY: help setup fit test test-matrix test-install requirements lint check check-slow fuzz bench bench-mkl docs docs-serve clean
 
 help:
-	@echo "make setup | fit | test | test-matrix | lint | check | check-slow | fuzz | bench | bench-mkl | docs | docs-serve | clean"
+	@echo "make setup | fit | test | test-matrix | test-install | requirements | lint | check | check-slow | fuzz | bench | bench-mkl | docs | docs-serve | clean"
 
 setup: $(READY)
 
@@ -31,6 +31,22 @@ test-matrix: $(READY)
 	  .venv-matrix/bin/python -c 'import jax, platform; print("Python", platform.python_version(), "JAX", jax.__version__)' && \
 	  .venv-matrix/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST) || exit 1; \
 	done
+
+# pip alone, in an empty environment, without TensorFlow: as docs/library.md says.
+test-install:
+	@rm -rf .venv-install build && $(PYTHON) -m venv .venv-install
+	@.venv-install/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@.venv-install/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	@cd .venv-install && bin/nftk fit --depth 2 --n-train 200 --n-test 200 --baselines none --output result && \
+	  ! bin/python -c 'import tensorflow' 2>/dev/null && test -s result/report.html && du -sh . --exclude=result
+
+# The pins of requirements.txt: what `make setup` would install, without the tools of development.
+requirements: $(READY)
+	@{ echo "# Everything that nftk_jax needs, pinned, without TensorFlow, which neural-tangents lists and nftk_jax never uses:"; \
+	  echo "#   pip install --no-deps -r requirements.txt && pip install --no-deps ."; \
+	  echo "# Written by \`make requirements\`."; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml \
+	    | grep -v "'never'"; } > requirements.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -69,4 +85,4 @@ docs-serve: docs
 	@$(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000
 
 clean:
-	rm -rf .venv .venv-bench .venv-matrix build dist *.egg-info runs site
+	rm -rf .venv .venv-bench .venv-matrix .venv-install build dist *.egg-info runs site

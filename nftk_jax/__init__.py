@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nftk_jax.kernels.neural_tangents import depth_ntks
     from nftk_jax.model import NFTKModel, load_model
     from nftk_jax.preprocessing.stack import KernelStack
+    from nftk_jax.reports.assessed import Assessment, assess
     from nftk_jax.reports.displays import AlignmentDisplay, ContributionDisplay, OmegaDisplay
     from nftk_jax.reports.intervals import InferenceDisplay
 
@@ -25,6 +26,7 @@ __all__ = [
     "MLP",
     "RBF",
     "AlignmentDisplay",
+    "Assessment",
     "ContributionDisplay",
     "InferenceDisplay",
     "Kernel",
@@ -38,6 +40,7 @@ __all__ = [
     "NFTKModel",
     "NFTKRegressor",
     "OmegaDisplay",
+    "assess",
     "combined_kernel",
     "combined_ntk",
     "depth_ntks",
@@ -49,6 +52,7 @@ __all__ = [
 # Resolved at first use: `python -m nftk_jax.fit --help` should not wait for JAX.
 _HOMES = {
     "AlignmentDisplay": "reports.displays",
+    "Assessment": "reports.assessed",
     "ContributionDisplay": "reports.displays",
     "InferenceDisplay": "reports.intervals",
     "Kernel": "kernels.kernel",
@@ -64,6 +68,7 @@ _HOMES = {
     "NFTKRegressor": "estimator",
     "OmegaDisplay": "reports.displays",
     "RBF": "kernels.distance",
+    "assess": "reports.assessed",
     "combined_kernel": "kernels.combined",
     "combined_ntk": "kernels.combined",
     "depth_ntks": "kernels.neural_tangents",
@@ -75,7 +80,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from nftk_jax.commands.environment import version
+        from nftk_jax.reports.environment import version
 
         return version()
     if name not in _HOMES:

@@ -6,8 +6,8 @@ import difflib
 import importlib
 import sys
 
-from nftk_jax.commands.environment import version
 from nftk_jax.commands.streams import usable_streams
+from nftk_jax.reports.environment import version
 
 #: What each command does; `nftk_jax.COMMAND` is its module.
 COMMANDS = {

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from nftk_jax.model import NFTKModel
     from nftk_jax.solvers.plan import Plan
 
-#: Above this many training rows, times the groups of features, the baselines are compared on the search rows.
-BASELINE_ROWS = 20_000
-
 
 @dataclasses.dataclass(frozen=True)
 class ProcessFlags:
@@ -222,10 +219,9 @@ def _compute(
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], NFTKModel]:
     """Learn and judge: the blocks of metrics.json, and the model."""
-    from nftk_jax.assessment.assess import assess
+    from nftk_jax.assessment.assess import assess_learned
     from nftk_jax.assessment.influence import explain
     from nftk_jax.datasets import read_texts
-    from nftk_jax.kernels.groups import geometry_columns
     from nftk_jax.learn import TrainingRows, learn
     from nftk_jax.preprocessing.reading import weigh_classes
 
@@ -240,15 +236,7 @@ def _compute(
         learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
     ):
         checkpoint.flush()
-        baseline_rows = BASELINE_ROWS // len(geometry_columns(kernel, dataset.n_features))
-        found = assess(
-            dataset,
-            learned,
-            resamples=config.resamples,
-            baseline_rows=baseline_rows,
-            baselines=config.baselines,
-            report=report,
-        )
+        found = assess_learned(dataset, learned, resamples=config.resamples, baselines=config.baselines, report=report)
         if config.influence:
             texts = read_texts(dataset, config.data.data_dir, report=report)
             found["influence"] = explain(dataset, learned.model, config.influence, report, texts=texts)

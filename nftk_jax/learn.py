@@ -68,6 +68,7 @@ class Learned:
       solver: solves for further Omegas, ridges and targets on all rows, each target on the rows in which it is not NaN;
         of one part with what the model's own solve has computed.
       seconds: of the stages kernels, search and solve.
+      journal: what `learn` was given, or one of its own, with the results of the searches.
     """
 
     model: NFTKModel
@@ -82,6 +83,7 @@ class Learned:
     solution: RidgeSolution
     solver: RidgeSolver
     seconds: dict[str, float]
+    journal: Journal
 
     @functools.cached_property
     def problem(self) -> SearchProblem:
@@ -249,9 +251,8 @@ def _learn(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned:
         None if solution.landmarks is not None else likely_scale(targets.y, solution.dual_coef, data.weight),
     )
     searched = done.parts, done.search_rows, found
-    return Learned(
-        model, data, settings, rows, done.among, targets, *searched, solution, done.solver, job.clock.seconds
-    )
+    how = solution, done.solver, job.clock.seconds, job.journal
+    return Learned(model, data, settings, rows, done.among, targets, *searched, *how)
 
 
 def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Done:

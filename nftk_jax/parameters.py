@@ -104,6 +104,10 @@ PARAMETERS = """
       ridge_: absolute ridges, shape (n_outputs,).
       n_iter_: steps in which the search brought every row of omega_ to its minimum, shape (n_outputs,); 0 where
         nothing was searched.
+      search_results_: how the search went, arrays by name, with T steps of the search and C rows of omega_ (one, if
+        they are shared). "seconds" since its start, shape (T,); "objective" and "projected_gradient" after each step,
+        shape (T, C); "converged", shape (C,); "start_ridge", the ridges that it began with, shape (n_outputs,). A row
+        that has converged keeps its values. Empty where nothing was searched.
       dual_coef_: shape (n_samples, n_outputs). Rows of sample weight zero are left out. After Nystroem's method only
         the landmarks remain.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -280,6 +281,33 @@ def merge_solutions(
     for part, solution in zip(parts, solutions, strict=True):
         dual_coef[np.ix_(part.rows, part.outputs)] = solution.dual_coef
     return join_solutions(dual_coef, solutions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model was learned from and how, so that it can be judged later without another search.
+
+    Attributes:
+      rows: the fields of `TrainingRows` besides the inputs, which the model itself holds.
+      settings: how it was learned. `precision` is the one that held the solution.
+      searches: what the searches found, by their names in the journal of `learn`.
+      seconds: of the stages kernels, search and solve.
+      groups: the columns of every group of features; empty without groups.
+      call: the Python expression that learned it, for the report.
+      class_weight: as the estimator was given it.
+    """
+
+    rows: dict[str, Any]
+    settings: LearnSettings
+    searches: dict[str, dict[str, np.ndarray]]
+    seconds: dict[str, float]
+    groups: dict[str, tuple[int, ...]]
+    call: str
+    class_weight: Any = None
+
+    def training_rows(self, x: np.ndarray) -> TrainingRows:
+        """The training rows, given their inputs."""
+        return TrainingRows(x, **self.rows)
 
 
 class PartJournal(MutableMapping[str, dict[str, np.ndarray]]):

@@ -1,12 +1,21 @@
-"""Progress bars: one for every stage of a long computation, in the commands and, on request, in the estimators."""
+"""What is shown on a console: progress bars for the stages of a long computation, and tables as plain text."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator
 
+import rich.console
 import rich.progress
 from rich.console import Console
+
+
+def as_text(renderable: rich.console.RenderableType, width: int = 82) -> str:
+    """What a terminal of that width would show, as plain text."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(renderable)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
 @contextlib.contextmanager

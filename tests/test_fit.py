@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from nftk_jax import MLP, fit, load_model, predict
+from nftk_jax.assessment import comparison
 
 
 def draw(rng, n, labels=("ant", "bee", "cat")):
@@ -360,7 +361,7 @@ def with_baselines(data, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["fit", *map(str, flags)])
             for name, value in given.items():
-                patch.setattr(fit, name, value)
+                patch.setattr(comparison, name, value)
             assert fit.command() == 0
         return json.loads((output / "metrics.json").read_text()), output
 

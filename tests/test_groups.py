@@ -223,7 +223,7 @@ def test_other_groups_are_not_resumed(images, tmp_path, monkeypatch, run):
     file.write_text('{"left": [8, 12], "others": "rest"}')
     command = ["--dataset", images, "--depth", 1, "--groups", file, "--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr("nftk_jax.assessment.assess.assess", interrupt)
+        patch.setattr("nftk_jax.assessment.assess.assess_learned", interrupt)
         assert run(fit.command, *command)[0] == 130
     file.write_text('{"left": [8, 9], "others": "rest"}')
     status, _, error = run(fit.command, *command, "--resume")

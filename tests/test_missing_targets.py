@@ -10,6 +10,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 
 from nftk_jax import MLP, RBF, NFTKClassifier, NFTKRegressor, fit, load_model
+from nftk_jax.assessment import comparison
 from nftk_jax.assessment.comparison import Comparison
 from nftk_jax.assessment.metrics import paired_r2_difference, r2
 from nftk_jax.datasets.dataset import make_dataset
@@ -244,14 +245,15 @@ def test_the_command_learns_scores_and_reports_missing_targets(tmp_path, run):
     assert "Left out: 8 in training rows" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_on_many_rows_every_target_is_compared_on_its_own_search_rows(data):
+def test_on_many_rows_every_target_is_compared_on_its_own_search_rows(data, monkeypatch):
     """Against NumPy: this model, and the best single kernel, solved on the rows that each target's search saw."""
     x, y = data
     x_test, y_test = draw(np.random.default_rng(1), 30)
     dataset = make_dataset("made", {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test})
     settings = gather(LearnSettings, {"n_search": 30, "ridge": 0.1, "precision": "float64"})
+    monkeypatch.setattr(comparison, "BASELINE_ROWS", 20)
     with enable_x64(), learn(TrainingRows(x, y), MLP(2), settings) as learned:
-        compared = Comparison(dataset, learned, learned.model.predict(x_test), baseline_rows=20)
+        compared = Comparison(dataset, learned, learned.model.predict(x_test))
         table = compared.run(np.random.default_rng(0), silent)
     model = learned.model
     assert [len(part.search_rows) for part in learned.parts] == [30, 30, 30]

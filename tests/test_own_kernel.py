@@ -8,11 +8,11 @@ import pytest
 from sklearn.kernel_ridge import KernelRidge
 
 from nftk_jax import MLP, RBF, Kernel, KernelLabel, NFTKRegressor, load_model
-from nftk_jax.assessment.assess import assess
-from nftk_jax.commands.environment import environment
+from nftk_jax.assessment.assess import assess_learned
 from nftk_jax.datasets import load_dataset
 from nftk_jax.learn import TrainingRows, learn
 from nftk_jax.model import ModelError
+from nftk_jax.reports.environment import environment
 from nftk_jax.reports.fit_figures import save_figures
 from nftk_jax.reports.html import render_report
 from nftk_jax.settings import LearnSettings, flatten, gather
@@ -52,7 +52,7 @@ def test_a_kernel_of_ones_own_goes_from_the_data_to_the_report(solver, dataset, 
     settings = gather(LearnSettings, {**values, "precision": "float64"})
     rows = TrainingRows(dataset.x_train, dataset.y_train)
     with learn(rows, OWN, settings) as learned:
-        found = assess(dataset, learned, resamples=2, baseline_rows=1000, report=silent)
+        found = assess_learned(dataset, learned, resamples=2, report=silent)
     model = learned.model
     assert found["certificate"]["solver"] == solver
     assert found["certificate"]["relative_residual"] < 1e-7

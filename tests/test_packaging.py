@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import importlib.metadata
 import pathlib
 import subprocess
 import sys
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nftk_jax
 
@@ -42,6 +47,35 @@ def test_without_an_installation_the_version_says_so(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert nftk_jax.__version__ == "not installed"
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_pins_for_pip_are_complete_without_tensorflow(python):
+    """`pip install --no-deps` asks nobody: what is missing or too old there fails at import."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": ""}
+    found = {pin.name: pin for pin in pins() if pin.marker is None or pin.marker.evaluate(environment)}
+    assert not {"tensorflow", "tf2jax", "keras"} & set(found)
+    versions = {name: next(iter(pin.specifier)) for name, pin in found.items()}
+    assert all(version.operator == "==" for version in versions.values())
+    own = [Requirement(line) for line in metadata()["options"]["install_requires"].split()]
+    for need in own:
+        pinned = versions[canonicalize_name(need.name)].version
+        assert need.specifier.contains(pinned, prereleases=True), f"{need} is not {pinned}: run `make requirements`"
+    wanted, seen = own, {"tensorflow", "tf2jax"}
+    while wanted:  # what the requirements of this environment require in their turn, whatever the version
+        need = wanted.pop()
+        name = canonicalize_name(need.name)
+        if name in seen or (need.marker and not need.marker.evaluate(environment)):
+            continue
+        assert name in versions, f"{name} is not in requirements.txt: run `make requirements`"
+        seen.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            wanted += map(Requirement, importlib.metadata.requires(name) or [])
 
 
 def test_a_jax_without_what_neural_tangents_needs_is_named_in_one_line_with_those_that_work():

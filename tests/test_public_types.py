@@ -16,6 +16,7 @@ from nftk_jax import (
     NFTKClassifier,
     NFTKModel,
     NFTKRegressor,
+    assess,
     combined_ntk,
     depth_ntks,
     load_model,
@@ -48,6 +49,7 @@ def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
     assert_type(classifier.influence(X, top=2), tuple[np.ndarray, np.ndarray])
 
     classifier.model_.save(tmp_path)
+    assert_type(assess(classifier, X, LABELS, baselines="none").report(tmp_path / "page.html"), pathlib.Path)
     model = assert_type(load_model(tmp_path), NFTKModel)
     assert_type(model.kernel, Kernel)
     assert_type(model.decision_function(X), np.ndarray)
@@ -57,5 +59,10 @@ def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
     assert_type(regressor, NFTKRegressor)
     assert_type(regressor.predict(X), np.ndarray)
     assert_type(regressor.predict(X, return_std=True, covariance="ntk"), tuple[np.ndarray, np.ndarray])
+    assert_type(regressor.predict(X, return_cov=True), tuple[np.ndarray, np.ndarray])
+    assert_type(regressor.sample_y(X, 2), np.ndarray)
+    assert_type(regressor.score(X, X[:, 0]), float)
+    assert_type(regressor.score(X, X[:, 0], multioutput="raw_values"), np.ndarray)
+    assert_type(regressor.search_results_, dict[str, np.ndarray])
     assert_type(regressor.predict_interval(X, level=0.8), np.ndarray)
     assert_type(regressor.model_.influence(X, rows=[0, 1]), np.ndarray)

@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.class_weight import compute_sample_weight
 
 from nftk_jax import MLP, NFTKClassifier, NFTKRegressor, fit, load_model, predict
+from nftk_jax.assessment import comparison
 from nftk_jax.datasets import load_dataset, load_inputs
 from nftk_jax.finite.trainer import ClassRows
 from nftk_jax.learn import TrainingRows, learn
@@ -218,7 +219,7 @@ def test_balanced_classes_weigh_the_same_in_the_model_and_in_the_baselines(basel
     y = (np.arange(140) % 7 == 0).astype(int)
     x = rng.normal(size=(140, 2)) + y[:, None]
     np.savez(tmp_path / "rare.npz", x_train=x[:70], y_train=y[:70], x_test=x[70:], y_test=y[70:])
-    monkeypatch.setattr(fit, "BASELINE_ROWS", baseline_rows)
+    monkeypatch.setattr(comparison, "BASELINE_ROWS", baseline_rows)
     flags = ["--dataset", tmp_path / "rare.npz", "--depth", 1, "--class-weight", "balanced"]
     assert run(fit.command, *flags, "--output", tmp_path / "out")[0] == 0
     weight = compute_sample_weight("balanced", y[:70])

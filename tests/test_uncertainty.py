@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF as GaussianKernel
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, WhiteKernel
 
 from nftk_jax import RBF, NFTKClassifier, NFTKRegressor
@@ -149,3 +150,71 @@ def test_a_model_of_an_older_file_has_the_same_deviations(data, rng):
     old = dataclasses.replace(model, variance_scale=None)
     np.testing.assert_allclose(old.posterior_std(x_new), model.posterior_std(x_new), rtol=1e-9)
     np.testing.assert_allclose(old.noise_std, model.noise_std, rtol=1e-9)
+
+
+def test_covariances_and_samples_are_those_of_scikit_learn_s_process(data):
+    """With the same precomputed kernel and noise, at their prior variance: the mean of the targets is given as zero."""
+    x, y, x_new = data
+    y = np.concatenate([y, -y])  # of mean zero, in twice the rows, so that centring costs nothing
+    x = np.concatenate([x, x + 0.1])
+    model = NFTKRegressor(kernel=RBF(width=1.5), scaling="none", ridge=0.3, cv=2).fit(x, y)
+    size, scale = model.model_.prior_variance[0], model.model_.target_scale[0]
+    kernel = ConstantKernel(size * scale**2, "fixed") * GaussianKernel(1.5, "fixed")
+    theirs = GaussianProcessRegressor(kernel, alpha=0.3 * size * scale**2, optimizer=None).fit(x, y)
+    mean, covariance = model.predict(x_new, return_cov=True)
+    expected_mean, expected = theirs.predict(x_new, return_cov=True)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-9)
+    a = GaussianKernel(1.5)(x) + 0.3 * np.eye(80)
+    left = 1 - np.linalg.solve(a, GaussianKernel(1.5)(x, x_new)).sum(axis=0)
+    np.testing.assert_allclose(covariance - size * scale**2 * a.mean() * np.outer(left, left), expected, atol=1e-8)
+    assert covariance.shape == (9, 9)
+
+
+def test_the_diagonal_of_a_covariance_is_the_squared_deviation(data, rng):
+    x, y, x_new = data
+    targets = np.stack([y, y**2], axis=1)
+    targets[:5, 1] = np.nan
+    model = NFTKRegressor(depth=2).fit(x, targets, rng.uniform(0.5, 2, len(y)))
+    for kind in ("ntk", "nngp"):
+        std = model.predict(x_new, return_std=True, covariance=kind)[1]
+        covariance = model.predict(x_new, return_cov=True, covariance=kind)[1]
+        assert covariance.shape == (9, 9, 2)
+        np.testing.assert_allclose(np.einsum("iic->ic", covariance), std**2, rtol=1e-9)
+        np.testing.assert_allclose(covariance, covariance.swapaxes(0, 1), atol=1e-12 * covariance.max())
+        assert np.linalg.eigvalsh(np.moveaxis(covariance, 2, 0)).min() > -1e-9 * covariance.max()
+
+
+def test_samples_have_the_posterior_s_mean_and_covariance(data):
+    """20,000 draws, within six standard errors; of rows that repeat too, whose covariance is singular."""
+    x, y, x_new = data
+    model = NFTKRegressor(depth=2, ridge=0.3).fit(x, np.stack([y, -2 * y], axis=1))
+    rows = np.concatenate([x_new[:3], x_new[:1]])
+    mean, covariance = model.predict(rows, return_cov=True)
+    draws = model.sample_y(rows, 20_000, random_state=1)
+    assert draws.shape == (4, 2, 20_000)
+    variance = np.einsum("iic->ic", covariance)
+    np.testing.assert_array_less(np.abs(draws.mean(axis=2) - mean), 6 * np.sqrt(variance / 20_000))
+    for c in range(2):
+        error = np.abs(np.cov(draws[:, c]) - covariance[:, :, c])
+        np.testing.assert_array_less(error, 6 * np.sqrt(2 * np.outer(variance[:, c], variance[:, c]) / 20_000))
+    assert abs(np.corrcoef(draws[0, 0], draws[0, 1])[0, 1]) < 6 / np.sqrt(20_000)
+    np.testing.assert_allclose(draws[0], draws[3], atol=1e-6 * np.abs(draws).max())
+    np.testing.assert_array_equal(model.sample_y(rows, 3, random_state=7), model.sample_y(rows, 3, random_state=7))
+    assert (model.sample_y(rows, random_state=7) != model.sample_y(rows, random_state=8)).all()
+    assert NFTKRegressor(depth=1).fit(x, y).sample_y(rows, 5).shape == (4, 5)
+
+
+def test_covariances_that_cannot_be_had_are_refused_by_name(data, monkeypatch):
+    x, y, x_new = data
+    model = NFTKRegressor(depth=1).fit(x, y)
+    with pytest.raises(ValueError, match="exclude one another"):
+        model.predict(x_new, return_std=True, return_cov=True)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="n_samples must be a whole number >= 1; got 0"):
+        model.sample_y(x_new, 0)
+    with pytest.raises(ValueError, match="covariance must be one of ntk, nngp"):
+        model.predict(x_new, return_cov=True, covariance="rbf")
+    with pytest.raises(ValueError, match="landmarks"):
+        NFTKRegressor(depth=1, solver="nystroem", landmarks=9).fit(x, y).sample_y(x_new)
+    monkeypatch.setattr("nftk_jax.model.posterior.available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"covariances of 1 scores of 9 rows need .* GiB, .* use fewer rows"):
+        model.predict(x_new, return_cov=True)

@@ -37,14 +37,8 @@ from nftk_jax.solvers.solver import Report
 LEVEL = SearchSettings.uniform_level
 
 
-def assess(
-    dataset: Dataset,
-    learned: Learned,
-    *,
-    resamples: int,
-    baseline_rows: int,
-    baselines: BaselinesName = "all",
-    report: Report,
+def assess_learned(
+    dataset: Dataset, learned: Learned, *, resamples: int, baselines: BaselinesName = "all", report: Report
 ) -> dict[str, Any]:
     """Everything that metrics.json holds about the model, as plain Python values.
 
@@ -52,16 +46,15 @@ def assess(
       dataset: with its test rows, which nothing before this point has seen.
       learned: the model and how it was learned; its solver is closed.
       resamples: how many further splits of the search rows Omega is learned on, for its spread.
-      baseline_rows: above this many training rows the baselines are compared on the search rows.
       baselines: which are compared, see `Comparison`; "none" leaves them out, and out of the verdict.
       report: called with a stage's name, what is done and the total.
     """
     with enable_x64(learned.rows.dtype == np.float64):
-        return _assess(dataset, learned, resamples, (baselines, baseline_rows), report)
+        return _assess(dataset, learned, resamples, baselines, report)
 
 
 def _assess(
-    dataset: Dataset, learned: Learned, resamples: int, baselines: tuple[BaselinesName, int], report: Report
+    dataset: Dataset, learned: Learned, resamples: int, baselines: BaselinesName, report: Report
 ) -> dict[str, Any]:
     model, descent, search = learned.model, learned.found.descent, learned.settings.search
     rng = np.random.default_rng(learned.settings.seed + 1)
@@ -119,12 +112,11 @@ def _compare_baselines(
     dataset: Dataset,
     learned: Learned,
     scores: np.ndarray,
-    baselines: tuple[BaselinesName, int],
+    which: BaselinesName,
     rng: np.random.Generator,
     report: Report,
 ) -> dict[str, Any]:
     """The baselines that are asked for, this model on the same rows, and what a reader must know of them."""
-    which, most_rows = baselines
     if which == "none":
         learned.solver.close()
         return {
@@ -132,7 +124,7 @@ def _compare_baselines(
             "baselines_rows": None,
             "baselines_note": "no baseline was fitted (`baselines='none'`)",
         }
-    comparison = Comparison(dataset, learned, scores, most_rows, which)
+    comparison = Comparison(dataset, learned, scores, which)
     table = comparison.run(rng, report)
     return {"baselines": table, "baselines_rows": comparison.ours, "baselines_note": comparison.note}
 

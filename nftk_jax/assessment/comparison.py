@@ -12,6 +12,7 @@ from nftk_jax.assessment import baselines
 from nftk_jax.assessment.metrics import paired_accuracy_difference, paired_r2_difference, r2
 from nftk_jax.datasets import Dataset
 from nftk_jax.kernels.distance import DISTANCE_KERNELS, DistanceKernel, square_distances_within
+from nftk_jax.kernels.groups import geometry_columns
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.learn import Learned, make_plan
 from nftk_jax.mkl.problem import SearchProblem, take, uniform_omega
@@ -21,6 +22,9 @@ from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.regression import PresentRowsSolver, prepare
 from nftk_jax.solvers.solver import Report, RidgeSolution
 
+#: Above this many training rows, divided by the number of groups of features, models are compared on the search rows.
+BASELINE_ROWS = 20_000
+
 
 class Comparison:
     """The model against the baselines.
@@ -29,9 +33,8 @@ class Comparison:
       dataset: with its test rows.
       learned: the model and how it was learned. Its solver is used, and closed when it is no longer needed.
       scores: of the model on the test rows, shape (m, C).
-      baseline_rows: above this many training rows everything is solved on the search rows, the model too.
       which: "all", or "quick" for those without a search on shuffled labels and without further kernels, always solved
-        on the search rows.
+        on the search rows. With "all", everything is solved on the search rows, the model too, above `BASELINE_ROWS`.
 
     Attributes:
       note: what a reader must know of the comparison; None if nothing.
@@ -39,17 +42,16 @@ class Comparison:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        learned: Learned,
-        scores: np.ndarray,
-        baseline_rows: int,
-        which: Literal["quick", "all"] = "all",
+        self, dataset: Dataset, learned: Learned, scores: np.ndarray, which: Literal["quick", "all"] = "all"
     ) -> None:
         self._dataset, self._learned, self._quick = dataset, learned, which == "quick"
         model, n = learned.model, len(dataset.x_train)
+        baseline_rows = BASELINE_ROWS // len(geometry_columns(model.kernel, dataset.n_features))
         self._on_all = n <= (min(learned.among.n, baseline_rows) if self._quick else baseline_rows)
+        self._distances = not (self._quick or model.kernel.takes_row_numbers)
         notes = ["the quick baselines were fitted (`baselines='quick'`)"] if self._quick else []
+        if model.kernel.takes_row_numbers and not self._quick:
+            notes.append("no RBF and no Laplace kernel was fitted, since the inputs are row numbers")
         if not self._on_all:
             learned.solver.close()
             notes.append(
@@ -59,9 +61,10 @@ class Comparison:
         if learned.settings.decision != "scores" and model.classes is not None:
             notes.append("baselines, and the model beside them, decide by the largest score")
         if len(learned.parts) > 1:
+            widths = ", and the width of the RBF and of the Laplace kernel" if self._distances else ""
             notes.append(
                 f"targets are missing in {len(learned.parts)} different sets of rows: those of one set share the row "
-                "of shared weights" + ("" if self._quick else ", and the width of the RBF and of the Laplace kernel")
+                f"of shared weights{widths}"
             )
         self.note = "; ".join(notes) or None
         self._rows = learned.rows if self._on_all else learned.among
@@ -91,7 +94,7 @@ class Comparison:
                 continue
             report("baselines", 3 * number + 2, steps)
             shuffled.append(baselines.shuffled_labels(problem, learned.model.ridge[part.outputs], search, rng))
-            if len(parts) > 1:
+            if len(parts) > 1 and self._distances:
                 distances.append(self._choose_distance_kernels(problem, part))
         report("baselines", steps - 2, steps)
         best = int(np.argmin(merge(parts, errors).mean(axis=0)))
@@ -108,7 +111,7 @@ class Comparison:
         theirs = np.split(scores, len(weighted), axis=1)
         table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, theirs, strict=True)}
         table["best_single_depth"]["depth"] = best + 1
-        if not self._quick:
+        if self._distances:
             report("baselines", steps - 1, steps)
             if not distances:
                 distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]

@@ -20,11 +20,11 @@ from rich.console import Console
 
 from nftk_jax.commands.command_line import EXIT_FAILURE, CommandError, interrupt_status
 from nftk_jax.commands.data_flags import DataFlags
-from nftk_jax.commands.environment import environment, peak_memory_bytes, version
 from nftk_jax.commands.files import reason
 from nftk_jax.commands.output import OutputMovedError, OutputTakenError, ReportError, output_directory, reserve_output
 from nftk_jax.commands.progress import show_progress
 from nftk_jax.progress import StageReport
+from nftk_jax.reports.environment import environment, peak_memory_bytes, version
 from nftk_jax.settings import FigureFormat, flatten
 
 if TYPE_CHECKING:

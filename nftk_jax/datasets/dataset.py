@@ -177,7 +177,7 @@ def make_dataset(
         image_shape=tuple(shape) if len(shape) > 1 else None,
         train_rows=np.arange(len(arrays["y_train"]))[rows_train],
         test_rows=np.arange(len(arrays["y_test"]))[rows_test],
-        sha256=_digest(
+        sha256=digest_arrays(
             *(x_train, y_train, x_test, y_test, classes), *(part for part in (groups, runs) if part is not None)
         ),
         titles=titles,
@@ -198,7 +198,8 @@ def _check_text(name: str, classes: np.ndarray) -> None:
             ) from None
 
 
-def _digest(*arrays: np.ndarray | None) -> str:
+def digest_arrays(*arrays: np.ndarray | None) -> str:
+    """SHA-256 of arrays of numbers or text, in hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         if array is None:

@@ -33,6 +33,10 @@ class KernelSum(Kernel):
         return any(kernel.may_be_indefinite for kernel in self.kernels)
 
     @property
+    def takes_row_numbers(self) -> bool:
+        return any(kernel.takes_row_numbers for kernel in self.kernels)
+
+    @property
     def labels(self) -> tuple[KernelLabel, ...]:
         labels: dict[str, KernelLabel] = {}
         given = [label for kernel in self.kernels for label in kernel.labels]
@@ -102,6 +106,10 @@ class _OfFamily(Kernel):
     @property
     def may_be_indefinite(self) -> bool:
         return self.kernel.may_be_indefinite
+
+    @property
+    def takes_row_numbers(self) -> bool:
+        return self.kernel.takes_row_numbers
 
     @property
     def is_homogeneous(self) -> bool:

@@ -148,6 +148,10 @@ class KernelFamily(Kernel):
                 f"{rows.min():g} to {rows.max():g}"
             )
 
+    @property
+    def takes_row_numbers(self) -> bool:
+        return self.n_rows is not None
+
     def scaling_for(self, scaling: ScalingName, unit_norm: bool) -> ScalingName:
         """As in `Kernel`; "auto" leaves row numbers alone, and is "images" for images."""
         if self.n_rows is None:

@@ -86,6 +86,11 @@ class Kernel(abc.ABC):
         return False
 
     @property
+    def takes_row_numbers(self) -> bool:
+        """Whether inputs are numbers of rows whose kernels are known, not features: no distance between them counts."""
+        return False
+
+    @property
     def is_homogeneous(self) -> bool:
         """Whether the kernels grow with the length of either input, K(a x, x') = a K(x, x') for a > 0."""
         return False

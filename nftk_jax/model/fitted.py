@@ -18,6 +18,7 @@ from nftk_jax.kernels.rows import Rows
 from nftk_jax.model.calibration import Calibration
 from nftk_jax.model.files import read_fields, write_fields
 from nftk_jax.model.left_out import influences, joint_influence, largest_influences, left_out_scores
+from nftk_jax.model.posterior import posterior_covariance, posterior_std
 from nftk_jax.model.shares import predict_by_kernel, split_r2
 from nftk_jax.model.summary import render_summary, summarise
 from nftk_jax.model.systems import Factors, System, factored_systems, likely_scale
@@ -26,7 +27,7 @@ from nftk_jax.preprocessing.scaling import InputScaling, check_finite
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.table import TablePreparation
 from nftk_jax.preprocessing.targets import decode_scores
-from nftk_jax.settings import InputsName, KindName, check_choice
+from nftk_jax.settings import InputsName, KindName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class NFTKModel:
       present: where targets were not missing (NaN) in training, shape (n, C), bool; None is everywhere.
       variance_scale: `prior_variance`, shape (C,), float64, as it was learned; None with landmarks, and in old files.
       table: turns the columns of a table into inputs; None if the model was fitted on arrays.
+      origin: what an estimator learned the model from (`nftk_jax.parts.Origin`), for `nftk_jax.assess`. Not saved.
     """
 
     kernel: Kernel
@@ -69,6 +71,7 @@ class NFTKModel:
     present: np.ndarray | None = None
     variance_scale: np.ndarray | None = None
     table: TablePreparation | None = None
+    origin: Any = dataclasses.field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return summarise(self)
@@ -247,22 +250,15 @@ class NFTKModel:
         return one_hot.astype(np.float64)
 
     def posterior_std(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
-        r"""Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets.
+        """Standard deviation of f_c(x) under a Gaussian-process prior, given the training targets, see `posterior`.
 
-        .. math:: \sigma_c^2(x) = s_c \tau_c^2
-            \left(k_c(x, x) - k_c(x, X) A_c^{-1} k_c(X, x) + (1 - 1' A_c^{-1} k_c(X, x))^2 m' A_c m\right)
-
-        with :math:`A_c = k_c(X, X) + \lambda_c W^{-1}`. W holds the sample weights, :math:`\tau_c` is the scale of the
-        target, s_c its `prior_variance`, and X the rows in which the target was not missing. The last term comes from
-        centring: the mean of the targets, with weights m = w / sum(w), is not exactly the mean of the process. The
-        noise of a new target, `noise_std`, is not included.
+        It includes the uncertainty of the targets' mean. It does not include the noise of a new target, `noise_std`.
 
         The prior covariance k_c is the learned kernel ("ntk"), whose posterior mean is exactly the prediction, or the
         NNGP kernel with the same weights ("nngp"), the spread of the same networks at random initialisation when only
         the readouts are trained. In docs/error-rates.md the first covers the function in 86 to 95 % of new rows, at a
         nominal 95, and the second in 36 to 77 %. Differences cancel at small ridges, so everything is computed in
-        float64 whatever the model's own precision. Factors of the training kernels stay in memory for further calls, up
-        to 1 GiB. They are not saved or pickled.
+        float64. Factors of the training kernels stay in memory for further calls, up to 1 GiB. They are not pickled.
 
         Args:
           x: inputs, shape (m, p), unscaled.
@@ -275,16 +271,22 @@ class NFTKModel:
           ValueError: as `decision_function`; or `covariance` is neither of the two, or the model keeps only landmarks.
           MemoryError: the kernel of all training rows exceeds the memory.
         """
-        check_choice("covariance", covariance, KindName)
-        z, kernel = self.scaled(x, np.float64), self.kernel if covariance == "ntk" else self.kernel.nngp()
-        variance = np.empty((len(z), len(self.omega)))
-        with enable_x64():
-            diagonals = kernel.diagonals(z) / self.scale[:, None]
-            check_finite(x, diagonals.T)
-            for system in self.systems(covariance):
-                variance[:, system.outputs] = (system.omega[0] @ diagonals + system.changed_variance(z))[:, None]
-        check_finite(x, variance)
-        return np.sqrt(np.maximum(variance, 0.0) * self.prior_variance) * self.target_scale
+        return posterior_std(self, x, covariance)
+
+    def posterior_covariance(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
+        """Covariances of f_c(x) and f_c(x') for any two rows, see `posterior`; their diagonals are squared deviations.
+
+        Args:
+          x, covariance: see `posterior_std`.
+
+        Returns:
+          Shape (m, m, C), float64, in squared units of the targets.
+
+        Raises:
+          ValueError: as `posterior_std`.
+          MemoryError: the result or the kernel of all training rows exceeds the memory.
+        """
+        return posterior_covariance(self, x, covariance)
 
     @functools.cached_property
     def prior_variance(self) -> np.ndarray:

@@ -88,6 +88,15 @@ class System:
             found[there] = (1 - ones @ cross) ** 2 * spread - (_solve_half(self.lower, cross) ** 2).sum(axis=0)
         return found
 
+    def changed_covariance(self, x: np.ndarray) -> np.ndarray:
+        """As `changed_variance`, of the covariances of any two new rows, shape (m, m)."""
+        half, missing = np.empty((len(self.lower), len(x))), np.empty(len(x))
+        ones, spread = self._centring
+        for there, cross in self.crosses(x):
+            missing[there] = 1 - ones @ cross
+            half[:, there] = _solve_half(self.lower, cross)
+        return spread * np.outer(missing, missing) - half.T @ half
+
     @functools.cached_property
     def _centring(self) -> tuple[np.ndarray, float]:
         """A^(-1) 1, shape (padded,), and m'A m."""

@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from nftk_jax.preprocessing.arrays import check_real
 from nftk_jax.preprocessing.sampling import draw_run_folds, number_runs
+from nftk_jax.preprocessing.sparse import as_dense
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.preprocessing.table import is_number
 from nftk_jax.settings import check_count, check_number, check_seed, shown
@@ -25,7 +26,7 @@ ONE_FIT = "`cv` is an iterator, which one fit uses up,"
 def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) -> Any:
     """Inputs, or inputs and targets, as arrays of NumPy, by scikit-learn's `validate_data` with these options.
 
-    With `missing_targets` targets are real numbers or NaN, of one column or more.
+    With `missing_targets` targets are real numbers or NaN, of one column or more. Sparse inputs come back dense.
 
     An estimator whose `x` is a kernel (scikit-learn's tag "pairwise") gets a `KernelStack` in place of the array. It
     may be given a matrix (m, n), dense or sparse, an array (L, m, n), a list of L matrices, or a stack.
@@ -33,9 +34,14 @@ def read(estimator: Any, x: Any, *y: Any, reset: bool = True, **options: Any) ->
     Raises:
       ValueError, TypeError: they are unusable; inputs of any other type than real numbers are, targets of classes may
         be anything.
+      MemoryError: sparse inputs need more memory than is free once they are dense.
     """
     if not get_tags(estimator).input_tags.pairwise:
-        return _read_arrays(estimator, x, *y, reset=reset, **options)
+        found = _read_arrays(estimator, x, *y, reset=reset, accept_sparse="csr", **options)
+        inputs = found[0] if y else found
+        if scipy.sparse.issparse(inputs):
+            inputs = as_dense(inputs)
+        return (inputs, found[1]) if y else inputs
     many = isinstance(x, (list, tuple)) and any(len(getattr(part, "shape", ())) == 2 for part in x)
     if not many and not isinstance(x, KernelStack) and getattr(x, "ndim", 2) < 3:
         found = _read_arrays(estimator, x, *y, reset=reset, accept_sparse="csr", **options)

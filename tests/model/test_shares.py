@@ -141,7 +141,7 @@ def test_what_has_no_shares_is_refused(regressor):
         regressor.contributions(X[:3], Y[:3] * np.inf)
     with pytest.raises(ValueError, match=r"at least two rows.*; got 1"):
         regressor.contributions(X[:3], np.where(np.eye(3, 2), Y[:3], np.nan))
-    with pytest.raises(ValueError, match="leave out `return_std`"):
+    with pytest.raises(ValueError, match="exclude one another"):
         regressor.predict(X, return_std=True, split=True)
 
 
