@@ -68,9 +68,10 @@ class FitConfig:
     class_weight: ClassWeightName = "none"
     """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
     one."""
-    baselines: BaselinesName = "all"
+    baselines: BaselinesName = "auto"
     """Simpler models to compare with. quick: equal weights, the best single kernel and shared weights, solved on the
-    search rows; all: also weights learned on shuffled labels, RBF and Laplace, solved on all rows up to 20,000."""
+    search rows; auto: also weights learned on shuffled labels, RBF and Laplace, solved on all rows up to 20,000 and on
+    the search rows above; all: on all rows, however many."""
     resamples: int = 0
     """Learn Omega again on this many random splits of the search rows and report its spread."""
     influence: int = 0

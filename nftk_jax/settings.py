@@ -25,8 +25,9 @@ PenaltyNorm = Literal["l1", "l2"]
 WeightsName = Literal["per-class", "shared", "uniform"]
 MethodName = Literal["quasi-newton", "projected-gradient"]
 DecisionName = Literal["scores", "logistic"]
-#: Simpler models beside a fit: none, those that cost little, or all; see `nftk_jax.assessment.comparison`.
-BaselinesName = Literal["none", "quick", "all"]
+#: Simpler models beside a fit: none, those that cost little, all of them on what rows that takes little time on, or all
+#: of them on all rows; see `nftk_jax.assessment.comparison`.
+BaselinesName = Literal["none", "quick", "auto", "all"]
 ClassWeightName = Literal["none", "balanced"]
 SolverName = Literal["auto", "cholesky", "cg", "nystroem"]
 DtypeName = Literal["float32", "float64"]

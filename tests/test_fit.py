@@ -370,7 +370,7 @@ def with_baselines(data, tmp_path_factory):
 
 def test_quick_baselines_are_those_of_all_on_the_rows_of_the_search(with_baselines):
     quick, output = with_baselines("quick")
-    every, all_output = with_baselines("all", BASELINE_ROWS=10)
+    every, all_output = with_baselines("auto", BASELINE_ROWS=10)
     assert list(quick["baselines"]) == ["uniform", "best_single_depth", "shared"]
     assert quick["baselines"] == {name: every["baselines"][name] for name in quick["baselines"]}
     assert quick["baselines_rows"] == every["baselines_rows"]
@@ -381,9 +381,19 @@ def test_quick_baselines_are_those_of_all_on_the_rows_of_the_search(with_baselin
     assert "RBF kernel" in (all_output / "report.html").read_text()
 
 
+def test_all_baselines_are_solved_on_all_rows_however_many(with_baselines, capsys):
+    few, _ = with_baselines("auto")
+    capsys.readouterr()
+    every, _ = with_baselines("all", BASELINE_ROWS=10)
+    assert every["baselines"] == few["baselines"]
+    assert every["baselines_rows"]["n_train"] == every["dataset"]["n_train"] == 90
+    assert every["baselines_note"] is None
+    assert "baselines, rbf: solve" in capsys.readouterr().out  # what may take long says how far it is
+
+
 def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(with_baselines):
     none, output = with_baselines("none")
-    every, _ = with_baselines("all")
+    every, _ = with_baselines("auto")
     for name in ("omega", "ridge", "test_accuracy", "contributions", "inference"):
         assert none[name] == every[name]
     assert (none["baselines"], none["baselines_rows"]) == ({}, None)

@@ -38,7 +38,7 @@ LEVEL = SearchSettings.uniform_level
 
 
 def assess_learned(
-    dataset: Dataset, learned: Learned, *, resamples: int, baselines: BaselinesName = "all", report: Report
+    dataset: Dataset, learned: Learned, *, resamples: int, baselines: BaselinesName = "auto", report: Report
 ) -> dict[str, Any]:
     """Everything that metrics.json holds about the model, as plain Python values.
 

@@ -20,7 +20,7 @@ from nftk_jax.parts import Part, merge
 from nftk_jax.solvers.cholesky import CholeskySolver
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.regression import PresentRowsSolver, prepare
-from nftk_jax.solvers.solver import Report, RidgeSolution
+from nftk_jax.solvers.solver import Report, RidgeSolution, silent
 
 #: Above this many training rows, divided by the number of groups of features, models are compared on the search rows.
 BASELINE_ROWS = 20_000
@@ -33,8 +33,9 @@ class Comparison:
       dataset: with its test rows.
       learned: the model and how it was learned. Its solver is used, and closed when it is no longer needed.
       scores: of the model on the test rows, shape (m, C).
-      which: "all", or "quick" for those without a search on shuffled labels and without further kernels, always solved
-        on the search rows. With "all", everything is solved on the search rows, the model too, above `BASELINE_ROWS`.
+      which: "all" solves every baseline on all training rows. "auto" solves everything on the search rows, the model
+        too, where there are more than `BASELINE_ROWS`. "quick" always does, and leaves out the search on shuffled
+        labels and further kernels.
 
     Attributes:
       note: what a reader must know of the comparison; None if nothing.
@@ -42,12 +43,13 @@ class Comparison:
     """
 
     def __init__(
-        self, dataset: Dataset, learned: Learned, scores: np.ndarray, which: Literal["quick", "all"] = "all"
+        self, dataset: Dataset, learned: Learned, scores: np.ndarray, which: Literal["quick", "auto", "all"] = "auto"
     ) -> None:
         self._dataset, self._learned, self._quick = dataset, learned, which == "quick"
         model, n = learned.model, len(dataset.x_train)
         baseline_rows = BASELINE_ROWS // len(geometry_columns(model.kernel, dataset.n_features))
-        self._on_all = n <= (min(learned.among.n, baseline_rows) if self._quick else baseline_rows)
+        self._large = n > baseline_rows
+        self._on_all = which == "all" or (not self._large and (not self._quick or n <= learned.among.n))
         self._distances = not (self._quick or model.kernel.takes_row_numbers)
         notes = ["the quick baselines were fitted (`baselines='quick'`)"] if self._quick else []
         if model.kernel.takes_row_numbers and not self._quick:
@@ -56,7 +58,11 @@ class Comparison:
             learned.solver.close()
             notes.append(
                 f"baselines, and the model beside them, are solved on the {learned.among.n} search rows"
-                + ("" if self._quick else f", since there are more than {baseline_rows} training rows")
+                + (
+                    ""
+                    if self._quick
+                    else f", since there are more than {baseline_rows} training rows (`baselines='all'` takes all)"
+                )
             )
         if learned.settings.decision != "scores" and model.classes is not None:
             notes.append("baselines, and the model beside them, decide by the largest score")
@@ -106,7 +112,7 @@ class Comparison:
         if not self._quick:
             weighted["shuffled_labels"] = merge(parts, shuffled), learned.model.ridge
         # all at once: they share the kernels that are alike, and the angles of all others
-        scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)))
+        scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)), report)
         self._solver.close()  # the kernels that follow need the memory
         theirs = np.split(scores, len(weighted), axis=1)
         table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, theirs, strict=True)}
@@ -115,14 +121,21 @@ class Comparison:
             report("baselines", steps - 1, steps)
             if not distances:
                 distances = [self._choose_distance_kernels(part.pose(), part) for part in parts]
-            table |= self._compare_distance_kernels(distances)
+            table |= self._compare_distance_kernels(distances, report)
         report("baselines", steps, steps)
         return table
 
-    def _solve(self, omega: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    def _solve(self, omega: np.ndarray, ridge: np.ndarray, report: Report = silent) -> np.ndarray:
         """Test scores of k Omegas at their ridges, shapes (k C, L) and (k C,): shape (m, k C)."""
         y = np.tile(self._y, len(omega) // len(self._learned.model.omega))
-        return self._predict(self._rows, omega, self._solver.solve(omega, ridge, y))
+        solution = self._solver.solve(omega, ridge, y, report=self._named("weights", report))
+        return self._predict(self._rows, omega, solution)
+
+    def _named(self, what: str, report: Report) -> Report:
+        """What tells of the stages of a solve that takes long."""
+        if not self._large or not self._on_all:
+            return silent
+        return lambda stage, done, total: report(f"baselines, {what}: {stage}", done, total)
 
     def _predict(
         self, rows: Rows, omega: np.ndarray, solution: RidgeSolution, outputs: np.ndarray | None = None
@@ -143,7 +156,7 @@ class Comparison:
             for name in DISTANCE_KERNELS
         }
 
-    def _compare_distance_kernels(self, chosen: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _compare_distance_kernels(self, chosen: list[dict[str, Any]], report: Report) -> dict[str, dict[str, Any]]:
         """RBF and Laplace as they were chosen for every part."""
         classification, parts, table = self._dataset.classes is not None, self._learned.parts, {}
         for name in DISTANCE_KERNELS:
@@ -151,15 +164,16 @@ class Comparison:
             for part, (kernel, ridge) in zip(parts, (found[name] for found in chosen), strict=True):
                 everyone, y = np.ones((len(part.outputs), 1)), self._y[:, part.outputs]
                 plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
+                told = self._named(name, report)
                 rows = kernel.bind(self._rows.x)
                 solver = PresentRowsSolver(
                     rows,
-                    lambda some, weight, plan=plan, middle=middle: prepare(
-                        some, plan, omega=np.ones(1), ridge=middle, weight=weight
+                    lambda some, weight, plan=plan, middle=middle, told=told: prepare(
+                        some, plan, omega=np.ones(1), ridge=middle, weight=weight, report=told
                     ),
                     weight=self._weight,
                 )
-                solution = solver.solve(everyone, ridge, y)
+                solution = solver.solve(everyone, ridge, y, report=told)
                 scores.append(self._predict(rows, everyone, solution, part.outputs).T)
                 widths.append(np.full(len(ridge), kernel.width))
                 ridges.append(ridge)

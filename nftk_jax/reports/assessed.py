@@ -57,7 +57,7 @@ def assess(
     x_test: Any,
     y_test: Any,
     *,
-    baselines: BaselinesName = "all",
+    baselines: BaselinesName = "auto",
     resamples: int = 0,
     name: str = "data",
     verbose: bool = False,
@@ -74,7 +74,8 @@ def assess(
         transformed.
       x_test: inputs of rows that the fit has not seen, shape (m, p), m >= 2.
       y_test: their labels, shape (m,), or targets, shape (m,) or (m, C), NaN where a target is missing.
-      baselines: "all"; "quick" for those that cost little; or "none".
+      baselines: "auto" for all of them, above 20,000 training rows on the search rows; "all", always on all training
+        rows; "quick" for those that cost little; or "none".
       resamples: learn Omega again on this many random splits, for its spread and for an interval of the method. 0, or
         at least 2.
       name: of the data, for the summary and the report.
