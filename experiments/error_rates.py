@@ -1,14 +1,16 @@
 """How often the tests and intervals of Omega are wrong: a Monte Carlo study on targets whose weights are known.
 
-    python experiments/error_rates.py [--sizes 100 300 600] [--designs 10] [--targets 20] [--fast] [--docs] [--report]
+    python experiments/error_rates.py [--sizes 100 300 600] [--designs 10] [--targets 20] [--no-intervals] [--docs]
 
 Targets are drawn from a Gaussian process whose kernel is a known sum of the kernels that are tested, plus noise. The
 kernels are NTKs of depths 1 to 10 on all features ("depths", nearly collinear) or depth-2 NTKs of five disjoint pairs
 of features ("groups", well separated). Classes come from such targets by a threshold, or by the largest of five. Every
 cell of the study is written to the results as soon as it is done, and a finished one is not run again with the same
-flags. Standard errors are of the means over designs, since targets of one design share their kernels. `--docs` then
-writes the tables of docs/error-rates.md and the figure; `--report` writes them from the cells that are there, and runs
-none.
+flags. Standard errors are of the means over designs, since targets of one design share their kernels.
+
+`--no-intervals` leaves out the intervals, which take most of the time. `--fast` has fewer draws and n = 100 alone.
+`--docs` then writes the tables of docs/error-rates.md and the figure; `--report` writes them from the cells that are
+there, and runs none.
 """
 
 from __future__ import annotations
@@ -67,9 +69,10 @@ def cells(sizes: list[int]) -> Iterator[Cell]:
         yield Cell("groups", truth, 0.0 if truth == "noise" else 10.0, output, n)
 
 
-def run_cell(cell: Cell, designs: int, targets: int) -> dict[str, Any]:
+def run_cell(cell: Cell, designs: int, targets: int, *, intervals: bool = True) -> dict[str, Any]:
     """Means and standard errors of the rates, by name."""
-    rates = [_run_design(cell, targets, np.random.default_rng([number, cell.n])) for number in range(designs)]
+    rngs = (np.random.default_rng([number, cell.n]) for number in range(designs))
+    rates = [_run_design(cell, targets, rng, intervals=intervals and cell.output == "normal") for rng in rngs]
     names = dict.fromkeys(name for rate in rates for name in rate)
     found = {}
     for name in names:
@@ -79,15 +82,14 @@ def run_cell(cell: Cell, designs: int, targets: int) -> dict[str, Any]:
     return found
 
 
-def _run_design(cell: Cell, targets: int, rng: np.random.Generator) -> dict[str, float]:
+def _run_design(cell: Cell, targets: int, rng: np.random.Generator, *, intervals: bool) -> dict[str, float]:
     x = rng.standard_normal((cell.n, N_FEATURES))
     k, labels = _kernels(cell.family, x)
     omega = _truth(cell.truth, len(k))
     drawn_from = np.tensordot(omega, _rbf(x) if cell.output == "rbf" else k, 1)
     y = _draw(drawn_from, cell, targets, rng)
-    intervals = cell.output == "normal"
     table = Inference(k, y, labels, rng=rng).run([str(one) for one in range(y.shape[1])], intervals=intervals)
-    return _rate(table, omega, cell)
+    return _rate(table, omega, cell, intervals=intervals)
 
 
 def _kernels(family: str, x: np.ndarray) -> tuple[np.ndarray, list[KernelLabel]]:
@@ -133,7 +135,7 @@ def _draw(k: np.ndarray, cell: Cell, targets: int, rng: np.random.Generator) -> 
     return y if share is None else (y > np.quantile(y, share, axis=0)).astype(float)
 
 
-def _rate(table: InferenceTable, omega: np.ndarray, cell: Cell) -> dict[str, float]:
+def _rate(table: InferenceTable, omega: np.ndarray, cell: Cell, *, intervals: bool) -> dict[str, float]:
     """Rates over the targets of one design."""
     share = np.array([omega[members].sum() for members in table.clusters])
     true = share > 0 if cell.snr > 0 else np.zeros(len(share), bool)
@@ -146,7 +148,7 @@ def _rate(table: InferenceTable, omega: np.ndarray, cell: Cell) -> dict[str, flo
         found["needed, wrongly"] = float(needed[:, ~true].any(axis=1).mean())
     if true.any():
         found["needed, rightly"] = float(needed[:, true].mean())
-    if cell.snr > 0 and cell.output == "normal" and len(share) > 1:
+    if intervals and cell.snr > 0 and len(share) > 1:
         low, high = table.cluster_interval[:, :, 0], table.cluster_interval[:, :, 1]
         covered = (low <= share + 1e-9) & (share <= high + 1e-9)
         found["row covered"] = float(covered.all(axis=1).mean())
@@ -296,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 600])
     parser.add_argument("--designs", type=int, default=10)
     parser.add_argument("--targets", type=int, default=20)
+    parser.add_argument("--no-intervals", action="store_true", help="tests alone")
     parser.add_argument("--fast", action="store_true", help="n = 100, few draws")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/error_rates.json"))
     parser.add_argument("--docs", action="store_true", help="then write the tables and the figure of the docs")
@@ -306,10 +309,12 @@ def main(arguments: list[str] | None = None) -> None:
         sizes, designs, targets = [100], 4, 10
     flags = {"designs": designs, "targets": targets}
     for cell in [] if options.report else cells(sizes):
-        if store.read(options.results).get(str(cell), {}).get("flags") == flags:
+        before, intervals = store.read(options.results).get(str(cell), {}), not options.no_intervals
+        if before.get("flags") == flags and before.get("intervals", True) >= intervals:
             continue
-        rates = run_cell(cell, designs, targets)
-        store.write(options.results, str(cell), {"cell": dataclasses.asdict(cell), "flags": flags, "rates": rates})
+        rates = run_cell(cell, designs, targets, intervals=intervals)
+        entry = {"cell": dataclasses.asdict(cell), "flags": flags, "intervals": intervals, "rates": rates}
+        store.write(options.results, str(cell), entry)
         print(f"{cell}: " + ", ".join(f"{name} {rate['mean']:.3f}" for name, rate in rates.items()), flush=True)
     if options.docs or options.report:
         results = store.read(options.results)
