@@ -51,6 +51,7 @@ class Setting:
       width: of the hidden layer.
       parametrisation: of the network.
       loss, rate, epochs, batch: of the training, whatever the number of rows.
+      tolerance: of the path terms, as a share of the largest output; None takes 4 nodes a step as they are.
     """
 
     dataset: str
@@ -63,6 +64,7 @@ class Setting:
     rate: float
     epochs: int
     batch: int
+    tolerance: float | None = None
 
     @property
     def training(self) -> TrainSettings:
@@ -215,7 +217,8 @@ def run_setting(setting: Setting) -> dict[str, Any]:
     diagonals = []
     for seed in SEEDS:
         path = clock("training", functools.partial(record, setting, data, seed))
-        terms = clock("path terms", functools.partial(path_terms, path, data.queries, rule=gauss_legendre(4)))
+        rebuild = functools.partial(path_terms, path, data.queries, rule=gauss_legendre(4), tolerance=setting.tolerance)
+        terms = clock("path terms", rebuild)
         attributions = {"path terms": data.of_true(terms.terms)}
         more, kernels = attribute_by_network(setting, data, path, clock)
         for name, values in (attributions | more).items():
