@@ -78,9 +78,9 @@ class Setting:
         """The ridge that stands for the length of the training, in units of the tangent kernel.
 
         Gradient flow on the mean over n rows of h (f - y)^2 / 2 fits an eigenvector of the kernel, with eigenvalue k,
-        up to exp(-h k T / n) after the time T. Ridge regression leaves ridge / (k + ridge) of it. Where little is fitted yet
-        the two agree for ridge = n / (h T), and T is rate epochs n / batch (Ali, Kolter and Tibshirani 2019). The
-        curvature h is 2 for the squared error, and 1 / C for the cross-entropy of equal probabilities.
+        up to exp(-h k T / n) after the time T. Ridge regression leaves ridge / (k + ridge) of it. Where little is
+        fitted yet the two agree for ridge = n / (h T), and T is rate epochs n / batch (Ali, Kolter and Tibshirani
+        2019). The curvature h is 2 for the squared error, and 1 / C for the cross-entropy of equal probabilities.
         """
         curvature = 2.0 if self.loss == "mse" else 1 / CLASSES
         return self.batch / (curvature * self.rate * self.epochs)

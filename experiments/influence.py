@@ -232,7 +232,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--docs", action="store_true", help="then write the tables and the figure of the docs")
     parser.add_argument("--report", action="store_true", help="write these from the results alone; run nothing")
     options = parser.parse_args(arguments)
-    jobs = {name: (setting, run_setting) for name, setting in (FAST if options.fast else SETTINGS).items()}
+    jobs: dict[str, tuple[Any, Any]] = {
+        name: (setting, run_setting) for name, setting in (FAST if options.fast else SETTINGS).items()
+    }
     jobs["flips"] = (FAST_FLIPS if options.fast else Flips(), run_flips)
     for name, (setting, run) in {} if options.report else jobs.items():
         flags = dataclasses.asdict(setting)
