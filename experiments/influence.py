@@ -168,7 +168,7 @@ def tabulate_seconds(parts: dict[str, Any]) -> str:
 def tabulate_flips(part: dict[str, Any]) -> str:
     """Markdown: share of flips among as many suspects, by the loss, and its processor seconds."""
     words = {
-        "leave-one-out": "leave-one-out loss (the product's suspects)",
+        "leave-one-out": "leave-one-out loss (the suspects of `--influence`)",
         "5-fold": "5-fold cross-validated loss, same ridge",
         "training": "the model's own training loss",
     }
