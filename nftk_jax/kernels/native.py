@@ -11,7 +11,7 @@ import concurrent.futures
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
@@ -58,12 +58,11 @@ def multiply_tiles(
     Returns:
       The products, shape (m, n), float64: sums within a tile have the dtype of the angles, sums of tiles do not.
     """
-    series, (slope, warp) = _padded(form, table), _variable(form, table.dtype)
-    threads = min(_threads(), len(angles))
+    series, threads = _series(form, table, ends), min(_threads(), len(angles))
 
     def some(first: int) -> np.ndarray:
         out = np.zeros(w.shape)
-        _add_tiles(first, threads, angles, starts, factors, form.basis == "monomial", slope, warp, series, ends, w, out)
+        _add_tiles(np.arange(first, len(angles), threads), angles, starts, factors, series, w, out)
         return out
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -77,8 +76,7 @@ def multiply_rectangle(
     form: Form,
     u1: np.ndarray,
     u2: np.ndarray,
-    near: float,
-    exact_angles: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    near_angles: Callable[[float, np.ndarray, np.ndarray], np.ndarray | None],
     table: np.ndarray,
     ends: np.ndarray,
     w: np.ndarray,
@@ -89,15 +87,15 @@ def multiply_rectangle(
       form: of the series.
       u1: unit vectors, shape (n1, p).
       u2: unit vectors, shape (n2, p), of the same dtype.
-      near: blocks with a larger |cos| take ``exact_angles(u1, u2)``.
-      exact_angles: the angles between some rows, as their cosines have lost them.
+      near_angles: from the largest |cos| of a block of rows and these rows to their angles, if the cosines have lost
+        them, or None.
       table, ends: as of `multiply_tiles`.
       w: the vectors, shape (m, n2).
 
     Returns:
       The products, shape (m, n1), float64.
     """
-    series, (slope, warp) = _padded(form, table), _variable(form, table.dtype)
+    series = _series(form, table, ends)
     arccos = np.asarray(arccos_polynomial(table.dtype.name), table.dtype)
     arccos = np.pad(arccos, (0, -len(arccos) % _STEP))
     parts = _threads() * max(1, round(len(u1) / (_threads() * _BLOCK[0])))
@@ -112,11 +110,11 @@ def multiply_rectangle(
             right = u2[start : start + _BLOCK[1]]
             block = np.zeros((whole, len(right)), u1.dtype)
             np.matmul(left, right.T, out=block[: len(left)])
-            is_angle = max(block.max(), -block.min()) > near
-            if is_angle:
-                block[: len(left)] = exact_angles(left, right)
+            angles = near_angles(max(block.max(), -block.min()), left, right)
+            if angles is not None:
+                block[: len(left)] = angles
             own = np.ascontiguousarray(w[:, start : start + len(right)])
-            _add_block(block, is_angle, arccos, form.basis == "monomial", slope, warp, series, ends, own, found)
+            _add_block(block, angles is not None, arccos, series, own, found)
         out[:, first : first + len(left)] = found[:, : len(left)]
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
@@ -130,41 +128,54 @@ def _threads() -> int:
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
 
 
-def _variable(form: Form, dtype: np.dtype) -> tuple[np.generic, np.generic]:
-    """(s, a) of the series' variable s t / (t + a) - 1; (s, 0) stands for s t - 1."""
-    if math.isinf(form.warp):
-        return dtype.type(2 / math.pi), dtype.type(0)
-    return dtype.type(2 * (math.pi + form.warp) / math.pi), dtype.type(form.warp)
+class _Series(NamedTuple):
+    """Kernels as the loops take them.
+
+    Attributes:
+      monomial: whether the coefficients are those of monomials, or of Chebyshev polynomials.
+      slope, warp: the variable is slope t / (t + warp) - 1; a warp of 0 stands for slope t - 1.
+      coefficients: shape (A, size), zeros beyond the degree.
+      ends: where the vectors of each kernel end, shape (A,).
+    """
+
+    monomial: bool
+    slope: np.generic
+    warp: np.generic
+    coefficients: np.ndarray
+    ends: np.ndarray
 
 
-def _padded(form: Form, table: np.ndarray) -> np.ndarray:
-    """The coefficients with zeros beyond the degree; the constant of Chebyshev series, which ends them, apart."""
-    start = 0 if form.basis == "monomial" else 1
-    return np.pad(table, ((0, 0), (0, -(table.shape[1] - start) % _STEP)))
+def _series(form: Form, table: np.ndarray, ends: np.ndarray) -> _Series:
+    number, monomial = table.dtype.type, form.basis == "monomial"
+    finite = not math.isinf(form.warp)
+    slope = 2 * (math.pi + form.warp) / math.pi if finite else 2 / math.pi
+    # the constant of Chebyshev series, which ends them, is apart
+    padded = np.pad(table, ((0, 0), (0, -(table.shape[1] - (not monomial)) % _STEP)))
+    return _Series(monomial, number(slope), number(form.warp if finite else 0), padded, ends)
 
 
 @_compiled
-def _add_tiles(start, step, angles, starts, factors, monomial, slope, warp, table, ends, w, out):
-    """Add every `step`-th tile from `start` on. All arrays are contiguous: others would take one lane at a time."""
+def _add_tiles(numbers, angles, starts, factors, series, w, out):
+    """Add the products of some tiles. All arrays are contiguous: others would take one lane at a time."""
     size, m = angles.shape[1], len(w)
     v, k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
     left, right = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
     here, mirrored = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
-    for tile in range(start, len(angles), step):
+    for tile in numbers:
         i, j = starts[tile]
         left[:], right[:] = w[:, i : i + size], w[:, j : j + size]
         here[:], mirrored[:] = 0, 0
         for row in range(0, size, ROWS):
-            _to_variable(angles[tile], row, slope, warp, v)
+            _to_variable(angles[tile], row, series.slope, series.warp, v)
             first = 0
-            for a in range(len(table)):
-                if monomial:
-                    _sum_monomials(table[a], v, k)
+            for a in range(len(series.ends)):
+                if series.monomial:
+                    _sum_monomials(series.coefficients[a], v, k)
                 else:
-                    _sum_chebyshev(table[a], v, k, before)
-                for b in range(first, ends[a]):
+                    _sum_chebyshev(series.coefficients[a], v, k, before)
+                for b in range(first, series.ends[a]):
                     _multiply_rows(k, row, left[b], right[b], here[b], mirrored[b])
-                first = ends[a]
+                first = series.ends[a]
         for b in range(m):
             for c in range(size):
                 out[b, i + c] += factors[tile, 0] * here[b, c]
@@ -172,7 +183,7 @@ def _add_tiles(start, step, angles, starts, factors, monomial, slope, warp, tabl
 
 
 @_compiled
-def _add_block(block, is_angle, arccos, monomial, slope, warp, table, ends, w, out):
+def _add_block(block, is_angle, arccos, series, w, out):
     """Add the products of one block of cosines, or angles."""
     size = block.shape[1]
     t, v = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
@@ -181,16 +192,16 @@ def _add_block(block, is_angle, arccos, monomial, slope, warp, table, ends, w, o
         t[:] = block[row : row + ROWS]
         if not is_angle:
             _to_angle(t, arccos, v, k)
-        _to_variable(t, 0, slope, warp, v)
+        _to_variable(t, 0, series.slope, series.warp, v)
         first = 0
-        for a in range(len(table)):
-            if monomial:
-                _sum_monomials(table[a], v, k)
+        for a in range(len(series.ends)):
+            if series.monomial:
+                _sum_monomials(series.coefficients[a], v, k)
             else:
-                _sum_chebyshev(table[a], v, k, before)
-            for b in range(first, ends[a]):
+                _sum_chebyshev(series.coefficients[a], v, k, before)
+            for b in range(first, series.ends[a]):
                 _sum_rows(k, row, w[b], out[b])
-            first = ends[a]
+            first = series.ends[a]
 
 
 @_inlined
