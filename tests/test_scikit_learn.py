@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from nftk_jax import RBF, NFTKClassifier, NFTKRegressor
-from nftk_jax.preprocessing import memory
+from nftk_jax.preprocessing import sparse
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ def test_sparse_rows_that_memory_does_not_hold_are_refused_before_they_are_made(
     """The shape of scikit-learn's 20newsgroups: 11,314 texts, 130,107 words, 11 GiB if dense."""
     shape, texts = (11_314, 130_107), np.arange(11_314)
     x = scipy.sparse.csr_array((np.ones(len(texts)), (texts, texts)), shape=shape)
-    monkeypatch.setattr(memory, "available_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(sparse, "available_memory", lambda: 8 * 2**30)
     refused = r"x is sparse, 11314 x 130107 with 11314 entries.* 3 copies of 11 GiB, and 8 GiB are free.*TruncatedSVD"
     with pytest.raises(MemoryError, match=refused):
         NFTKClassifier(1).fit(x, texts % 20)
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(sparse, "available_memory", lambda: 2**20)
     model = NFTKClassifier(1).fit(np.eye(20, 400), np.arange(20) % 2)
     with pytest.raises(MemoryError, match="fewer rows at a time"):
         model.predict(scipy.sparse.eye_array(200, 400, format="csr"))

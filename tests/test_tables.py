@@ -229,7 +229,7 @@ def test_balanced_classes_weigh_the_same_in_the_model_and_in_the_baselines(basel
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     balanced = balanced_accuracy_score(y[70:], model.predict(x[70:]))
     assert metrics["test_balanced_accuracy"] == pytest.approx(balanced, rel=1e-12)
-    assert f"averaged over classes is {100 * balanced:.2f} %" in (tmp_path / "out" / "report.html").read_text()
+    assert f"averaged over classes: {100 * balanced:.2f} %" in (tmp_path / "out" / "report.html").read_text()
     baseline = metrics["baselines"]["rbf"]
     z, z_test = model.scaled(x[:70]), model.scaled(x[70:])
     accuracy = {}

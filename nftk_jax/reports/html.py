@@ -179,7 +179,7 @@ def _method(metrics: Metrics) -> str:
         facts.append(("Missing targets", lost))
     if config.get("class_weight") == "balanced":
         mean = percent(metrics.get("test_balanced_accuracy"))
-        facts.append(("Class weights", f"Each class weighs the same; test accuracy averaged over classes {mean}"))
+        facts.append(("Class weights", f"Each class weighs the same; test accuracy averaged over classes: {mean}"))
     return page.section("How it was done", page.facts(facts))
 
 
