@@ -112,7 +112,7 @@ class Comparison:
         if not self._quick:
             weighted["shuffled_labels"] = merge(parts, shuffled), learned.model.ridge
         # all at once: they share the kernels that are alike, and the angles of all others
-        scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)), report)
+        scores = self._solve(*(np.concatenate(part) for part in zip(*weighted.values(), strict=True)), report=report)
         self._solver.close()  # the kernels that follow need the memory
         theirs = np.split(scores, len(weighted), axis=1)
         table = {name: compare(dataset, self._scores, part) for name, part in zip(weighted, theirs, strict=True)}
