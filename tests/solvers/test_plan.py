@@ -96,3 +96,10 @@ def test_where_nothing_fits_the_rows_named_are_those_of_any_exact_solver():
     assert not plan_fit(dataclasses.replace(named, n_train=named.n_train + 1000), machine).fits
     assert plan_fit(named, machine).solve.fits
     assert "no other exact solver does" in plan_fit(named, machine).solve.reason
+
+
+@pytest.mark.parametrize(("stored", "chosen"), [(2.4e9, "factor"), (4.4e9, "factor"), (1e12, "low-rank")])
+def test_a_factor_is_preferred_unless_a_low_rank_saves_much(stored, chosen):
+    machine = dataclasses.replace(LAPTOP, stored_entries=stored)
+    sizes = dataclasses.replace(rows(8000), n_kernels=10)
+    assert plan_fit(sizes, machine, "cg").solve.preconditioner == chosen
