@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -27,9 +28,23 @@ def is_host(mesh: Mesh) -> bool:
     return jax.default_backend() == "cpu" and mesh.devices.size == 1
 
 
-def has_native_code(mesh: Mesh) -> bool:
-    """Whether `native` can be used: on one CPU, where numba is installed."""
+def expects_native_code(mesh: Mesh) -> bool:
+    """Whether `native` is for this mesh: on one CPU, where numba is installed, which takes long to import."""
     return is_host(mesh) and importlib.util.find_spec("numba") is not None
+
+
+def has_native_code(mesh: Mesh) -> bool:
+    """Whether `native` can be used: also not where numba refuses the version of NumPy that is installed."""
+    return expects_native_code(mesh) and _imports("nftk_jax.kernels.native")
+
+
+@functools.cache
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def shard_map(f: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:

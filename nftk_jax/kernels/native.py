@@ -169,10 +169,7 @@ def _add_tiles(numbers, angles, starts, factors, series, w, out):
             _to_variable(angles[tile], row, series.slope, series.warp, v)
             first = 0
             for a in range(len(series.ends)):
-                if series.monomial:
-                    _sum_monomials(series.coefficients[a], v, k)
-                else:
-                    _sum_chebyshev(series.coefficients[a], v, k, before)
+                _evaluate(series, a, v, k, before)
                 for b in range(first, series.ends[a]):
                     _multiply_rows(k, row, left[b], right[b], here[b], mirrored[b])
                 first = series.ends[a]
@@ -195,10 +192,7 @@ def _add_block(block, is_angle, arccos, series, w, out):
         _to_variable(t, 0, series.slope, series.warp, v)
         first = 0
         for a in range(len(series.ends)):
-            if series.monomial:
-                _sum_monomials(series.coefficients[a], v, k)
-            else:
-                _sum_chebyshev(series.coefficients[a], v, k, before)
+            _evaluate(series, a, v, k, before)
             for b in range(first, series.ends[a]):
                 _sum_rows(k, row, w[b], out[b])
             first = series.ends[a]
@@ -233,6 +227,15 @@ def _to_variable(t, row, slope, warp, v):
         else:
             for j in range(t.shape[1]):
                 v[r, j] = t[row + r, j] * slope / (t[row + r, j] + warp) - one
+
+
+@_inlined
+def _evaluate(series, a, v, k, before):
+    """Four rows of kernel `a`; `before` is scratch."""
+    if series.monomial:
+        _sum_monomials(series.coefficients[a], v, k)
+    else:
+        _sum_chebyshev(series.coefficients[a], v, k, before)
 
 
 @_inlined

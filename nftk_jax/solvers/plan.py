@@ -70,7 +70,7 @@ def this_machine() -> Machine:
     """The devices that JAX has, and the memory that is free now."""
     import jax
 
-    from nftk_jax.kernels.devices import device_mesh, has_native_code
+    from nftk_jax.kernels.devices import device_mesh, expects_native_code
 
     local = jax.local_device_count()
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
@@ -79,7 +79,7 @@ def this_machine() -> Machine:
         return dataclasses.replace(H100, devices=jax.device_count(), memory=free)
     cores = (os.cpu_count() or 1) / local
     # LAPACK counts the entries of a matrix in 32 bits
-    stored = (2.2e9 if has_native_code(device_mesh()) else 1.2e9) * cores
+    stored = (2.2e9 if expects_native_code(device_mesh()) else 1.2e9) * cores
     return Machine(
         jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, stored, math.isqrt(2**31)
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.polynomial import chebyshev, polynomial
 
-from nftk_jax.kernels import native, operators, rows
+from nftk_jax.kernels import devices, native, operators, rows
 from nftk_jax.kernels.devices import has_native_code
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.series import Form
@@ -136,3 +136,21 @@ def test_stored_angles_take_this_way_where_numba_is_installed(rng, monkeypatch):
     without = MLP(2).bind(x, store_bytes=10**6).apply(np.eye(2)[:1], v)
     assert len(calls) == 1
     np.testing.assert_allclose(with_numba, without, atol=2e-6 * np.abs(without).max())
+
+
+def test_a_numba_that_cannot_be_imported_leaves_the_way_by_xla(rng, monkeypatch):
+    x, v = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=(40, 1))
+    expected = MLP(2).bind(x, store_bytes=10**6).apply(np.eye(2)[:1], v)
+
+    def refuse(name):
+        raise ImportError("Numba needs NumPy 2.0 or less")
+
+    devices._imports.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(devices.importlib, "import_module", refuse)
+        bound = MLP(2).bind(x, store_bytes=10**6)
+        assert devices.expects_native_code(bound.mesh)
+        assert not has_native_code(bound.mesh)
+        found = bound.apply(np.eye(2)[:1], v)
+    devices._imports.cache_clear()
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
