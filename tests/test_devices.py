@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -64,3 +65,10 @@ def test_many_devices_and_processes_fit_the_model_of_one(name, devices, processe
     np.testing.assert_allclose(many.dual_coef, one.dual_coef, atol=1e-8 * size)
     assert metrics["test_accuracy"] == reference["test_accuracy"]
     assert metrics["certificate"]["solver"] == "cg"
+
+
+def test_what_holds_on_four_devices():
+    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(pathlib.Path(__file__).parent / "four_devices.py")]
+    run = subprocess.run(command, env=os.environ | {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}, capture_output=True)
+    assert not run.returncode, run.stdout.decode()

@@ -23,9 +23,14 @@ def device_mesh() -> Mesh:
     return Mesh(np.asarray(jax.devices()), (AXIS,))
 
 
+def has_accelerator() -> bool:
+    """Whether programs run on devices with memory of their own, which ask the host at every branch."""
+    return jax.default_backend() != "cpu"
+
+
 def is_host(mesh: Mesh) -> bool:
     """Whether it is the one CPU of the one process, whose memory NumPy shares."""
-    return jax.default_backend() == "cpu" and mesh.devices.size == 1
+    return not has_accelerator() and mesh.devices.size == 1
 
 
 def expects_native_code(mesh: Mesh) -> bool:
@@ -60,6 +65,13 @@ def place(a: np.ndarray, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.A
     """Put an array that every process holds onto the mesh; replicated unless `spec` says otherwise."""
     sharding = NamedSharding(mesh, PartitionSpec() if spec is None else spec)
     return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+
+def gather(a: jax.Array, mesh: Mesh) -> np.ndarray:
+    """An array that is spread over the mesh, in the memory of every process."""
+    if jax.process_count() > 1:
+        a = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))(a)
+    return np.asarray(a)
 
 
 def agree(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

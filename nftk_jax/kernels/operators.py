@@ -1,9 +1,8 @@
 """K_c(X, X) of every class as an operator: tiles of the upper triangle spread over devices, no kernel kept.
 
-An off-diagonal tile serves K v and, transposed, the rows of its mirror image. What a tile costs most, the angles of its
-pairs (784 features: a product of matrices), is the same for every class and every pass: as many tiles as the memory
-allows keep theirs, and a pass over them is a polynomial and two thin products a class. On one CPU, where numba is
-installed, `native` does the tiles whose angles are kept.
+`ring` has the tiles and the devices' programs. As many tiles as the memory allows keep the angles of their pairs, and a
+pass over them is a polynomial and two thin products per class. On one CPU, where numba is installed, `native` does the
+tiles whose angles are kept.
 """
 
 from __future__ import annotations
@@ -16,20 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels import stacks, tiles
-from nftk_jax.kernels.devices import AXIS, has_native_code, place, shard_map
+from nftk_jax.kernels import ring, stacks, tiles
+from nftk_jax.kernels.devices import AXIS, gather, has_accelerator, has_native_code, is_host, place
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.ring import SPREAD_ROWS, Columns, PlacedRows, Steps, Tiling
 from nftk_jax.kernels.series import Form, evaluate
+from nftk_jax.preprocessing.padding import pad_rows
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.fusion import Work
 
 #: Rows of a tile: one that a processor's cache holds, and one that fills an accelerator.
-TILE_ROWS = {"cpu": 512}
-_ACCELERATOR_TILE_ROWS = 4096
+_TILE_ROWS, _ACCELERATOR_TILE_ROWS = 512, 4096
 _COLUMNS_BUDGET = 2**28
 #: Several vectors of one kernel are padded to a multiple of so many, so that few programs are compiled.
 _WIDTH = 4
@@ -38,10 +38,14 @@ _VECTORS, _NATIVE_VECTORS = 17, 4
 
 
 class Evaluator(NamedTuple):
-    """How a tile is evaluated: a series in the angle, or without `plan` the kernel itself. Hashable."""
+    """How a tile is evaluated: a series in the angle, or without `plan` the kernel itself. Hashable.
+
+    `branches` says that they are cheap: a CPU takes them by itself, and an accelerator asks the host at each.
+    """
 
     kernel: Any  # a `Kernel`, where there is no plan
     plan: tiles.Plan | stacks.Plan | None
+    branches: bool
 
     def rectangle(self, table: jax.Array, x1: Any, length1: jax.Array, x2: Any, length2: jax.Array) -> jax.Array:
         """The kernel of the table's row `table`, shape (n1, n2), but for its bias; traced, in bounded memory."""
@@ -52,17 +56,26 @@ class Evaluator(NamedTuple):
         k = tiles.rectangle(self.plan._replace(radial=False), table[None], x1, x2)[0]
         return k * (length1[:, None] * length2)
 
-    def shared(self, rows: PlacedRows, size: int, pair: jax.Array) -> Any:
-        """What every class's tile is computed from: angles (size, size), of all groups, or kernels (L, size, size)."""
-        cut = lambda side: jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, pair[side], size), rows.x)  # noqa: E731
-        x1, x2 = cut(0), cut(1)
+    def shared(self, x1: Any, x2: Any, diagonals: jax.Array, same: jax.Array | bool) -> Any:
+        """What every class's tile is computed from: angles (size, size), of all groups, or kernels (L, size, size).
+
+        Args:
+          x1, x2: prepared rows.
+          diagonals: of all kernels at `x1`, shape (L, size).
+          same: whether `x1` and `x2` are the same rows.
+        """
         if isinstance(self.plan, stacks.Plan):
             return stacks.angles(self.plan, _groups_first(x1), _groups_first(x2))
         if self.plan is not None:
             return tiles.exact_angles(x1, x2, None)[0]
-        k = self.kernel.combined(_COLUMNS_BUDGET, jnp.eye(len(rows.diagonals), dtype=x1.dtype), x1, x2)
-        own = lax.dynamic_slice_in_dim(rows.diagonals, pair[0], size, 1)
-        return jnp.where(jnp.eye(size, dtype=bool) & (pair[0] == pair[1]), own[:, :, None], k)
+        k = self.kernel.combined(_COLUMNS_BUDGET, jnp.eye(len(diagonals), dtype=x1.dtype), x1, x2)
+        return jnp.where(jnp.eye(k.shape[1], dtype=bool) & same, diagonals[:, :, None], k)
+
+    def plain(self, x1: Any, x2: Any, diagonals: jax.Array, same: jax.Array | bool) -> tuple[Any, jax.Array | bool]:
+        """`shared` without a branch where it knows a way, and whether the tile has to be visited again for it."""
+        if isinstance(self.plan, tiles.Plan):
+            return tiles.plain_angles(x1, x2, same)
+        return self.shared(x1, x2, diagonals, same), False
 
     def of_class(self, row: jax.Array, tile: Any) -> jax.Array:
         """The tile of one class from its row of the table and what `shared` gave, over the rows' lengths."""
@@ -78,31 +91,6 @@ def _groups_first(rows: Any) -> Any:
     return jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
 
 
-class PlacedRows(NamedTuple):
-    """Inputs: unit rows and lengths for a series in the angle, else the rows as they are; diagonals (L, n).
-
-    Of a sum over groups `x` holds unit rows and lengths of every stack, arrays (n, G, ...), and `length` is one.
-    """
-
-    x: Any
-    length: Any
-    diagonals: Any
-
-
-class Tiling(NamedTuple):
-    """The upper triangle in tiles of `size` rows, spread over the devices, and what is kept of the first of them.
-
-    Attributes:
-      pairs: first row and column of every tile, shape (m, 2).
-      factors: what it and its mirror image count, shape (m, 2).
-      store: angles (or entries), whose leading axis are the tiles that keep theirs.
-    """
-
-    pairs: Any
-    factors: Any
-    store: Any
-
-
 class StoredTiles(NamedTuple):
     """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays."""
 
@@ -110,16 +98,6 @@ class StoredTiles(NamedTuple):
     starts: np.ndarray
     factors: np.ndarray
     angles: np.ndarray
-
-
-class Columns(NamedTuple):
-    """Vectors of `_apply`: `w` (A, m, padded rows), those that the kernel of each of the first `number` rows of `table`
-    is multiplied by.
-    """
-
-    table: jax.Array
-    w: jax.Array
-    number: jax.Array | int
 
 
 class Atoms(NamedTuple):
@@ -158,15 +136,18 @@ def find_atoms(omega: np.ndarray, vectors: float = _VECTORS) -> Atoms:
 
 
 def tile_rows(n: int, devices: int) -> int:
-    """Rows of a tile: the device's own size, less where n rows would not give every device a tile."""
-    largest = TILE_ROWS.get(jax.default_backend(), _ACCELERATOR_TILE_ROWS)
-    across = math.ceil(math.sqrt(2 * devices))
-    return max(16, min(largest, -(-n // (16 * across)) * 16))
+    """Rows of a tile: the kind of device's own size, less where as many tiles per device then hold n rows.
+
+    One device gets two tiles at least: their mirror image is not computed.
+    """
+    largest = _ACCELERATOR_TILE_ROWS if has_accelerator() else _TILE_ROWS
+    across = max(2, devices * math.ceil(n / (devices * largest)))
+    return max(16, math.ceil(n / (16 * across)) * 16)
 
 
 def padded_rows(n: int, devices: int) -> int:
-    """Rows of the arrays on the devices: a multiple of the tile and of the devices."""
-    return n + -n % math.lcm(tile_rows(n, devices), devices)
+    """Rows of the arrays on the devices: every device has as many whole tiles."""
+    return n + -n % (tile_rows(n, devices) * devices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,13 +166,15 @@ class GramOperator:
     store: Any
     _evaluator: Evaluator
     _size: int
+    _schedule: tuple[Steps, ...]
     _rows: PlacedRows
     _tables: np.ndarray  # series of every kernel (L, size), or the identity, float64
     _bias: np.ndarray  # constants of every kernel, (L,)
     _length: np.ndarray  # factors that the evaluator leaves out, (padded rows,)
     _native: StoredTiles | None  # the tiles that machine code does
     _tiling: Tiling | None  # the others
-    _capacity: list[int]  # the most kernels of one pass so far: fewer run the same program
+    # the most kernels of one pass so far, and vectors of one kernel: fewer run the same program
+    _most: list[int]
 
     @property
     def stored_bytes(self) -> int:
@@ -203,6 +186,11 @@ class GramOperator:
 
         Entries and products have the dtype of the rows. Every process must call it with the same arguments.
         """
+        if not is_host(self.mesh):
+            padded = pad_rows(v.astype(np.float64), len(self._length))
+            with enable_x64():
+                found = self.spread(omega, place(padded, self.mesh, P(AXIS)), np.arange(v.shape[1]))
+                return gather(found, self.mesh)[: self.n]
         atoms = find_atoms(omega, _VECTORS if self._native is None else _NATIVE_VECTORS)
         table = (atoms.weights @ self._tables).astype(self._length.dtype)
         w = np.zeros((len(atoms.of), len(self._length)), self._length.dtype)
@@ -221,13 +209,37 @@ class GramOperator:
         """Every atom's kernel times its vectors, shape (m, padded rows)."""
         count, width = len(table), int(atoms.place.max(initial=0)) + 1
         width = width if width == 1 else -(-width // _WIDTH) * _WIDTH
-        self._capacity[0] = capacity = max(self._capacity[0], count)
+        self._most[0] = capacity = max(self._most[0], count)
         vectors = np.zeros((capacity, width, w.shape[1]), w.dtype)
         vectors[atoms.atom, atoms.place] = w
-        table = np.concatenate([table, np.zeros((capacity - count, table.shape[1]), table.dtype)])
-        columns = Columns(place(table, self.mesh), place(vectors, self.mesh), count)
-        out = np.asarray(_apply(self._evaluator, self._size, self.mesh, self._rows, tiling, columns))
-        return out[atoms.atom, atoms.place].astype(np.float64)
+        columns = Columns(place(_fill_up(table, capacity), self.mesh), place(vectors, self.mesh), count)
+        out = ring.apply(self._evaluator, self._size, self.mesh, self._schedule, self._rows, tiling, columns)
+        return np.asarray(out)[atoms.atom, atoms.place].astype(np.float64)
+
+    def spread(self, omega: np.ndarray, v: jax.Array, classes: np.ndarray) -> jax.Array:
+        """`apply` to some columns of vectors that stay on the devices; zeros in the others. Within `enable_x64`.
+
+        Args:
+          omega: weights of the columns, shape (k, L).
+          v: shape (padded rows, C), float64, rows spread over the mesh, zeros from `n` on.
+          classes: the columns, shape (k,).
+
+        Returns:
+          Shape (padded rows, C), float64, zeros from `n` on.
+        """
+        atoms, most = find_atoms(omega), self._most
+        count, width = len(atoms.weights), int(atoms.place.max(initial=0)) + 1
+        most[:] = [max(most[0], count), max(most[1], width)]
+        capacity, width = _halve(most[0], count), _halve(most[1], width)
+        taken = np.zeros((2, capacity, width, v.shape[1]))
+        taken[:, atoms.atom, atoms.place, classes[atoms.of]] = np.stack([atoms.share, np.ones(len(atoms.of))])
+        bias = np.zeros(v.shape[1])
+        bias[classes] = omega @ self._bias
+        table = _fill_up((atoms.weights @ self._tables).astype(self._length.dtype), capacity)
+        given = [place(a, self.mesh) for a in (table, taken, bias)]
+        number = count if self._evaluator.branches else None
+        form = self._evaluator, self._size, self.mesh, self._schedule
+        return _spread_products(*form, self._rows, self._tiling, self.n, number, *given, v)
 
     def rectangle(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
         """sum_l weights_l K^(l)(X[rows], X[chosen]), shape (len(rows), len(chosen)), rows spread over the mesh.
@@ -238,7 +250,7 @@ class GramOperator:
         table = place((weights @ self._tables).astype(dtype), mesh)
         right = place(np.asarray(chosen, np.int32), mesh)
         left = None if rows is None else place(np.asarray(rows, np.int32), mesh)
-        return _columns(self._evaluator, mesh, self._rows, table, left, right, float(weights @ self._bias))
+        return ring.rectangle(self._evaluator, mesh, self._rows, table, left, right, float(weights @ self._bias))
 
 
 def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> GramOperator:
@@ -256,18 +268,62 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     padded = np.concatenate([x, np.repeat(x[:1], padded_rows(n, devices) - n, axis=0)])
     evaluator, tables, bias, rows, length = _prepare(work, padded)
     diagonals = np.pad(kernel.diagonals(x), ((0, 0), (0, len(padded) - n)), mode="edge").astype(dtype)
-    placed = jax.tree.map(lambda a: place(a, mesh), PlacedRows(rows, length, diagonals))
-    pairs, factors = _triangle(len(padded) // size, size, devices)
-    spread = place(pairs, mesh, P(AXIS))
-    local = len(pairs) // devices
+    placed = _spread(PlacedRows(rows, length, diagonals), mesh)
+    pairs, factors, counts = ring.deal(len(padded) // (size * devices), size, devices)
     each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
-    kept = min(local, int(store_bytes // each))
-    store = _fill_store(evaluator, size, mesh, kept, placed, spread)
-    native, rest = None, Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
+    kept = min(len(pairs), int(store_bytes // each))
+    schedule, on_devices = ring.schedule(counts, kept), place(pairs, mesh)
+    store = ring.fill_store(evaluator, size, mesh, schedule, placed, on_devices)
+    native, rest = None, Tiling(on_devices, place(factors.astype(dtype), mesh), store)
     if kept and isinstance(evaluator.plan, tiles.Plan) and has_native_code(mesh):
         native = StoredTiles(evaluator.plan.form, pairs[:kept], factors[:kept].astype(dtype), np.asarray(store))
-        rest = Tiling(rest.pairs[kept:], rest.factors[kept:], store[:0]) if kept < local else None
-    return GramOperator(n, kept / local, mesh, store, evaluator, size, placed, tables, bias, length, native, rest, [0])
+        fresh = len(pairs) - kept
+        schedule, rest = ring.schedule([fresh], 0), Tiling(rest.pairs[kept:], rest.factors[kept:], store[:0])
+        rest = rest if fresh else None
+    share = kept / len(pairs)
+    return GramOperator(
+        n, share, mesh, store, evaluator, size, schedule, placed, tables, bias, length, native, rest, [0, 0]
+    )
+
+
+def _fill_up(table: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([table, np.zeros((size - len(table), table.shape[1]), table.dtype)])
+
+
+def _halve(most: int, count: int) -> int:
+    """At least `count`, by halving `most`: few sizes are compiled, and little is computed in vain."""
+    while most >= 2 * count:
+        most = -(-most // 2)
+    return most
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _spread_products(
+    evaluator: Evaluator,
+    size: int,
+    mesh: Mesh,
+    schedule: tuple[Steps, ...],
+    rows: PlacedRows,
+    tiling: Tiling,
+    n: jax.Array | int,
+    number: jax.Array | int | None,
+    table: jax.Array,
+    taken: jax.Array,
+    bias: jax.Array,
+    v: jax.Array,
+) -> jax.Array:
+    """K_c v_c of vectors (padded rows, C); `taken`, (2, A, m, C), says what the kernels take of v and of the result."""
+    w = jnp.einsum("amc,nc->amn", taken[0], v, precision=tiles.HIGHEST) * rows.length
+    columns = Columns(table, w.astype(table.dtype), number)
+    out = ring.apply(evaluator, size, mesh, schedule, rows, tiling, columns).astype(v.dtype) * rows.length
+    out = jnp.einsum("amc,amn->nc", taken[1], out, precision=tiles.HIGHEST) + bias * jnp.sum(v, axis=0)
+    return jnp.where((jnp.arange(len(v)) < n)[:, None], out, 0)
+
+
+def _spread(rows: PlacedRows, mesh: Mesh) -> PlacedRows:
+    """Every device gets its own rows."""
+    put = lambda part, spec: jax.tree.map(lambda a: place(a, mesh, spec), part)  # noqa: E731
+    return PlacedRows(*map(put, rows, SPREAD_ROWS))
 
 
 def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
@@ -288,103 +344,14 @@ def _prepare(work: Work, x: np.ndarray) -> tuple[Evaluator, np.ndarray, np.ndarr
       that its kernels leave out, shape (n,).
     """
     kernel, series, one = work.kernel, work.series, np.ones(len(x), x.dtype)
-    zero = np.zeros(kernel.n_kernels)
+    zero, branches = np.zeros(kernel.n_kernels), not has_accelerator()
     if series is None:
-        return Evaluator(kernel, None), np.eye(kernel.n_kernels), zero, x, one
+        return Evaluator(kernel, None, branches), np.eye(kernel.n_kernels), zero, x, one
     bias = zero if series.bias is None else series.bias
     if not isinstance(series.form, Form):
         plan = stacks.Plan(series.form, _COLUMNS_BUDGET)
         rows = jax.tree.map(np.asarray, _groups_first(jax.jit(plan.prepare)(x, series.stretch.astype(x.dtype))))
-        return Evaluator(None, plan), series.coefficients, bias, rows, one
+        return Evaluator(None, plan, branches), series.coefficients, bias, rows, one
     plan = tiles.Plan(series.form, series.radial, _COLUMNS_BUDGET)
     unit, length = (np.asarray(a) for a in jax.jit(tiles.unit_rows)(x))
-    return Evaluator(kernel, plan), series.coefficients, bias, unit, length if series.radial else one
-
-
-def _triangle(across: int, size: int, devices: int) -> tuple[np.ndarray, np.ndarray]:
-    """First rows and columns of the tiles of the upper triangle, dealt out evenly, and what each counts.
-
-    Returns:
-      Starts, shape (m, 2), int32, and factors of the tile and of its mirror image, shape (m, 2): diagonal tiles have no
-      mirror image, and tiles of factor 0 fill up the last devices.
-    """
-    pairs = [(i, j) for i in range(across) for j in range(i, across)]
-    factors = [(1.0, float(i != j)) for i, j in pairs]
-    missing = -len(pairs) % devices
-    pairs, factors = pairs + [(0, 0)] * missing, factors + [(0.0, 0.0)] * missing
-    # device k gets tiles k, k + devices, ...
-    order = np.arange(len(pairs)).reshape(-1, devices).T.ravel()
-    return (np.asarray(pairs, np.int32) * size)[order], np.asarray(factors)[order]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _fill_store(evaluator: Evaluator, size: int, mesh: Mesh, kept: int, rows: PlacedRows, pairs: jax.Array) -> Any:
-    """The angles (or all kernels) of every device's first `kept` tiles."""
-
-    def local(rows, pairs):
-        return lax.map(lambda pair: evaluator.shared(rows, size, pair), pairs[:kept])
-
-    return shard_map(local, mesh, (P(), P(AXIS)), P(AXIS))(rows, pairs)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _apply(
-    evaluator: Evaluator, size: int, mesh: Mesh, rows: PlacedRows, tiling: Tiling, columns: Columns
-) -> jax.Array:
-    """The kernels of the first `number` rows of the table times their vectors, shape (A, m, padded rows)."""
-    multiply = functools.partial(jnp.matmul, precision=tiles.HIGHEST)
-
-    def local(rows, tiling, columns):
-        pairs, factors, store = tiling
-        table, w, number = columns
-
-        def add(tile, k, out):
-            i, j = pairs[k]
-            wi, wj = (lax.dynamic_slice_in_dim(w, start, size, 2) for start in (i, j))
-
-            def one(a, state):
-                here, mirrored = state
-                # a branch of its own: XLA would otherwise evaluate the kernel within each of the two products
-                evaluate_one = functools.partial(evaluator.of_class, table[a], tile)
-                kernel = lax.cond(a < number, evaluate_one, lambda: jnp.zeros((size, size), w.dtype))
-                if wi.shape[1] == 1:  # XLA takes longer for matrices of one row than for vectors
-                    image, mirror = multiply(kernel, wj[a, 0]), multiply(wi[a, 0], kernel)
-                else:
-                    image, mirror = multiply(wj[a], kernel.T), multiply(wi[a], kernel)
-                return here.at[a].set(image), mirrored.at[a].set(mirror)
-
-            here, mirrored = lax.fori_loop(0, number, one, (jnp.zeros_like(wi), jnp.zeros_like(wi)))
-            for start, part, factor in ((i, here, factors[k, 0]), (j, mirrored, factors[k, 1])):
-                old = lax.dynamic_slice_in_dim(out, start, size, 2)
-                out = lax.dynamic_update_slice_in_dim(out, old + factor * part, start, 2)
-            return out
-
-        def add_fresh(k, out):
-            return add(evaluator.shared(rows, size, pairs[k]), k, out)
-
-        out = jnp.zeros_like(w)
-        kept = len(jax.tree.leaves(store)[0])
-        if kept:
-            out = lax.fori_loop(0, kept, lambda k, out: add(jax.tree.map(lambda a: a[k], store), k, out), out)
-        if kept < len(pairs):
-            out = lax.fori_loop(kept, len(pairs), add_fresh, out)
-        return lax.psum(out, AXIS)
-
-    return shard_map(local, mesh, (P(), P(AXIS), P()), P())(rows, tiling, columns)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _columns(
-    evaluator: Evaluator,
-    mesh: Mesh,
-    rows: PlacedRows,
-    table: jax.Array,
-    left: jax.Array | None,
-    chosen: jax.Array,
-    bias: jax.Array | float,
-) -> jax.Array:
-    take = lambda index: jax.tree.map(lambda a: a[index], (rows.x, rows.length))  # noqa: E731
-    (x1, length1), (x2, length2) = (rows.x, rows.length) if left is None else take(left), take(chosen)
-    local = functools.partial(evaluator.rectangle, table)
-    k = shard_map(local, mesh, (P(AXIS), P(AXIS), P(), P()), P(AXIS))(x1, length1, x2, length2)
-    return k + bias
+    return Evaluator(kernel, plan, branches), series.coefficients, bias, unit, length if series.radial else one

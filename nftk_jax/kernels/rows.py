@@ -272,6 +272,11 @@ class Rows:
             out[:, classes] += operator.apply(weights, v[:, classes])
         return out
 
+    def spread(self, omega: np.ndarray, v: jax.Array, classes: np.ndarray) -> jax.Array:
+        """`apply` to the columns `classes` of vectors that stay on the devices, see `GramOperator.spread`."""
+        found = [operator.spread(own, v, classes[some]) for operator, some, own in self._weighed(omega)]
+        return functools.reduce(jnp.add, found)
+
     @lenient_jax()
     def columns(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
         """Some columns of one kernel, sum_l weights_l K^(l)(X, X[chosen]) / scale_l, rows spread over the mesh.

@@ -18,6 +18,9 @@ import numpy as np
 from jax import lax
 
 from nftk_jax.kernels.angles import angle
+from nftk_jax.kernels.cover import pairs, tile_starts, triangle_tiles
+from nftk_jax.kernels.devices import has_accelerator
+from nftk_jax.kernels.loops import visit_flagged
 from nftk_jax.kernels.series import Form, evaluate
 from nftk_jax.kernels.windows import write
 
@@ -30,9 +33,10 @@ _MAX_WALK = 32
 # up to so many products the dense way takes less time than a program that knows both takes to compile
 _SMALL_TILE = 2**20
 _NEAR_ROWS = 64
-# the fast pass: rows of a tile, and bytes of all its temporaries
-_ROWS = 256
-_TILE_BYTES = 2**25
+# the fast pass: rows of a tile, and bytes of all its temporaries: what a processor's cache holds, or what fills an
+# accelerator
+_ROWS, _TILE_BYTES = 256, 2**25
+_ACCELERATOR_ROWS, _ACCELERATOR_TILE_BYTES = 4096, 2**29
 
 
 class Plan(NamedTuple):
@@ -131,6 +135,20 @@ def exact_angles(u1: jax.Array, u2: jax.Array, keep: jax.Array | None) -> tuple[
     return t, near
 
 
+def plain_angles(u1: jax.Array, u2: jax.Array, same: jax.Array | bool) -> tuple[jax.Array, jax.Array]:
+    """The angles of one tile from the cosines alone, and whether a nearly parallel pair asks for `exact_angles`.
+
+    Args:
+      u1: unit vectors, shape (m, p).
+      u2: unit vectors, shape (n, p).
+      same: whether they are the same rows, whose angle with themselves is 0.
+    """
+    cos = dot(u1, u2)
+    near = jnp.abs(cos) > near_threshold(cos.dtype)
+    itself = near & same & jnp.eye(*cos.shape, dtype=bool)
+    return jnp.where(itself, 0, angle(cos)), jnp.any(near & ~itself)
+
+
 def exact_complements(u1: jax.Array, u2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """1 - cos and 1 + cos of one tile, shape (m, n), each exact where it is small."""
     plain = lambda cos: jnp.maximum(1 - jnp.abs(cos), 0)  # noqa: E731
@@ -192,45 +210,27 @@ def _square_distances(u1: jax.Array, u2: jax.Array, cos: jax.Array, wanted: jax.
     return lax.while_loop(lambda state: state[0] < last, add, (jnp.int32(0), jnp.zeros_like(cos)))[1]
 
 
-def tile_starts(n: int, size: int) -> np.ndarray:
-    """First rows of tiles of one size that cover n rows; the last overlaps its neighbour where n is no multiple."""
-    return np.minimum(np.arange(0, n, size), max(n - size, 0)).astype(np.int32)
-
-
-def _visit_flagged(largest: jax.Array, visit, out: jax.Array) -> jax.Array:
-    """Apply ``out = visit(k, out)`` to the numbers k of the tiles in which some |cos|, of shape (tiles, rows), exceeds
-    the threshold."""
-    flagged = jnp.any(largest > near_threshold(largest.dtype), axis=1)
-    order = jnp.argsort(~flagged, stable=True)
-    count = jnp.sum(flagged, dtype=jnp.int32)
-    return lax.while_loop(
-        lambda state: state[0] < count,
-        lambda state: (state[0] + 1, visit(order[state[0]], state[1])),
-        (jnp.int32(0), out),
-    )[1]
-
-
 def _tile_rows(plan: Plan, n1: int, n2: int, arrays: int, itemsize: int) -> int:
     """Rows of a tile of which `arrays` temporaries (rows, n2) fit the budget."""
     return int(min(n1, max(1, plan.budget // max(1, arrays * n2 * itemsize))))
 
 
 def _tile_shape(plan: Plan, n1: int, n2: int, classes: int, itemsize: int) -> tuple[int, int]:
-    """Rows and columns of the tiles of the fast pass: their temporaries stay in a cache, and within the budget."""
-    budget = min(plan.budget, _TILE_BYTES) // ((2 + classes) * itemsize)
-    rows = min(n1, _ROWS, math.isqrt(max(1, budget)))
+    """Rows and columns of the tiles of the fast pass: their temporaries suit the device, and are within the budget."""
+    most, size = (_ACCELERATOR_ROWS, _ACCELERATOR_TILE_BYTES) if has_accelerator() else (_ROWS, _TILE_BYTES)
+    budget = min(plan.budget, size) // ((2 + classes) * itemsize)
+    rows = min(n1, most, math.isqrt(max(1, budget)))
     return rows, min(n2, max(1, budget // rows))
-
-
-def _cover(n: int, size: int) -> tuple[int, np.ndarray]:
-    """The length and the starts of equal intervals, about `size` long, that cover n; they overlap by a few at most."""
-    parts = max(1, round(n / size))
-    return -(-n // parts), tile_starts(n, -(-n // parts))
 
 
 def _largest(cos: jax.Array) -> jax.Array:
     # two plain reductions: the largest |cos| would first write |cos| out
     return jnp.maximum(jnp.max(cos, axis=1, initial=0), -jnp.min(cos, axis=1, initial=0))
+
+
+def _any_near(largest: jax.Array) -> jax.Array:
+    """In which tiles some |cos|, of shape (tiles, rows), exceeds the threshold."""
+    return jnp.any(largest > near_threshold(largest.dtype), axis=1)
 
 
 def _keep_largest(largest: jax.Array, cos: jax.Array, i) -> jax.Array:
@@ -256,7 +256,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax
         return jnp.zeros((c, n1, n2), x1.dtype)
     series = _classes(coefficients)
     height, width = _tile_shape(plan, n1, n2, c, itemsize)
-    starts = jnp.asarray(_pairs(tile_starts(n1, height), tile_starts(n2, width)))
+    starts = jnp.asarray(pairs(tile_starts(n1, height), tile_starts(n2, width)))
 
     def fill(k, state):
         out, largest, tile, (i, j) = state
@@ -283,12 +283,7 @@ def rectangle_beside(plan: Plan, coefficients: jax.Array, x1: jax.Array, u2: jax
         exact = _values(plan, series, exact_angles(u1, u2, None)[0], r1, r2)
         return out.at[..., tiles[k], :].set(exact, unique_indices=True)
 
-    return _visit_flagged(largest[tiles], visit, out).reshape(c, n1, n2)
-
-
-def _pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Every (row, column), shape (len(rows) * len(columns), 2)."""
-    return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    return visit_flagged(_any_near(largest[tiles]), visit, out).reshape(c, n1, n2)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -310,29 +305,10 @@ def gram(plan: Plan, coefficients: jax.Array, diagonal: jax.Array, x: jax.Array)
         out = write(out, jnp.where(near, exact, _rows(out, i, rows, out.ndim - 2)), i, 0)
         return write(out, jnp.where(near.T, exact.mT, _rows(out, i, rows, out.ndim - 1)), 0, i)
 
-    out = _visit_flagged(largest[starts[:, None] + np.arange(rows)], visit, out).reshape(c, n, n)
+    near = _any_near(largest[starts[:, None] + np.arange(rows)])
+    out = visit_flagged(near, visit, out).reshape(c, n, n)
     index = jnp.arange(n)
     return out.at[:, index, index].set(diagonal)
-
-
-def _triangle_tiles(n: int, leaf: int, height: int, width: int) -> list[tuple[int, int, np.ndarray]]:
-    """Tiles that cover the pairs i < j: (rows, columns, starts) for every shape, the tiles on the diagonal last.
-
-    The triangle of n rows is a rectangle beside two triangles of one size, and so on: few shapes, each many times, and
-    products as large as a cache allows. The two triangles overlap where n is odd, or where the columns of a tile would
-    lie a multiple of 256 bytes apart in memory: they would then crowd a few lines of the cache, and the mirror image
-    take several times as long.
-    """
-    out, corners, size = [], np.asarray([0]), n
-    while size > 1.2 * leaf:
-        half = -(-size // 2)
-        half += 8 if (size - half) % 64 == 0 else 0
-        rows, down = _cover(half, height)
-        columns, across = _cover(size - half, width)
-        starts = [corner + _pairs(down, across + half) for corner in corners]
-        out.append((rows, columns, np.concatenate(starts).astype(np.int32)))
-        corners, size = np.concatenate([corners, corners + size - half]), half
-    return [*out, (size, size, np.stack([corners, corners], axis=1).astype(np.int32))]
 
 
 def _triangle(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -340,7 +316,7 @@ def _triangle(plan: Plan, series: jax.Array, u: jax.Array, r: jax.Array) -> tupl
     n, classes = len(u), series.shape[:-1]
     height, width = _tile_shape(plan, n, n, 2 * math.prod(classes), u.dtype.itemsize)
     state = jnp.zeros((*classes, n, n), u.dtype), jnp.zeros(n, u.dtype)
-    for rows, columns, starts in _triangle_tiles(n, height, height, width):
+    for rows, columns, starts in triangle_tiles(n, height, height, width):
         diagonal = bool((starts[:, 0] == starts[:, 1]).all())
 
         def fill(k, state, rows=rows, columns=columns, starts=starts, diagonal=diagonal):
