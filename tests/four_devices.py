@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ import pytest
 from nftk_jax import MLP, RBF, Laplace
 from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel
+from nftk_jax.solvers import spread
+from nftk_jax.solvers.plan import SolvePlan
+from nftk_jax.solvers.regression import prepare
 
 N, P = 301, 6
 KERNELS = {
@@ -81,3 +86,112 @@ def test_a_pass_has_two_blocks_of_the_inputs_in_the_memory_of_a_device(rng):
     memory, block = program.compile().memory_analysis(), x.nbytes // 4
     assert memory.argument_size_in_bytes < 1.02 * block
     assert memory.temp_size_in_bytes < 2 * block + 8 * 4 * operator._size * max(operator._size, p)
+
+
+@pytest.fixture
+def system(rng, x64):
+    """Inputs, Omega, ridge, targets and weights; one class has targets of zero."""
+    omega, y = rng.dirichlet(np.ones(3), 3), rng.normal(size=(N, 3))
+    y[:, 1] = 0
+    return rng.normal(size=(N, P)), omega, np.array([0.1, 0.2, 0.1]), y, rng.uniform(0.5, 2, N)
+
+
+PLANS = {
+    "factor": SolvePlan("cg", (), "factor", store_bytes=10**6, tolerance=1e-10),
+    "low rank": SolvePlan("cg", (), "low-rank", rank=64, tolerance=1e-10),
+    "nystroem": SolvePlan("nystroem", (), rank=N),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_solves_on_devices_are_those_of_numpy(plan, weighted, system):
+    x, omega, ridge, y, weight = system
+    k = np.asarray(combined_kernel(MLP(3), omega, x))
+    noise = np.diag(1 / weight) if weighted else np.eye(N)
+    expected = np.stack([np.linalg.solve(k[c] + ridge[c] * noise, y[:, c]) for c in range(3)], axis=1)
+    given = weight if weighted else None
+    with prepare(MLP(3).bind(x), PLANS[plan], omega=omega.mean(axis=0), ridge=0.13, weight=given) as solver:
+        solution = solver.solve(omega, ridge, y)
+    # Nystroem's normal equations lose digits to the factor of its landmarks
+    np.testing.assert_allclose(solution.dual_coef, expected, atol=1e-5 if plan == "nystroem" else 1e-8)
+    assert plan == "nystroem" or 0 < solution.iterations < 100
+
+
+def test_an_iteration_on_devices_goes_on_to_the_same_bits(system, monkeypatch):
+    x, omega, ridge, y, _ = system
+    monkeypatch.setattr(spread, "_COPY_SECONDS", 0)
+
+    class Interrupted(dict):
+        def __setitem__(self, name, arrays):
+            super().__setitem__(name, arrays)
+            if int(arrays["passes"]) == 3:
+                raise KeyboardInterrupt
+
+    def solved(journal):
+        with prepare(MLP(3).bind(x), PLANS["low rank"], omega=omega[0], ridge=0.1) as solver:
+            return solver.solve(omega, ridge, y, journal=journal)
+
+    kept, whole = Interrupted(), solved(None)
+    with pytest.raises(KeyboardInterrupt):
+        solved(kept)
+    resumed = solved(dict(kept))
+    for field in ("dual_coef", "iterations", "condition_estimate"):
+        np.testing.assert_array_equal(getattr(resumed, field), getattr(whole, field))
+
+
+def test_a_pass_takes_no_vector_to_the_host_or_back(system, monkeypatch):
+    x, omega, ridge, y, _ = system
+    moved, passes = [], []
+    place, gather = operators.place, operators.gather
+    for module in (spread, operators):
+        monkeypatch.setattr(module, "place", lambda a, *others: (moved.append(a.size), place(a, *others))[1])
+        monkeypatch.setattr(module, "gather", lambda a, *others: (moved.append(a.size), gather(a, *others))[1])
+
+    def report(stage, done, total):
+        if stage == "solve":
+            passes.append(max(moved, default=0))
+            moved.clear()
+
+    with prepare(MLP(3).bind(x), PLANS["low rank"], omega=omega[0], ridge=0.1) as solver:
+        solver.solve(omega, ridge, y, report=report)
+    assert len(passes) > 5
+    assert passes[0] >= N  # the targets, before the first pass
+    assert max(passes[2:-1]) < N  # the last gives the solution back
+
+
+def test_a_vector_that_is_no_solution_ends_in_one_line(system):
+    x, omega, ridge, y, _ = system
+    with prepare(MLP(3).bind(x), PLANS["low rank"], omega=omega[0], ridge=0.1) as solver:
+        y[3, 0] = np.inf
+        with pytest.raises(ArithmeticError, match="not positive definite to rounding"):
+            solver.solve(omega, ridge, y)
+
+
+def test_pivots_are_drawn_in_proportion_and_none_twice(rng):
+    rows = MLP(1).bind(rng.normal(size=(11, 2)), mesh=mesh(4))
+    diagonal, counts = np.arange(1.0, 12), np.zeros(11)
+    for seed in range(400):
+        pivots = spread.SpreadPivots(rows, diagonal, 1.0, np.random.default_rng(seed))
+        first, taken = pivots.draw(1), np.zeros(rows.padded_rows)
+        counts[np.asarray(first)] += 1
+        pivots.take(first, taken)
+        others = np.asarray(pivots.draw(10))
+        assert sorted([*np.asarray(first), *others]) == list(range(11))
+    expected = 400 * diagonal / diagonal.sum()
+    assert (
+        ((counts - expected) ** 2 / expected).sum()
+    ) < 29.6  # chi square of ten degrees of freedom, one in a thousand
+    assert pivots.left()[np.asarray(first)] == 0
+
+
+@pytest.mark.parametrize("plan", ["factor", "low rank"])
+def test_vectors_have_double_precision_whatever_the_kernels(plan, x, rng):
+    omega, y = rng.dirichlet(np.ones(3), 2), rng.normal(size=(N, 2))
+    rows = MLP(3).bind(x)
+    with prepare(rows, dataclasses.replace(PLANS[plan], tolerance=1e-5), omega=omega[0], ridge=0.1) as solver:
+        found = solver.solve(omega, np.full(2, 0.1), y).dual_coef
+    assert found.dtype == np.float32
+    k = np.asarray(rows.gram(omega), np.float64)
+    residual = y - np.einsum("cij,jc->ic", k, found) - 0.1 * found
+    assert (np.linalg.norm(residual, axis=0) < 3e-5 * np.linalg.norm(y, axis=0)).all()

@@ -69,9 +69,19 @@ def place(a: np.ndarray, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.A
 
 def gather(a: jax.Array, mesh: Mesh) -> np.ndarray:
     """An array that is spread over the mesh, in the memory of every process."""
-    if jax.process_count() > 1:
-        a = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))(a)
-    return np.asarray(a)
+    return np.asarray(a if jax.process_count() == 1 else local_copy(a, mesh))
+
+
+def local_copy(a: jax.Array, mesh: Mesh) -> jax.Array:
+    """An array that is spread over the mesh, whole on one device of every process."""
+    return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))(a).addressable_data(0)
+
+
+def spread_copy(a: jax.Array, mesh: Mesh) -> jax.Array:
+    """The inverse of `local_copy`, rows spread over the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    parts = [jax.device_put(a[index], at) for at, index in sharding.addressable_devices_indices_map(a.shape).items()]
+    return jax.make_array_from_single_device_arrays(a.shape, sharding, parts)
 
 
 def agree(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

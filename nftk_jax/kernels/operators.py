@@ -241,14 +241,14 @@ class GramOperator:
         form = self._evaluator, self._size, self.mesh, self._schedule
         return _spread_products(*form, self._rows, self._tiling, self.n, number, *given, v)
 
-    def rectangle(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
+    def rectangle(self, weights: np.ndarray, chosen: Any, rows: np.ndarray | None = None) -> jax.Array:
         """sum_l weights_l K^(l)(X[rows], X[chosen]), shape (len(rows), len(chosen)), rows spread over the mesh.
 
         `rows` is a multiple of the devices; None is all of the padded ones, of which those beyond `n` mean nothing.
         """
         dtype, mesh = self._length.dtype, self.mesh
         table = place((weights @ self._tables).astype(dtype), mesh)
-        right = place(np.asarray(chosen, np.int32), mesh)
+        right = chosen if isinstance(chosen, jax.Array) else place(np.asarray(chosen, np.int32), mesh)
         left = None if rows is None else place(np.asarray(rows, np.int32), mesh)
         return ring.rectangle(self._evaluator, mesh, self._rows, table, left, right, float(weights @ self._bias))
 

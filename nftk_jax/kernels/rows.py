@@ -278,7 +278,7 @@ class Rows:
         return functools.reduce(jnp.add, found)
 
     @lenient_jax()
-    def columns(self, weights: np.ndarray, chosen: np.ndarray, rows: np.ndarray | None = None) -> jax.Array:
+    def columns(self, weights: np.ndarray, chosen: Any, rows: np.ndarray | None = None) -> jax.Array:
         """Some columns of one kernel, sum_l weights_l K^(l)(X, X[chosen]) / scale_l, rows spread over the mesh.
 
         Args:

@@ -1,27 +1,27 @@
 """Preconditioned conjugate gradients: one system per class, all classes in one pass over their kernels.
 
-Two loops of one method. `solve` runs on the host: it is resumable, lets converged classes leave, and its kernels may be
-tiles that are evaluated anew in every pass. `solve_on_device` is one compiled loop for kernels that are held in memory,
-as in the search for Omega, which calls it from within other compiled functions.
+The loop runs on the host: it is resumable, lets converged classes leave, and its kernels may be tiles that are
+evaluated anew in every pass. The vectors lie in the memory of the one CPU, or else on the devices, see `spread`. For
+kernels that are held in memory, as in the search for Omega, `compiled` has one compiled loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.kernels.devices import agree
+from nftk_jax.kernels.devices import agree, is_host
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import CholeskySolver, spread_ridge
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.preconditioner import LowRank, Preconditioner, ReferenceFactor
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
+from nftk_jax.solvers.spread import SpreadVectors
 
 #: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
 TOLERANCE = {
@@ -35,12 +35,7 @@ MAX_PASSES = 500
 # how often the residual is recomputed from scratch and the iteration goes on from it
 _MAX_ROUNDS = 5
 
-#: Relative residual at which a class has converged in `solve_on_device`.
-DEVICE_TOLERANCE: dict[np.dtype[Any], float] = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
-#: Passes after which `solve_on_device` has failed.
-DEVICE_PASSES = 80
-
-Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Product = Callable[[Any, np.ndarray], Any]
 
 
 class ConvergenceError(ArithmeticError):
@@ -53,6 +48,24 @@ class ConvergenceError(ArithmeticError):
 
 class FallbackWarning(UserWarning):
     """Conjugate gradients did not reach their tolerance for some classes, which were factored instead."""
+
+
+class Vectors(Protocol):
+    """What the loop does with vectors that are not in the host's memory. Those of its states are such vectors."""
+
+    def place(self, state: State) -> State:
+        """A state whose vectors are NumPy arrays, with its vectors there."""
+        ...
+
+    def step(
+        self, state: State, apply: Product, precondition: Product, active: np.ndarray, norm: np.ndarray
+    ) -> State | None:
+        """As `_step`."""
+        ...
+
+    def recompute(self, state: State, apply: Product, y: np.ndarray, norm: np.ndarray) -> State:
+        """As `_recompute`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +141,7 @@ def solve(
     max_passes: int = MAX_PASSES,
     state: State | None = None,
     on_pass: Callable[[State], None] = lambda state: None,
+    vectors: Vectors | None = None,
 ) -> State:
     r"""Solve :math:`A_c \alpha_c = y_c` for every class until :math:`|y_c - A_c \alpha_c| \le` tolerance :math:`|y_c|`.
 
@@ -144,6 +158,7 @@ def solve(
       max_passes: bound on the passes over A.
       state: where an earlier call was interrupted; None starts from zero.
       on_pass: called after every pass with the state.
+      vectors: keeps the vectors of `apply`, `precondition` and the states on the devices; None: in the host's memory.
 
     Raises:
       ConvergenceError: a class is above the tolerance after `max_passes`, or no longer gets nearer to it.
@@ -151,15 +166,24 @@ def solve(
     norm = np.linalg.norm(y, axis=0)
     norm = np.where(norm > 0, norm, 1.0)
     state = start(y) if state is None else state
+    step, recompute = (_step, _recompute) if vectors is None else (vectors.step, vectors.recompute)
+    state = state if vectors is None else vectors.place(state)
     while True:
         while (active := np.flatnonzero(state.relative > tolerance)).size:
             if state.passes >= max_passes:
                 raise _failure(state, tolerance, "the iteration")
-            state = _step(state, apply, precondition, active, norm)
+            advanced = step(state, apply, precondition, active, norm)
+            if advanced is None:
+                raise ConvergenceError(
+                    f"after {state.passes} passes K + ridge I, or its preconditioner, is not positive definite to "
+                    "rounding; raise `ridge` or use `precision='float64'`",
+                    state,
+                )
+            state = advanced
             on_pass(state)
         if state.rounds and not state.energy.any():
             return state
-        checked = _recompute(state, apply, y, norm)
+        checked = recompute(state, apply, y, norm)
         on_pass(checked)
         open_classes = checked.relative > tolerance
         if open_classes.any() and checked.rounds >= _MAX_ROUNDS:
@@ -167,8 +191,8 @@ def solve(
         state = checked
 
 
-def _step(state: State, apply: Product, precondition: Product, active: np.ndarray, norm: np.ndarray) -> State:
-    """One pass over the kernels of the active classes."""
+def _step(state: State, apply: Product, precondition: Product, active: np.ndarray, norm: np.ndarray) -> State | None:
+    """One pass over the kernels of the active classes; None where a curvature is not positive."""
     residual = state.residual[:, active]
     z = precondition(residual, active)
     energy, old = _dot(residual, z), state.energy[active]
@@ -176,11 +200,7 @@ def _step(state: State, apply: Product, precondition: Product, active: np.ndarra
     image = apply(direction, active)
     curvature = _dot(direction, image)
     if not (np.isfinite(curvature).all() and (curvature > 0).all() and (energy > 0).all()):
-        raise ConvergenceError(
-            f"after {state.passes} passes K + ridge I, or its preconditioner, is not positive definite to rounding; "
-            "raise `ridge` or use `precision='float64'`",
-            state,
-        )
+        return None
     step = energy / curvature
     residual = residual - step * image
     quotient = curvature / _dot(direction, direction)
@@ -236,68 +256,6 @@ def _failure(state: State, tolerance: float, what: str) -> ConvergenceError:
     )
 
 
-def solve_on_device(
-    apply: Callable[[jax.Array], jax.Array],
-    inverse: jax.Array,
-    y: jax.Array,
-    tolerance: jax.Array | np.ndarray | float | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""Solve A_c x_c = y_c for all classes at once in one compiled loop; traceable by jit.
-
-    Args:
-      apply: maps v, shape (n, C), to A_c v_c, as `apply_kernels` does.
-      inverse: of the reference kernel, shape (n, n), as from `preconditioner.invert_reference`.
-      y: right-hand sides, shape (n, C); a column of zeros costs nothing.
-      tolerance: on the relative residual of every class, a number or shape (C,). Less than the dtype's
-        `DEVICE_TOLERANCE` counts as that, and so does None.
-
-    Returns:
-      The solutions, shape (n, C); which classes have reached the tolerance, shape (C,), where the others met a
-      direction of negative curvature or took too long; and the number of passes.
-    """
-    finest = DEVICE_TOLERANCE[np.dtype(y.dtype)]
-    bound = jnp.maximum(finest if tolerance is None else tolerance, finest) * jnp.linalg.norm(y, axis=0)
-
-    def open_classes(residual, bad):
-        return (jnp.linalg.norm(residual, axis=0) > bound) & ~bad
-
-    def advance(state):
-        x, residual, direction, energy, bad, count = state
-        going = open_classes(residual, bad)
-        image = apply(direction)
-        curvature = _column_dot(direction, image)
-        bad |= going & ~(curvature > 0)
-        going &= ~bad
-        step = jnp.where(going, energy / jnp.where(going, curvature, 1), 0)
-        x, residual = x + step * direction, residual - step * image
-        z = _multiply(inverse, residual)
-        renewed = _column_dot(residual, z)
-        share = jnp.where(going, renewed / jnp.where(going, energy, 1), 0)
-        return x, residual, z + share * direction, renewed, bad, count + 1
-
-    z = _multiply(inverse, y)
-    bad = ~jnp.isfinite(z).all(axis=0)
-    z = jnp.where(bad, 0, z)
-    state = jnp.zeros_like(y), y, z, _column_dot(y, z), bad, jnp.zeros((), int)
-    x, residual, _, _, bad, count = jax.lax.while_loop(
-        lambda state: open_classes(state[1], state[4]).any() & (state[5] < DEVICE_PASSES), advance, state
-    )
-    return x, ~open_classes(residual, bad) & ~bad, count
-
-
-def apply_kernels(omega: jax.Array, ridge: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """A_c v_c for every class: omega (C, L), ridge (C, n), k (L, n, n), v (n, C); one pass over the kernels."""
-    return jnp.einsum("cl,lnc->nc", omega, _multiply(k, v)) + ridge.T * v
-
-
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _column_dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return (a * b).sum(axis=0)
-
-
 class ConjugateGradientSolver(RidgeSolver):
     """Conjugate gradients over all devices and processes.
 
@@ -350,33 +308,37 @@ class ConjugateGradientSolver(RidgeSolver):
         del condition  # the iteration's own vectors give an estimate
         check_system(self._rows, omega, ridge, y)
 
-        weight = np.ones(len(y)) if self._weight is None else self._weight
-        noise = spread_ridge(ridge, weight[:, None], self._rows.dtype)
-
-        def apply(v: np.ndarray, classes: np.ndarray) -> np.ndarray:
-            return self._rows.apply(omega[classes], v) + noise[:, classes] * v
+        rows, weight = self._rows, np.ones(len(y)) if self._weight is None else self._weight
+        noise = spread_ridge(ridge, weight[:, None], rows.dtype)
+        apply: Product = lambda v, classes: rows.apply(omega[classes], v) + noise[:, classes] * v  # noqa: E731
+        precondition, vectors = self._precondition, None
+        if not is_host(rows.mesh):
+            vectors = SpreadVectors(rows, omega, noise, y)
+            apply, precondition = vectors.apply, functools.partial(vectors.precondition, self._precondition)
+        gathered = (lambda state: state) if vectors is None else vectors.gather
 
         def passed(now: State) -> None:
-            if journal is not None:
-                journal["solve"] = flatten(now)
+            if journal is not None and (vectors is None or vectors.is_due()):
+                journal["solve"] = flatten(gathered(now))
             report("solve", _percent(now, self._tolerance), 100)
 
         state = None if journal is None else restore(journal.get("solve"), y)
         report("solve", 0, 100)
         direct = None
         try:
-            end = solve(apply, self._precondition, y, tolerance=self._tolerance, state=state, on_pass=passed)
+            options = {"tolerance": self._tolerance, "state": state, "on_pass": passed, "vectors": vectors}
+            end = gathered(solve(apply, precondition, y, **options))
         except ConvergenceError as error:
             if not self._fallback or error.state is None:
                 raise
-            end, left = error.state, error.state.relative > self._tolerance
+            end, left = gathered(error.state), error.state.relative > self._tolerance
             warnings.warn(f"{error}; {left.sum()} of {len(left)} systems are factored instead", FallbackWarning, 2)
             direct = CholeskySolver(self._rows, weight=self._weight).solve(omega[left], ridge[left], y[:, left])
             end = dataclasses.replace(end, solution=_replace(end.solution, left, direct.dual_coef))
         report("solve", 100, 100)
         # the kernels are positive: their largest eigenvalue is near the constant vector's quotient, which centred
         # targets never meet
-        constant = apply(np.ones(y.shape), np.arange(y.shape[1])).sum(axis=0) / len(y)
+        constant = (rows.apply(omega, np.ones(y.shape)) + noise).mean(axis=0)
         return RidgeSolution(
             end.solution.astype(self._rows.dtype),
             0.0 if direct is None else direct.jitter,

@@ -7,27 +7,22 @@ n nor lambda. P is therefore prepared once, exactly or at low rank, and conjugat
 for all classes in a few passes over the kernels, where otherwise every class and every Omega would need a Cholesky
 factorisation of its own. A pass is one matrix product for all classes.
 
-`ReferenceFactor` and `LowRank` serve the loop on the host, which solves on all rows; `invert_reference` serves the loop
-on the device, which solves on the rows of the search.
+`ReferenceFactor` and `LowRank` serve the loop on the host, which solves on all rows; `invert_reference` serves the
+compiled loop, which solves on the rows of the search.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jax import lax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.devices import AXIS, is_host, place, shard_map
+from nftk_jax.kernels.devices import is_host, local_copy, spread_copy
 from nftk_jax.kernels.rows import Rows
-from nftk_jax.preprocessing.padding import pad_rows
 from nftk_jax.solvers.cholesky import (
     cholesky_lower,
     factor_in_place,
@@ -38,8 +33,15 @@ from nftk_jax.solvers.cholesky import (
     spread_ridge,
 )
 from nftk_jax.solvers.plan import BLOCK
+from nftk_jax.solvers.spread import (
+    PIVOT_FLOOR,
+    SpreadFactor,
+    SpreadPivots,
+    divide_columns,
+    multiply_columns,
+    place_rows,
+)
 
-HIGHEST = lax.Precision.HIGHEST
 #: Vectors are padded to a multiple of so many, so that few shapes are compiled as classes converge.
 COLUMNS = 16
 #: Below this many rows one Cholesky factorisation per class, whose factor also gives the search its Hessian, is faster
@@ -52,6 +54,10 @@ class Preconditioner(Protocol):
 
     def __call__(self, v: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Apply it to vectors of shape (n, k), which belong to the `classes`; float64."""
+        ...
+
+    def spread(self, v: jax.Array, rows: Rows) -> jax.Array:
+        """Apply it to vectors of shape (padded rows, k), float64, that are spread over the mesh of the `rows`."""
         ...
 
 
@@ -67,6 +73,12 @@ class ReferenceFactor:
         padded = np.pad(v, ((0, 0), (0, -v.shape[1] % COLUMNS)))
         out = solve_factor(self._lower, padded.astype(self._lower.dtype))
         return np.asarray(out, np.float64)[:, : v.shape[1]]
+
+    def spread(self, v: jax.Array, rows: Rows) -> jax.Array:
+        own = local_copy(v, rows.mesh)[: rows.n].astype(self._lower.dtype)
+        out = solve_factor(self._lower, np.asarray(own) if isinstance(self._lower, np.ndarray) else own)
+        padded = jnp.pad(jnp.asarray(out, v.dtype), ((0, len(v) - rows.n), (0, 0)))
+        return spread_copy(padded, rows.mesh)
 
 
 class LowRank:
@@ -120,6 +132,11 @@ class LowRank:
         out = self._factor.apply((v / scale).astype(self._dtype)).astype(np.float64) * scale
         return out if self._root is None else out / self._root
 
+    def spread(self, v: jax.Array, rows: Rows) -> jax.Array:
+        root = np.ones((1, 1)) if self._root is None else place_rows(self._root, rows, 1.0)
+        unit, scale = divide_columns(v, root, rows.dtype)
+        return multiply_columns(self._factor.spread(unit), scale, root)
+
 
 def pivoted_cholesky(
     rows: Rows,
@@ -148,30 +165,64 @@ def pivoted_cholesky(
     count = -(-rank // block)
     diagonal = weights @ rows.diagonals
     seen = 1.0 if noise is None else diagonal.mean() / (diagonal.mean() + noise)
-    left, free = diagonal.copy(), np.ones(n, bool)
-    factor: PartialFactor = (HostFactor if is_host(rows.mesh) else SpreadFactor)(rows, count, block)
+    on_host = is_host(rows.mesh)
+    pivots: Pivots = (HostPivots if on_host else SpreadPivots)(rows, diagonal, seen, rng)
+    factor: PartialFactor = (HostFactor if on_host else SpreadFactor)(rows, count, block)
     jitter = 10 * float(jnp.finfo(rows.dtype).eps) * block * float(diagonal.max())
     for number in range(count):
         report(number, count)
-        # a little of the mean keeps the draw possible where everything left is rounding
-        chance = np.where(free, (np.maximum(left, 0) + 1e-9 * diagonal.mean()) * seen, 0)
-        if (chance > 0).sum() < block:
+        if n - number * block < block:
             break
-        chosen = np.sort(rng.choice(n, block, replace=False, p=chance / chance.sum())).astype(np.int32)
-        left -= factor.eliminate(rows.columns(weights, chosen), chosen, jitter)
-        free[chosen] = False
-        left[chosen] = 0
+        chosen = pivots.draw(block)
+        pivots.take(chosen, factor.eliminate(rows.columns(weights, chosen), chosen, jitter))
     report(count, count)
-    return factor, np.maximum(left, 0)
+    return factor, pivots.left()
+
+
+class Pivots(Protocol):
+    """Draws rows at random, in proportion to what is left of the diagonal there; none is drawn twice."""
+
+    def draw(self, block: int) -> Any:
+        """Rows in rising order, shape (block,), int32."""
+        ...
+
+    def take(self, chosen: Any, taken: Any) -> None:
+        """Take these rows out, and from the diagonal what is `taken` of it."""
+        ...
+
+    def left(self) -> np.ndarray:
+        """What is left of the diagonal, shape (n,), float64, not negative."""
+        ...
+
+
+class HostPivots:
+    """Drawn by NumPy."""
+
+    def __init__(self, rows: Rows, diagonal: np.ndarray, seen: np.ndarray | float, rng: np.random.Generator) -> None:
+        del rows
+        self._left, self._free, self._seen, self._rng = diagonal.copy(), np.ones(len(diagonal), bool), seen, rng
+        self._floor = PIVOT_FLOOR * diagonal.mean()
+
+    def draw(self, block: int) -> np.ndarray:
+        chance = np.where(self._free, (np.maximum(self._left, 0) + self._floor) * self._seen, 0)
+        return np.sort(self._rng.choice(len(chance), block, replace=False, p=chance / chance.sum())).astype(np.int32)
+
+    def take(self, chosen: Any, taken: Any) -> None:
+        self._left -= np.asarray(taken, np.float64)[: len(self._left)]
+        self._free[chosen] = False
+        self._left[chosen] = 0
+
+    def left(self) -> np.ndarray:
+        return np.maximum(self._left, 0)
 
 
 class PartialFactor(Protocol):
     """F of shape (n, r), block of columns by block."""
 
-    def eliminate(self, columns: jax.Array, chosen: np.ndarray, jitter: float) -> np.ndarray:
+    def eliminate(self, columns: jax.Array, chosen: Any, jitter: float) -> Any:
         """Add the block of the pivots `chosen`, from the kernel's `columns` there; zeros if it cannot be factored.
 
-        Returns what it takes from the diagonal, shape (n,), float64.
+        Returns what it takes from the diagonal, shape (n,), or (padded rows,) on a mesh.
         """
         ...
 
@@ -185,6 +236,10 @@ class PartialFactor(Protocol):
 
     def apply(self, v: np.ndarray) -> np.ndarray:
         """v - F G^(-1) F' v for v of shape (n, C), in the dtype of F."""
+        ...
+
+    def spread(self, v: jax.Array) -> jax.Array:
+        """The same for vectors (padded rows, C) that are spread over the mesh."""
         ...
 
     @property
@@ -226,110 +281,8 @@ class HostFactor:
         inner = solve_factor(self._inner, multiply(self.matrix.T, v))
         return v - multiply(self.matrix, inner)
 
-
-class SpreadFactor:
-    """F as blocks of columns, shape (blocks, padded rows, columns): rows spread over the mesh, and 0 beyond n."""
-
-    def __init__(self, rows: Rows, count: int, block: int) -> None:
-        self._rows, self._blocks, self._done = rows, _zeros(rows, count, block), 0
-        self._lower: jax.Array | None = None
-
-    def eliminate(self, columns: jax.Array, chosen: np.ndarray, jitter: float) -> np.ndarray:
-        mesh, n, dtype = self._rows.mesh, self._rows.n, self._rows.dtype
-        self._blocks, taken = _eliminate(
-            mesh, n, self._blocks, columns, place(chosen, mesh), self._done, np.asarray(jitter, dtype)
-        )
-        self._done += 1
-        return np.asarray(taken, np.float64)[:n]
-
-    def divide(self, root: np.ndarray) -> None:
-        own = self._rows
-        self._blocks = self._blocks / place(pad_rows(root, own.padded_rows, 1.0), own.mesh, P(AXIS))
-
-    def close(self, shift: float) -> None:
-        self._lower = _capacitance(self._rows.mesh, self._blocks, shift)
-
-    def apply(self, v: np.ndarray) -> np.ndarray:
-        own = self._rows
-        padded = np.zeros((own.padded_rows, v.shape[1] + -v.shape[1] % COLUMNS), own.dtype)
-        padded[: own.n, : v.shape[1]] = v
-        out = _apply(own.mesh, self._blocks, self._lower, place(padded, own.mesh, P(AXIS)))
-        return np.asarray(out)[: own.n, : v.shape[1]]
-
-    @property
-    def matrix(self) -> np.ndarray:
-        return np.concatenate(list(np.asarray(self._blocks)), axis=1)[: self._rows.n]
-
-
-def _zeros(rows: Rows, count: int, block: int) -> jax.Array:
-    """An empty factor, made where it will live."""
-    make = shard_map(
-        lambda: jnp.zeros((count, rows.padded_rows // rows.mesh.devices.size, block), rows.dtype),
-        rows.mesh,
-        (),
-        P(None, AXIS),
-    )
-    return jax.jit(make)()
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _eliminate(
-    mesh: Mesh, n: int, factor: jax.Array, columns: jax.Array, chosen: jax.Array, number: jax.Array | int, jitter
-) -> tuple[jax.Array, jax.Array]:
-    """Write block `number` of the factor from the kernel's `columns`; what it takes from the diagonal."""
-
-    def local(factor, columns, chosen, number, jitter):
-        count = columns.shape[0]
-        first = lax.axis_index(AXIS) * count
-        inside = (chosen >= first) & (chosen < first + count)
-        position = jnp.where(inside, chosen - first, 0)
-        of_chosen = lambda a: lax.psum(jnp.where(inside[:, None], a[position], 0), AXIS)  # noqa: E731
-
-        def subtract(k, left):
-            return left - jnp.matmul(factor[k], of_chosen(factor[k]).T, precision=HIGHEST)
-
-        left = lax.fori_loop(0, number, subtract, columns)
-        square = of_chosen(left)
-        lower = lax.linalg.cholesky((square + square.T) / 2 + jitter * jnp.eye(len(chosen), dtype=left.dtype))
-        new = lax.linalg.triangular_solve(lower, left, left_side=False, lower=True, transpose_a=True)
-        new = jnp.where((first + jnp.arange(count) < n)[:, None] & jnp.isfinite(lower[-1, -1]), new, 0)
-        return lax.dynamic_update_slice_in_dim(factor, new[None], number, 0), jnp.sum(new * new, axis=1)
-
-    specs = (P(None, AXIS), P(AXIS), P(), P(), P())
-    return shard_map(local, mesh, specs, (P(None, AXIS), P(AXIS)))(factor, columns, chosen, number, jitter)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _capacitance(mesh: Mesh, factor: jax.Array, shift) -> jax.Array:
-    """Lower Cholesky factor of F'F + shift I, shape (r, r), on every device."""
-    count, _, block = factor.shape
-    pairs = np.asarray([(i, j) for i in range(count) for j in range(i + 1)], np.int32)
-
-    def local(factor):
-        def fill(k, gram):
-            i, j = jnp.asarray(pairs)[k]
-            part = lax.dot_general(factor[i], factor[j], (((0,), (0,)), ((), ())), precision=HIGHEST)
-            return lax.dynamic_update_slice(gram, part, (i * block, j * block))
-
-        gram = jnp.zeros((count * block, count * block), factor.dtype)
-        return lax.psum(lax.fori_loop(0, len(pairs), fill, gram), AXIS)
-
-    gram = shard_map(local, mesh, P(None, AXIS), P())(factor)
-    index = jnp.arange(len(gram))
-    return lax.linalg.cholesky(gram.at[index, index].add(shift), symmetrize_input=False)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(mesh: Mesh, factor: jax.Array, lower: jax.Array, v: jax.Array) -> jax.Array:
-    """v - F (F'F + shift I)^(-1) F' v for v of shape (padded rows, C)."""
-
-    def local(factor, lower, v):
-        inner = lax.psum(jnp.einsum("knb,nc->kbc", factor, v, precision=HIGHEST), AXIS)
-        inner = solve_lower(lower, inner.reshape(-1, v.shape[1])).reshape(inner.shape)
-        out = v - jnp.einsum("knb,kbc->nc", factor, inner, precision=HIGHEST)
-        return lax.all_gather(out, AXIS, tiled=True)
-
-    return shard_map(local, mesh, (P(None, AXIS), P(), P(AXIS)), P())(factor, lower, v)
+    def spread(self, v: jax.Array) -> jax.Array:
+        raise NotImplementedError("the one CPU has no mesh")
 
 
 def mean_kernel(k: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from nftk_jax.kernels.combined import combined_ntk
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import unit_diagonal_scale
-from nftk_jax.solvers.conjugate_gradient import DEVICE_PASSES, apply_kernels, solve_on_device
+from nftk_jax.solvers.compiled import DEVICE_PASSES, apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference
 
 N, DEPTH, CLASSES = 150, 6, 5

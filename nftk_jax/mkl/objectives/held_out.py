@@ -18,7 +18,7 @@ from nftk_jax.mkl.problem import SearchProblem, row_ridge, share, take
 from nftk_jax.mkl.similarity import are_alike
 from nftk_jax.settings import SearchSettings
 from nftk_jax.solvers.anchors import strengths
-from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
+from nftk_jax.solvers.compiled import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference, is_worthwhile
 
 

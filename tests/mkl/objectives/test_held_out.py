@@ -18,7 +18,7 @@ from nftk_jax.kernels.rows import unit_diagonal_scale
 from nftk_jax.mkl.objectives import HeldOutObjective, HeldOutSplit
 from nftk_jax.mkl.problem import row_ridge
 from nftk_jax.solvers.cholesky import multiply
-from nftk_jax.solvers.conjugate_gradient import apply_kernels, solve_on_device
+from nftk_jax.solvers.compiled import apply_kernels, solve_on_device
 from nftk_jax.solvers.preconditioner import invert_reference
 
 N, HELD, DEPTH, CLASSES = 150, 60, 6, 5
