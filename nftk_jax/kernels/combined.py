@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from nftk_jax.kernels import stacks, tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
+from nftk_jax.kernels.devices import has_accelerator
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.neural_tangents import as_inputs, own_array
 from nftk_jax.kernels.precision import lenient_jax
@@ -114,7 +115,7 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
     plan, arrays = (None, None) if series is None else split(series, budget, x1.dtype)
     if x2 is not None:
         return _block(kernel, plan, budget, omega, arrays, *wide)
-    if jax.default_backend() == "cpu" and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
+    if not has_accelerator() and 0 < len(x1) <= PADDED_ROWS and not (traced or isinstance(omega, Tracer)):
         block = functools.partial(_block, kernel, plan, budget, omega, arrays)
         return _gram_of_blocks(block, np.asarray(omega) @ kernel.diagonals(x1), np.asarray(wide[0]))
     if plan is None or arrays is None:

@@ -77,9 +77,9 @@ def local_copy(a: jax.Array, mesh: Mesh) -> jax.Array:
     return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))(a).addressable_data(0)
 
 
-def spread_copy(a: jax.Array, mesh: Mesh) -> jax.Array:
-    """The inverse of `local_copy`, rows spread over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+def spread_copy(a: jax.Array, mesh: Mesh, spec: PartitionSpec | None = None) -> jax.Array:
+    """The inverse of `local_copy`: rows are spread over the mesh unless `spec` says otherwise."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS) if spec is None else spec)
     parts = [jax.device_put(a[index], at) for at, index in sharding.addressable_devices_indices_map(a.shape).items()]
     return jax.make_array_from_single_device_arrays(a.shape, sharding, parts)
 

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import ring, stacks, tiles
-from nftk_jax.kernels.devices import AXIS, gather, has_accelerator, has_native_code, is_host, place
+from nftk_jax.kernels.devices import AXIS, gather, has_accelerator, has_native_code, is_host, place, shard_map
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.ring import SPREAD_ROWS, Columns, PlacedRows, Steps, Tiling
+from nftk_jax.kernels.ring import Columns, PlacedRows, Steps, Tiling
 from nftk_jax.kernels.series import Form, evaluate
 from nftk_jax.preprocessing.padding import pad_rows
 
@@ -266,9 +266,9 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     devices, n, dtype = mesh.devices.size, len(x), x.dtype
     size = tile_rows(n, devices)
     padded = np.concatenate([x, np.repeat(x[:1], padded_rows(n, devices) - n, axis=0)])
-    evaluator, tables, bias, rows, length = _prepare(work, padded)
     diagonals = np.pad(kernel.diagonals(x), ((0, 0), (0, len(padded) - n)), mode="edge").astype(dtype)
-    placed = _spread(PlacedRows(rows, length, diagonals), mesh)
+    evaluator, tables, bias, rows, factor = _prepare(work, place(padded, mesh, P(AXIS)), mesh)
+    placed, length = PlacedRows(rows, factor, place(diagonals, mesh, P(None, AXIS))), gather(factor, mesh)
     pairs, factors, counts = ring.deal(len(padded) // (size * devices), size, devices)
     each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
     kept = min(len(pairs), int(store_bytes // each))
@@ -320,12 +320,6 @@ def _spread_products(
     return jnp.where((jnp.arange(len(v)) < n)[:, None], out, 0)
 
 
-def _spread(rows: PlacedRows, mesh: Mesh) -> PlacedRows:
-    """Every device gets its own rows."""
-    put = lambda part, spec: jax.tree.map(lambda a: place(a, mesh, spec), part)  # noqa: E731
-    return PlacedRows(*map(put, rows, SPREAD_ROWS))
-
-
 def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
     """Arrays (size, size) that a tile keeps."""
     if isinstance(evaluator.plan, stacks.Plan):
@@ -335,23 +329,33 @@ def _stored_arrays(evaluator: Evaluator, n_kernels: int) -> int:
     return n_kernels if evaluator.plan is None else 1
 
 
-def _prepare(work: Work, x: np.ndarray) -> tuple[Evaluator, np.ndarray, np.ndarray, Any, np.ndarray]:
-    """How kernels of the rows `x` are evaluated.
+def _prepare(work: Work, x: jax.Array, mesh: Mesh) -> tuple[Evaluator, np.ndarray, np.ndarray, Any, jax.Array]:
+    """How kernels of the rows `x`, spread over the mesh, are evaluated.
 
     Returns:
       The evaluator; the rows of the table of every kernel, shape (L, size), float64, of which a kernel's row is the
       weighted sum; their constants, shape (L,); the inputs as the evaluator wants them, shape (n, p); and the factors
       that its kernels leave out, shape (n,).
     """
-    kernel, series, one = work.kernel, work.series, np.ones(len(x), x.dtype)
+    kernel, series, one = work.kernel, work.series, place(np.ones(len(x), x.dtype), mesh, P(AXIS))
     zero, branches = np.zeros(kernel.n_kernels), not has_accelerator()
     if series is None:
         return Evaluator(kernel, None, branches), np.eye(kernel.n_kernels), zero, x, one
     bias = zero if series.bias is None else series.bias
     if not isinstance(series.form, Form):
-        plan = stacks.Plan(series.form, _COLUMNS_BUDGET)
-        rows = jax.tree.map(np.asarray, _groups_first(jax.jit(plan.prepare)(x, series.stretch.astype(x.dtype))))
+        plan, stretch = stacks.Plan(series.form, _COLUMNS_BUDGET), series.stretch.astype(x.dtype)
+        rows = _prepare_rows(plan, mesh, x, stretch)
         return Evaluator(None, plan, branches), series.coefficients, bias, rows, one
     plan = tiles.Plan(series.form, series.radial, _COLUMNS_BUDGET)
-    unit, length = (np.asarray(a) for a in jax.jit(tiles.unit_rows)(x))
+    unit, length = _prepare_rows(None, mesh, x, None)
     return Evaluator(kernel, plan, branches), series.coefficients, bias, unit, length if series.radial else one
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prepare_rows(plan: stacks.Plan | None, mesh: Mesh, x: jax.Array, stretch: jax.Array | None) -> Any:
+    """Unit rows and lengths, for every device's own rows: of every stack, or without `plan` of whole rows."""
+
+    def local(x):
+        return tiles.unit_rows(x) if plan is None else _groups_first(plan.prepare(x, stretch))
+
+    return shard_map(local, mesh, P(AXIS), P(AXIS))(x)

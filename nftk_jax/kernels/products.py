@@ -18,11 +18,13 @@ from jax import lax
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle
 from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
+from nftk_jax.kernels.devices import has_accelerator
 from nftk_jax.kernels.fusion import Work
+from nftk_jax.kernels.loops import by_itself, visit_flagged
 from nftk_jax.kernels.series import Form, evaluate
 
-#: Columns of a tile of angles: with a few hundred rows it stays in a cache.
-_COLUMNS = 1024
+#: Columns of a tile of angles: with a few hundred rows it stays in a cache, or fills an accelerator.
+_COLUMNS, _ACCELERATOR_COLUMNS = 1024, 2**16
 
 
 def is_tiled(work: Work) -> bool:
@@ -148,25 +150,41 @@ def _multiply(k: jax.Array, v: jax.Array) -> jax.Array:
 def _angle_products(plan: tiles.Plan, coefficients: jax.Array, x1: jax.Array, right: Any, v: jax.Array) -> jax.Array:
     """sum_j K_c(x1_i, x2_j) v_cjm, shape (C, n1, m), from series (C, size); `right` has unit rows and lengths of x2."""
     (u1, r1), (u2, r2) = tiles.unit_rows(x1), right
-    n1, n2, n_kernels = len(u1), len(u2), len(coefficients)
+    n1, n2, n_kernels, branches = len(u1), len(u2), len(coefficients), not has_accelerator()
     v = v * r2[:, None] if plan.radial else v
-    width = min(n2, _COLUMNS)
+    width = min(n2, _COLUMNS if branches else _ACCELERATOR_COLUMNS)
     starts, firsts = tiles.tile_starts(n2, width), np.arange(0, n2, width)  # the last overlaps its neighbour
 
-    def add(k, out):
+    def add(k, out, find_angles):
+        """Add a tile's products; `find_angles` gives the angles, and how often the tile counts."""
         start = jnp.asarray(starts)[k]
         beside, own = lax.dynamic_slice_in_dim(u2, start, width), lax.dynamic_slice_in_dim(v, start, width, 1)
         own = jnp.where((start + jnp.arange(width) >= jnp.asarray(firsts)[k])[:, None], own, 0)
-        cos = tiles.dot(u1, beside)
-        near = jnp.any(jnp.abs(cos) > tiles.near_threshold(cos.dtype))
-        t = lax.cond(near, lambda: tiles.exact_angles(u1, beside, None)[0], lambda: angle(cos))
+        t, counts = find_angles(beside)
 
         def one(c, out):
-            # a branch of its own: XLA would otherwise evaluate the kernel within the product
-            kernel = lax.cond(c < n_kernels, lambda: evaluate(plan.form, coefficients[c], t), lambda: jnp.zeros_like(t))
-            return out.at[c].add(_multiply(kernel, own[c]))
+            kernel = by_itself(lambda: evaluate(plan.form, coefficients[c], t), c < n_kernels, branches)
+            return out.at[c].add(_multiply(kernel, own[c] * counts))
 
         return lax.fori_loop(0, n_kernels, one, out)
 
-    out = lax.fori_loop(0, len(starts), add, jnp.zeros((n_kernels, n1, v.shape[2]), u1.dtype))
+    def exact(beside):
+        return tiles.exact_angles(u1, beside, None)[0], 1
+
+    def either(beside):
+        cos = tiles.dot(u1, beside)
+        near = jnp.any(jnp.abs(cos) > tiles.near_threshold(cos.dtype))
+        return lax.cond(near, lambda: exact(beside)[0], lambda: angle(cos)), 1
+
+    def add_plain(k, state):
+        out, flagged = state
+        t, near = tiles.plain_angles(u1, lax.dynamic_slice_in_dim(u2, jnp.asarray(starts)[k], width), False)
+        return add(k, out, lambda _: (t, jnp.where(near, 0, 1).astype(t.dtype))), flagged.at[k].set(near)
+
+    out = jnp.zeros((n_kernels, n1, v.shape[2]), u1.dtype)
+    if branches:
+        out = lax.fori_loop(0, len(starts), functools.partial(add, find_angles=either), out)
+    else:  # tiles with nearly parallel rows are visited again
+        out, flagged = lax.fori_loop(0, len(starts), add_plain, (out, jnp.zeros(len(starts), bool)))
+        out = visit_flagged(flagged, functools.partial(add, find_angles=exact), out)
     return out * r1[:, None] if plan.radial else out

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from nftk_jax.kernels import operators
 from nftk_jax.kernels.combined import combined_kernel
-from nftk_jax.kernels.devices import device_mesh, has_native_code
+from nftk_jax.kernels.devices import device_mesh, has_accelerator, has_native_code
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
@@ -193,7 +193,7 @@ class Rows:
         native = not few and has_native_code(self.mesh)
         tile_rows, size = (_SMALL_TILE_ROWS, _SMALL_QUERY_BYTES) if few else (_TILE_ROWS, _QUERY_BYTES)
         size = _NATIVE_QUERY_BYTES if native else size
-        if jax.default_backend() != "cpu":
+        if has_accelerator():
             tile_rows = _ACCELERATOR_TILE_ROWS
         right, kernels = self._padded, len(np.unique(omega, axis=0))
         # of parts some may be evaluated one after the other
@@ -305,9 +305,8 @@ class Rows:
     def _operators(self) -> list[tuple[GramOperator, np.ndarray]]:
         """The operators of all that is evaluated in one go, and their columns of Omega."""
         left, found = self._store_bytes, []
-        for work in divide(
-            self.kernel, jnp.asarray(self.x), None, self._inputs, np.ones((1, self.kernel.n_kernels), bool)
-        ):
+        # not an array of JAX's: one device would hold all inputs
+        for work in divide(self.kernel, self.x, None, self._inputs, np.ones((1, self.kernel.n_kernels), bool)):
             operator = operators.gram_operator(work, self.x, left, self.mesh)
             left = max(0, left - operator.stored_bytes)
             found.append((operator, work.columns))

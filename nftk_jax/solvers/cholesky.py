@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from nftk_jax.kernels.devices import has_accelerator
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
+
+#: Of kernels and factors that are in the memory of an accelerator at once.
+_BATCH_BYTES = 2**30
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -53,6 +57,9 @@ def cholesky_lower(k: jax.Array, ridge: jax.Array | float) -> jax.Array:
     return jax.lax.linalg.cholesky(k.at[index, index].add(ridge), symmetrize_input=False)
 
 
+_cholesky_lowers = jax.jit(jax.vmap(cholesky_lower))
+
+
 @jax.jit
 def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
     """Solve L L' a = y for a of the shape of `y`, (n,) or (n, m)."""
@@ -61,7 +68,7 @@ def solve_lower(lower: jax.Array, y: jax.Array) -> jax.Array:
 
 def near_lapack(array: Any) -> Any:
     """An array as `factor_in_place` takes it: NumPy's on a CPU, without a copy, and JAX's on other devices."""
-    return np.asarray(array) if jax.default_backend() == "cpu" else jnp.asarray(array)
+    return jnp.asarray(array) if has_accelerator() else np.asarray(array)
 
 
 def factor_in_place(k: Any, ridge: Any) -> Any:
@@ -206,10 +213,8 @@ class CholeskySolver(RidgeSolver):
         dual_coef = np.empty(y.shape, dtype)
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
         jitter, conditions, worst, done = 0.0, [], 0.0, 0
-        for number, row in enumerate(distinct):
+        for number, (row, k, factor) in enumerate(self._factors(distinct, weight)):
             members = np.flatnonzero(group.ravel() == number)
-            k = self._rows.padded_gram(row[None, :-1])[0]
-            factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
             few = np.resize(members, 1 << (len(members) - 1).bit_length())  # few numbers of columns are compiled
             dual_coef[:, few] = factor.solve(y[:, few])
             jitter = max(jitter, factor.jitter)
@@ -220,6 +225,23 @@ class CholeskySolver(RidgeSolver):
             done += len(members)
             report("solve", done, len(omega))
         return RidgeSolution(dual_coef[:n], jitter, max(conditions, default=None))
+
+    def _factors(
+        self, distinct: np.ndarray, weight: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, jax.Array, CholeskyFactor]]:
+        """Every distinct row of weights and ridge, its kernel and its factor; several at once on an accelerator."""
+        each = 2 * len(weight) ** 2 * self._rows.dtype.itemsize
+        size = max(1, _BATCH_BYTES // each) if has_accelerator() else 1
+        for start in range(0, len(distinct), size):
+            some = distinct[start : start + size]
+            kernels = self._rows.padded_gram(some[:, :-1])
+            ridge = spread_ridge(some[:, -1:], weight, kernels.dtype).astype(kernels.dtype)
+            lowers = _cholesky_lowers(kernels, ridge) if len(some) > 1 else [None]
+            for row, k, lower in zip(some, kernels, lowers, strict=True):
+                factor = None if lower is None else CholeskyFactor(lower, float(row[-1]))
+                if factor is None or not factor.is_valid:
+                    factor = factor_ridge(k, ridge=float(row[-1]), jitter=True, weight=weight)
+                yield row, k, factor
 
 
 def estimate_condition(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nftk_jax.kernels.devices import AXIS, is_host, place, shard_map
+from nftk_jax.kernels import ring
+from nftk_jax.kernels.devices import AXIS, is_host, local_copy, place, shard_map, spread_copy
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import CholeskyFactor, NotPositiveDefiniteError, factor_ridge, multiply, solve_lower
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, check_system, silent
+from nftk_jax.solvers.spread import place_rows
 
 HIGHEST = lax.Precision.HIGHEST
 #: Rows of X that a device works on at once.
@@ -66,14 +68,14 @@ class NystroemSolver(RidgeSolver):
             if not row[:-1].any():
                 continue  # a kernel of zeros predicts zeros
             factor = self._factor_landmarks(row[:-1])
-            sums: Sums = (HostSums if is_host(rows.mesh) else SpreadSums)(rows, np.asarray(factor.lower), len(members))
+            sums: Sums = (HostSums if is_host(rows.mesh) else SpreadSums)(
+                rows, factor.lower, y[:, members].astype(dtype), (self._weight / self._heaviest).astype(dtype)
+            )
             for done, start in enumerate(starts):
                 report("solve", number * len(starts) + done, len(distinct) * len(starts))
                 tile = start + np.arange(step)
                 inside = np.minimum(tile, rows.n - 1)  # the last tile is filled up with rows that weigh nothing
-                k = rows.columns(row[:-1], self._landmarks, inside)
-                weight = np.where(tile < rows.n, self._weight[inside] / self._heaviest, 0).astype(dtype)
-                sums.add(k, y[inside][:, members].astype(dtype), weight)
+                sums.add(rows.columns(row[:-1], self._landmarks, inside), inside, tile < rows.n)
             square, right = sums.total()
             inner = factor_ridge(square, ridge=float(row[-1]) / self._heaviest, jitter=True)
             if not np.isfinite(np.asarray(right)).all():
@@ -97,8 +99,8 @@ class NystroemSolver(RidgeSolver):
 class Sums(Protocol):
     """F'WF, shape (m, m), and F'Wy, shape (m, classes), of rows that are added tile by tile."""
 
-    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
-        """Add rows of K_nm, shape (tile, m), their targets (tile, classes) and their weights (tile,)."""
+    def add(self, k: jax.Array, chosen: np.ndarray, counts: np.ndarray) -> None:
+        """Add rows of K_nm, shape (tile, m), by their positions; those that do not count weigh nothing."""
         ...
 
     def total(self) -> tuple[jax.Array, jax.Array]:
@@ -109,17 +111,18 @@ class Sums(Protocol):
 class HostSums:
     """By the BLAS of the one CPU, which computes one triangle of F'WF alone."""
 
-    def __init__(self, rows: Rows, lower: np.ndarray, classes: int) -> None:
+    def __init__(self, rows: Rows, lower: Any, y: np.ndarray, weight: np.ndarray) -> None:
         del rows
-        self._lower, self._square = np.asfortranarray(lower), np.zeros(lower.shape, lower.dtype, order="F")
-        self._right = np.zeros((len(lower), classes), lower.dtype)
-        self._solve, self._add = scipy.linalg.get_blas_funcs(("trsm", "syrk"), (lower,))
+        self._lower, self._y, self._weight = np.asfortranarray(np.asarray(lower)), y, weight
+        self._square = np.zeros(lower.shape, lower.dtype, order="F")
+        self._right = np.zeros((len(lower), y.shape[1]), lower.dtype)
+        self._solve, self._add = scipy.linalg.get_blas_funcs(("trsm", "syrk"), (self._lower,))
 
-    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
-        root = np.sqrt(weight)[:, None]
+    def add(self, k: jax.Array, chosen: np.ndarray, counts: np.ndarray) -> None:
+        root = np.sqrt(np.where(counts, self._weight[chosen], 0))[:, None]
         f = self._solve(1.0, self._lower, np.asfortranarray(root * np.asarray(k)), side=1, lower=1, trans_a=1)
         self._square = self._add(1.0, f, beta=1.0, c=self._square, trans=1, overwrite_c=1)
-        self._right += multiply(f.T, root * y)
+        self._right += multiply(f.T, root * self._y[chosen])
 
     def total(self) -> tuple[jax.Array, jax.Array]:
         upper = np.triu(self._square)
@@ -127,34 +130,42 @@ class HostSums:
 
 
 class SpreadSums:
-    """Rows spread over the mesh."""
+    """On the devices: targets and weights spread over the mesh, the landmarks' factor and the sums on each."""
 
-    def __init__(self, rows: Rows, lower: np.ndarray, classes: int) -> None:
-        self._mesh, self._lower, m = rows.mesh, place(lower, rows.mesh), len(lower)
-        self._sums = jnp.zeros((m, m), lower.dtype), jnp.zeros((m, classes), lower.dtype)
+    def __init__(self, rows: Rows, lower: Any, y: np.ndarray, weight: np.ndarray) -> None:
+        self._mesh, m = rows.mesh, len(lower)
+        self._lower = spread_copy(jnp.asarray(lower), rows.mesh, P())
+        self._given = place_rows(y, rows), place_rows(weight, rows)
+        self._sums = tuple(place(np.zeros((m, size), lower.dtype), rows.mesh) for size in (m, y.shape[1]))
 
-    def add(self, k: jax.Array, y: np.ndarray, weight: np.ndarray) -> None:
-        spread = [place(a, self._mesh, P(AXIS)) for a in (y, weight)]
-        self._sums = _add(self._sums, _products(self._mesh, self._lower, k, *spread))
+    def add(self, k: jax.Array, chosen: np.ndarray, counts: np.ndarray) -> None:
+        tile = place(chosen, self._mesh), place(counts, self._mesh, P(AXIS))
+        self._sums = _add(self._mesh, self._sums, self._lower, k, *self._given, *tile)
 
     def total(self) -> tuple[jax.Array, jax.Array]:
-        return self._sums
+        square, right = (local_copy(a, self._mesh) for a in self._sums)
+        return square, right
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(a, b):
-    return jax.tree.map(jnp.add, a, b)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add(
+    mesh: Mesh,
+    sums: Any,
+    lower: jax.Array,
+    k: jax.Array,
+    y: jax.Array,
+    weight: jax.Array,
+    chosen: jax.Array,
+    counts: jax.Array,
+) -> Any:
+    """F'WF, shape (m, m), and F'Wy, shape (m, classes), with those of some rows, over all devices."""
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _products(
-    mesh: Mesh, lower: jax.Array, k: jax.Array, y: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """F'WF, shape (m, m), and F'Wy, shape (m, classes), of some rows, summed over the devices."""
-
-    def local(lower, k, y, weight):
+    def local(sums, lower, k, y, weight, chosen, counts):
+        own_y, own_weight = ring.take((y, weight), chosen, functools.partial(lax.psum_scatter, tiled=True))
         f = lax.linalg.triangular_solve(lower, k, left_side=False, lower=True, transpose_a=True)
-        weighted = (f * weight[:, None]).T
-        return tuple(lax.psum(jnp.matmul(weighted, right, precision=HIGHEST), AXIS) for right in (f, y))
+        weighted = (f * jnp.where(counts, own_weight, 0)[:, None]).T
+        new = (jnp.matmul(weighted, right, precision=HIGHEST) for right in (f, own_y))
+        return tuple(a + lax.psum(b, AXIS) for a, b in zip(sums, new, strict=True))
 
-    return shard_map(local, mesh, (P(), P(AXIS), P(AXIS), P(AXIS)), (P(), P()))(lower, k, y, weight)
+    specs = ((P(), P()), P(), P(AXIS), P(AXIS), P(AXIS), P(), P(AXIS))
+    return shard_map(local, mesh, specs, (P(), P()))(sums, lower, k, y, weight, chosen, counts)
