@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from jax.extend.core import primitives
 
-from nftk_jax import MLP, NFTKClassifier, NFTKRegressor, combined_ntk, depth_ntks, infer
+from nftk_jax import MLP, RBF, Laplace, NFTKClassifier, NFTKRegressor, combined_ntk, compare, depth_ntks, infer, paths
+from nftk_jax.kernels import combined, operators, products, rows, tiles
+from nftk_jax.solvers import cholesky, conjugate_gradient, nystroem, preconditioner
+from nftk_jax.solvers.plan import SolvePlan
+from nftk_jax.solvers.regression import prepare
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -59,15 +63,61 @@ def regressor(x, y):
 
 
 def solvers(x, y):
-    for solver in ("cg", "nystroem"):
+    for solver in ("cholesky", "cg", "nystroem"):
         model = NFTKRegressor(depth=2, solver=solver, landmarks=20).fit(x, y)
         model.predict(x)
 
 
-@pytest.mark.parametrize("path", [kernels, classifier, regressor, solvers])
-def test_products_are_at_full_precision(path, loose, rng):
+def objectives(x, y):
+    for objective in ("kfold", "gcv", "train", "alignment"):
+        NFTKRegressor(depth=2, objective=objective).fit(x, y)
+
+
+def sums_of_kernels(x, y):
+    kernel = MLP(2, b_std=0.1) + RBF(2.0) + Laplace(1.0).on([0, 1]) + MLP(1).on([2, 3])
+    NFTKRegressor(kernel=kernel, solver="cg").fit(x, y).predict(x[:5])
+
+
+def on_devices(x, y):
+    """The programs of several devices and of accelerators, on one."""
+    weight, plans = np.full(len(x), 2.0), (SolvePlan("cg", (), "factor"), SolvePlan("cg", (), "low-rank", rank=32))
+    for kernel in (MLP(3), MLP(2, b_std=0.1) + RBF(2.0)):
+        for plan in (*plans, SolvePlan("nystroem", (), rank=20), SolvePlan("cholesky", ())):
+            omega = np.full((2, 3), 1 / 3)
+            omega[0, 0] = 0.5
+            with prepare(kernel.bind(x), plan, omega=omega[0], ridge=0.1, weight=weight) as solver:
+                solver.solve(omega, np.full(2, 0.1), np.stack([y, y], axis=1))
+
+
+@pytest.mark.parametrize(
+    "path", [kernels, classifier, regressor, solvers, objectives, sums_of_kernels, on_devices], ids=lambda f: f.__name__
+)
+def test_products_are_at_full_precision(path, loose, rng, monkeypatch):
+    if path is on_devices:
+        for module in (operators, conjugate_gradient, preconditioner, nystroem):
+            monkeypatch.setattr(module, "is_host", lambda mesh: False)
+        for module in (operators, products, combined, tiles, rows, cholesky):
+            monkeypatch.setattr(module, "has_accelerator", lambda: True)
+        monkeypatch.setattr(operators, "has_native_code", lambda mesh: False)
     x = rng.normal(size=(61, 4)).astype(np.float32)
     path(x, np.sin(x[:, 0]) + 0.1 * rng.normal(size=61))
+    assert not loose, loose[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (paths.command, ("--width", 8, "--depth", 2, "--steps", 3, "--tolerance", "None")),
+        (compare.command, ("--width", 8, "--depth", 2, "--epochs", 1, "--seeds", 1)),
+    ],
+    ids=["paths", "compare"],
+)
+def test_products_of_commands_are_at_full_precision(command, flags, loose, rng, run, tmp_path):
+    """Finite networks, their tangent kernels and path kernels among them."""
+    y, x = np.arange(60) % 3, rng.normal(size=(60, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    status, *_ = run(command, "--dataset", tmp_path / "data.npz", *flags, "--output", tmp_path / "out")
+    assert not status
     assert not loose, loose[0]
 
 

@@ -80,7 +80,7 @@ class Columns(NamedTuple):
 
     table: jax.Array
     w: jax.Array
-    number: jax.Array | int | None
+    number: jax.Array | int | None = None
 
 
 def deal(across: int, size: int, devices: int) -> tuple[np.ndarray, np.ndarray, list[int]]:

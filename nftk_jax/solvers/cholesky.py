@@ -106,10 +106,10 @@ def multiply(a: Any, b: Any) -> Any:
 
 def combine(omega: Any, k: Any) -> Any:
     """sum_l omega_cl K_l for kernels of shape (L, n, m) and weights (C, L): (C, n, m)."""
-    omega, flat = near_lapack(omega), k.reshape(len(k), -1)
-    shape = len(omega), *k.shape[1:]
-    if not isinstance(flat, np.ndarray):
-        return multiply(omega, flat).reshape(shape)
+    omega = near_lapack(omega)
+    if not isinstance(k, np.ndarray):
+        return jnp.tensordot(omega, k, 1, precision=jax.lax.Precision.HIGHEST)
+    flat, shape = k.reshape(len(k), -1), (len(omega), *k.shape[1:])
     # OpenBLAS takes several times longer for the product of the two matrices
     (gemv,) = scipy.linalg.get_blas_funcs(("gemv",), (flat,))
     total = np.zeros((len(omega), flat.shape[1]), flat.dtype)

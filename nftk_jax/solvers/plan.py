@@ -34,6 +34,8 @@ EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
 EXACTER = 0.85
+#: Rows of the largest matrix whose entries 32 bits count, as in LAPACK and the solvers of accelerators.
+_FACTOR_ROWS = math.isqrt(2**31)
 #: How many times longer the thin products that build a low rank take than square ones.
 TALL = 2.0
 
@@ -76,13 +78,10 @@ def this_machine() -> Machine:
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-        return dataclasses.replace(H100, devices=jax.device_count(), memory=free)
+        return dataclasses.replace(H100, devices=jax.device_count(), memory=free, factor_rows=_FACTOR_ROWS)
     cores = (os.cpu_count() or 1) / local
-    # LAPACK counts the entries of a matrix in 32 bits
     stored = (2.2e9 if expects_native_code(device_mesh()) else 1.2e9) * cores
-    return Machine(
-        jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, stored, math.isqrt(2**31)
-    )
+    return Machine(jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, stored, _FACTOR_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,8 +295,13 @@ def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverN
     )
 
 
-def _data_bytes(s: Sizes, copies: int) -> int:
-    """Inputs as they came (at most their scaled size), scaled, and on every device; targets."""
+def _copies(machine: Machine) -> float:
+    """Of the inputs on the devices of a process: blocks of rows, with several devices the own, a guest and the next."""
+    return machine.shared_memory / machine.devices * (1 if machine.devices == 1 else 3)
+
+
+def _data_bytes(s: Sizes, copies: float) -> float:
+    """Inputs as they came (at most their scaled size), scaled, and on the devices; targets."""
     return s.itemsize * s.n_train * (2 * s.n_features + copies * s.columns) + 8 * s.n_train * s.n_classes
 
 
@@ -313,7 +317,7 @@ def _cholesky(s: Sizes, machine: Machine) -> SolvePlan:
     if s.near:
         seconds = s.kernels * (2 * n**3 / 3 / PER_FACTOR + 4 * STEPS * (s.depth + 2) * n**2) / flops
         held += s.itemsize * s.depth * n**2 + 2**28
-    return SolvePlan("cholesky", (Stage("solve", held, seconds),))
+    return SolvePlan("cholesky", (Stage("solve", int(held), seconds),))
 
 
 def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: PreconditionerName, rank: int) -> SolvePlan:
@@ -321,8 +325,11 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     share = here / machine.devices  # of what is spread over devices
     flops = machine.flops * machine.devices * 4 / s.itemsize
     entries = machine.entries * machine.devices * 4 / s.itemsize
-    # vectors of the iteration in double precision, inputs and results of a pass on every device
-    fixed = _data_bytes(s, here) + 8 * 12 * n * s.n_classes + s.itemsize * here * 2 * n * s.n_classes + 2**29
+    # vectors of the iteration in double precision, inputs and results of a pass
+    copies = _copies(machine)
+    fixed = (
+        _data_bytes(s, copies) + 8 * 12 * n * s.n_classes * share + s.itemsize * 2 * n * s.n_classes * copies + 2**29
+    )
     if preconditioner == "factor":
         held, extra = s.itemsize * n**2, 2 * s.itemsize * n**2
         make_seconds = (n**3 / 3 + s.columns * n**2) / (machine.flops * here * 4 / s.itemsize)
@@ -362,7 +369,9 @@ def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
     flops = machine.flops * machine.devices * 4 / s.itemsize
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
     seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
-    return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
+    return SolvePlan(
+        "nystroem", (Stage("solve", int(_data_bytes(s, _copies(machine)) + held + 2**29), seconds),), rank=m
+    )
 
 
 def _largest_that_fits(plan: Plan) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nftk_jax.kernels import mlp as mlp_module
-from nftk_jax.kernels import operators
+from nftk_jax.kernels import operators, products, tiles
+from nftk_jax.kernels import rows as rows_module
 from nftk_jax.kernels.combined import combined_kernel, combined_ntk
 from nftk_jax.kernels.distance import RBF, Laplace
 from nftk_jax.kernels.mlp import MLP
@@ -145,3 +146,49 @@ def test_fewer_classes_than_before_compile_nothing(problem):
 def test_whole_numbers_become_floats_of_the_precision_in_use():
     rows = RBF(2.0).bind(np.arange(8).reshape(4, 2))
     assert rows.dtype == rows.gram(np.ones((1, 1))).dtype == np.float32
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The programs of an accelerator, on a CPU."""
+    jax.clear_caches()
+    for module in (operators, products, rows_module, tiles):
+        monkeypatch.setattr(module, "has_accelerator", lambda: True)
+    monkeypatch.setattr(operators, "is_host", lambda mesh: False)
+    for module in (operators, rows_module):
+        monkeypatch.setattr(module, "has_native_code", lambda mesh: False)
+    monkeypatch.setattr(operators, "_ACCELERATOR_TILE_ROWS", 64)
+    monkeypatch.setattr(products, "_ACCELERATOR_COLUMNS", 128)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("store_bytes", [0, 150_000])
+@pytest.mark.parametrize("case", ["angle", "sum", "groups"])
+def test_the_programs_of_an_accelerator_give_the_same(case, store_bytes, accelerator, rng):
+    kernel, _ = CASES[case]
+    x = rng.normal(size=(301, 6)).astype(np.float32)
+    x[7], x[200] = x[3], -x[100]
+    omega, v, queries = rng.dirichlet(np.ones(3), 3), rng.normal(size=(301, 3)), np.concatenate([x[:40], -x[290:]])
+    rows = kernel.bind(x, store_bytes=store_bytes)
+    k = np.asarray(combined_kernel(kernel, omega, x), np.float64)
+    expected = np.einsum("cij,jc->ic", k, v)
+    np.testing.assert_allclose(rows.apply(omega, v), expected, atol=3e-6 * np.abs(expected).max())
+    beside = np.asarray(combined_kernel(kernel, omega, queries, x), np.float64)
+    expected = np.einsum("cij,jc->ic", beside, v)
+    np.testing.assert_allclose(rows.predict(omega, v, queries), expected, atol=3e-6 * np.abs(expected).max())
+
+
+def test_a_pass_of_an_accelerator_has_no_branch(accelerator, rng):
+    x = rng.normal(size=(301, 6)).astype(np.float32)
+    (operator, _), *_ = MLP(3).bind(x, store_bytes=150_000)._operators
+    columns = operators.Columns(np.zeros((3, operator._tables.shape[1]), np.float32), np.zeros((3, 1, 320), np.float32))
+    form = operator._evaluator, operator._size, operator.mesh, operator._schedule
+    text = operators.ring.apply.lower(*form, operator._rows, operator._tiling, columns).as_text()
+    assert "stablehlo.case" not in text
+    assert "stablehlo.if" not in text
+    branching = operator._evaluator._replace(branches=True), *form[1:]
+    text = operators.ring.apply.lower(
+        *branching, operator._rows, operator._tiling, columns._replace(number=3)
+    ).as_text()
+    assert "stablehlo.case" in text

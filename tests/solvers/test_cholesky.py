@@ -9,6 +9,7 @@ from sklearn.kernel_ridge import KernelRidge
 from nftk_jax.kernels.family import KernelFamily
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.rows import Rows
+from nftk_jax.solvers import cholesky
 from nftk_jax.solvers.cholesky import (
     CholeskySolver,
     JitterWarning,
@@ -83,7 +84,9 @@ def test_a_matrix_that_is_no_kernel_is_an_error(entry, message):
         factor_ridge(jnp.eye(5).at[2, 2].set(entry), ridge=1e-3, jitter=True)
 
 
-def test_each_class_is_solved_on_its_own_kernel_and_equal_ones_share_a_factor(rng, x64, monkeypatch):
+@pytest.mark.parametrize("together", [False, True])  # as on an accelerator
+def test_each_class_is_solved_on_its_own_kernel_and_equal_ones_share_a_factor(together, rng, x64, monkeypatch):
+    monkeypatch.setattr(cholesky, "has_accelerator", lambda: together)
     a = rng.normal(size=(2, 30, 30))
     k = jnp.asarray(a @ a.transpose(0, 2, 1) / 30)
     omega = np.array([[1.0, 0.0], [0.25, 0.75], [1.0, 0.0]])
@@ -95,7 +98,18 @@ def test_each_class_is_solved_on_its_own_kernel_and_equal_ones_share_a_factor(rn
     for c in range(3):
         k_c = np.einsum("l,lij->ij", omega[c], k)
         np.testing.assert_allclose(solution.dual_coef[:, c], np.linalg.solve(k_c + ridge[c] * np.eye(30), y[:, c]))
-    assert len(calls) == 2  # classes 0 and 2 share a factor
+    assert len(calls) == (1 if together else 2)  # classes 0 and 2 share a factor
+
+
+def test_of_kernels_that_are_factored_together_the_singular_one_gets_jitter(rng, monkeypatch):
+    monkeypatch.setattr(cholesky, "has_accelerator", lambda: True)
+    k = np.stack([np.eye(200, dtype=np.float32), np.ones((200, 200), np.float32)])
+    y, ridge = rng.normal(size=(200, 2)), np.array([0.5, 1e-12])
+    solver = CholeskySolver(KernelFamily.precomputed(k).bind(np.arange(200.0, dtype=np.float32)[:, None]))
+    with pytest.warns(JitterWarning, match="smallest ridge that worked"):
+        solution = solver.solve(np.eye(2), ridge, y)
+    assert solution.jitter > 0
+    np.testing.assert_allclose(solution.dual_coef[:, 0], y[:, 0] / 1.5, rtol=1e-5)
 
 
 def test_the_condition_estimate_is_a_close_lower_bound(rng, x64):
