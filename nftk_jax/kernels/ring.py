@@ -177,34 +177,15 @@ def apply(
     columns: Columns,
 ) -> jax.Array:
     """The kernels of the first `number` rows of the table times their vectors, shape (A, m, padded rows), spread."""
-    multiply = functools.partial(jnp.matmul, precision=tiles.HIGHEST)
     devices, is_fresh = mesh.devices.size, any(part.kept < part.count for part in schedule)
 
     def local(rows, tiling, columns):
         pairs, factors, store = tiling
         table, w, number = columns
-        number = len(table) if number is None else number
 
         def add(tile, counts, k, beside, sums):
-            """Add a tile's products, `counts` times, to those of the own rows and of the rows that pass by."""
-            i, j = pairs[k]
-            wi, wj = (lax.dynamic_slice_in_dim(a, start, size, 2) for a, start in ((w, i), (beside, j)))
-
-            def one(a, state):
-                here, mirrored = state
-                evaluate = functools.partial(evaluator.of_class, table[a], tile)
-                kernel = by_itself(evaluate, a < number, evaluator.branches)
-                if wi.shape[1] == 1:  # XLA takes longer for matrices of one row than for vectors
-                    image, mirror = multiply(kernel, wj[a, 0]), multiply(wi[a, 0], kernel)
-                else:
-                    image, mirror = multiply(wj[a], kernel.T), multiply(wi[a], kernel)
-                return here.at[a].set(image), mirrored.at[a].set(mirror)
-
-            parts, out = lax.fori_loop(0, number, one, (jnp.zeros_like(wi), jnp.zeros_like(wi))), []
-            for start, part, total, factor in zip((i, j), parts, sums, factors[k], strict=True):
-                old = lax.dynamic_slice_in_dim(total, start, size, 2)
-                out.append(lax.dynamic_update_slice_in_dim(total, old + counts * factor * part, start, 2))
-            return tuple(out)
+            vectors = columns._replace(number=len(table) if number is None else number)
+            return _add_tile(evaluator, size, tile, vectors, beside, pairs[k], counts * factors[k], sums)
 
         def step(part, first, passing, here):
             x, beside, mirrored = passing
@@ -245,6 +226,30 @@ def apply(
     spread = P(None, None, AXIS)
     specs = SPREAD_ROWS, Tiling(P(), P(), P(AXIS)), Columns(P(), spread, P())
     return shard_map(local, mesh, specs, spread)(rows, tiling, columns)
+
+
+def _add_tile(evaluator: Evaluator, size: int, tile: Any, columns: Columns, beside, pair, factors, sums) -> Any:
+    """Add a tile's products to the sums of the own rows, and of those that pass by with their vectors `beside`.
+
+    `pair` are its first row and column, and `factors` what it and its mirror image count.
+    """
+    (table, w, number), multiply = columns, functools.partial(jnp.matmul, precision=tiles.HIGHEST)
+    wi, wj = (lax.dynamic_slice_in_dim(a, start, size, 2) for a, start in zip((w, beside), pair, strict=True))
+
+    def one(a, state):
+        here, mirrored = state
+        kernel = by_itself(functools.partial(evaluator.of_class, table[a], tile), a < number, evaluator.branches)
+        if wi.shape[1] == 1:  # XLA takes longer for matrices of one row than for vectors
+            image, mirror = multiply(kernel, wj[a, 0]), multiply(wi[a, 0], kernel)
+        else:
+            image, mirror = multiply(wj[a], kernel.T), multiply(wi[a], kernel)
+        return here.at[a].set(image), mirrored.at[a].set(mirror)
+
+    parts, out = lax.fori_loop(0, number, one, (jnp.zeros_like(wi), jnp.zeros_like(wi))), []
+    for start, part, total, factor in zip(pair, parts, sums, factors, strict=True):
+        old = lax.dynamic_slice_in_dim(total, start, size, 2)
+        out.append(lax.dynamic_update_slice_in_dim(total, old + factor * part, start, 2))
+    return tuple(out)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -60,7 +60,7 @@ class SpreadVectors:
 
     @enable_x64()
     def apply(self, v: jax.Array, classes: np.ndarray) -> jax.Array:
-        """A_c v_c of the `classes`, zeros in the other columns, for vectors of all classes: (padded rows, C)."""
+        """A_c v_c of the `classes` for vectors of all, shape (padded rows, C); the other columns mean nothing."""
         return _add_noise(self._rows.spread(self._omega[classes], v, classes), self._noise, v)
 
     @enable_x64()
