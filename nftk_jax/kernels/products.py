@@ -20,7 +20,7 @@ from nftk_jax.kernels.angles import angle
 from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
 from nftk_jax.kernels.devices import has_accelerator
 from nftk_jax.kernels.fusion import Work
-from nftk_jax.kernels.loops import by_itself, visit_flagged
+from nftk_jax.kernels.branches import by_itself, visit_flagged
 from nftk_jax.kernels.series import Form, evaluate
 
 #: Columns of a tile of angles: with a few hundred rows it stays in a cache, or fills an accelerator.
