@@ -10,24 +10,32 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numba
 import numpy as np
+from numba.core.codegen import get_host_cpu_features
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import arccos_polynomial
+from nftk_jax.kernels.precision import enable_x64
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.series import Form
 
 #: Rows of a tile that the loops below take at once, written out; tiles have a multiple of so many.
 ROWS = 4
-#: A series has a multiple of so many coefficients, and is evaluated so many at a time, in registers.
-_STEP = 4
+#: A series has a multiple of `_STEP` coefficients. Registers hold so many at a time, or `_LONG_STEP` of monomials.
+_STEP, _LONG_STEP = 4, 8
 #: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
 _BLOCK = (1024, 512)
+
+# LLVM takes registers of 256 bits where the loops of this module are up to twice as fast with 512. The setting holds
+# for what numba compiles from now on in this process.
+if numba.config.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features():
+    numba.config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
 
 # sums may be reordered, so that they use all lanes; infinities and NaN keep their meaning
 _MATHS = {"reassoc", "contract", "nsz"}
@@ -36,7 +44,7 @@ _inlined = numba.njit(inline="always", error_model="numpy", fastmath=_MATHS)
 
 
 def multiply_tiles(
-    form: Form,
+    form: Form | None,
     starts: np.ndarray,
     factors: np.ndarray,
     angles: np.ndarray,
@@ -47,7 +55,7 @@ def multiply_tiles(
     """Kernels times vectors, from stored angles of the upper triangle's tiles.
 
     Args:
-      form: of the series.
+      form: of the series; None where tiles keep the entries of one kernel, and tables its weight.
       starts: first row and column of every tile, shape (tiles, 2).
       factors: what every tile and its mirror image count, shape (tiles, 2).
       angles: shape (tiles, size, size), `size` a multiple of `ROWS`.
@@ -72,11 +80,36 @@ def multiply_tiles(
         return functools.reduce(np.add, parts)
 
 
+def fill_angles(u: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+    """The angles that `multiply_tiles` takes; cosines by the BLAS.
+
+    Args:
+      u: unit vectors, shape (n, p).
+      starts: first row and column of every tile, shape (tiles, 2).
+      size: rows and columns of a tile, a multiple of `ROWS`.
+
+    Returns:
+      Shape (tiles, size, size), dtype of `u`.
+    """
+    out, arccos = np.empty((len(starts), size, size), u.dtype), _arccos(u.dtype)
+
+    def fill(tile: int) -> None:
+        left, right = (u[start : start + size] for start in starts[tile])
+        np.matmul(left, right.T, out=out[tile])
+        if _has_near(out[tile]):
+            out[tile] = _exact_angles(left, right)
+        else:
+            _to_angles(out[tile], arccos)
+
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(fill, range(len(out))))
+    return out
+
+
 def multiply_rectangle(
     form: Form,
     u1: np.ndarray,
     u2: np.ndarray,
-    near_angles: Callable[[float, np.ndarray, np.ndarray], np.ndarray | None],
     table: np.ndarray,
     ends: np.ndarray,
     w: np.ndarray,
@@ -87,8 +120,6 @@ def multiply_rectangle(
       form: of the series.
       u1: unit vectors, shape (n1, p).
       u2: unit vectors, shape (n2, p), of the same dtype.
-      near_angles: from the largest |cos| of a block of rows and these rows to their angles, if the cosines have lost
-        them, or None.
       table, ends: as of `multiply_tiles`.
       w: the vectors, shape (m, n2).
 
@@ -96,8 +127,7 @@ def multiply_rectangle(
       The products, shape (m, n1), float64.
     """
     series = _series(form, table, ends)
-    arccos = np.asarray(arccos_polynomial(table.dtype.name), table.dtype)
-    arccos = np.pad(arccos, (0, -len(arccos) % _STEP))
+    arccos = _arccos(table.dtype)
     parts = _threads() * max(1, round(len(u1) / (_threads() * _BLOCK[0])))
     height = max(1, -(-len(u1) // parts))
     out = np.zeros((len(w), len(u1)))
@@ -110,16 +140,36 @@ def multiply_rectangle(
             right = u2[start : start + _BLOCK[1]]
             block = np.zeros((whole, len(right)), u1.dtype)
             np.matmul(left, right.T, out=block[: len(left)])
-            angles = near_angles(max(block.max(), -block.min()), left, right)
-            if angles is not None:
-                block[: len(left)] = angles
+            near = _has_near(block)
+            if near:
+                block[: len(left)] = _exact_angles(left, right)
             own = np.ascontiguousarray(w[:, start : start + len(right)])
-            _add_block(block, angles is not None, arccos, series, own, found)
+            _add_block(block, near, arccos, series, own, found)
         out[:, first : first + len(left)] = found[:, : len(left)]
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
         list(pool.map(some, range(0, len(u1), height)))
     return out
+
+
+def _has_near(cos: np.ndarray) -> bool:
+    """Whether rows are so nearly parallel that their cosines have lost the angle."""
+    return max(cos.max(), -cos.min()) > tiles.near_threshold(cos.dtype)
+
+
+def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
+    with enable_x64():  # of the thread, which does not inherit it
+        return np.asarray(_angles_by_differences(u1, u2))
+
+
+@jax.jit
+def _angles_by_differences(u1: jax.Array, u2: jax.Array) -> jax.Array:
+    return tiles.exact_angles(u1, u2, None)[0]
+
+
+def _arccos(dtype: np.dtype) -> np.ndarray:
+    polynomial = np.asarray(arccos_polynomial(dtype.name), dtype)
+    return np.pad(polynomial, (0, -len(polynomial) % _STEP))
 
 
 @functools.cache
@@ -133,7 +183,7 @@ class _Series(NamedTuple):
 
     Attributes:
       monomial: whether the coefficients are those of monomials, or of Chebyshev polynomials.
-      slope, warp: the variable is slope t / (t + warp) - 1; a warp of 0 stands for slope t - 1.
+      slope, warp, shift: the variable is slope t / (t + warp) - shift; a warp of 0 stands for slope t - shift.
       coefficients: shape (A, size), zeros beyond the degree.
       ends: where the vectors of each kernel end, shape (A,).
     """
@@ -141,17 +191,21 @@ class _Series(NamedTuple):
     monomial: bool
     slope: np.generic
     warp: np.generic
+    shift: np.generic
     coefficients: np.ndarray
     ends: np.ndarray
 
 
-def _series(form: Form, table: np.ndarray, ends: np.ndarray) -> _Series:
-    number, monomial = table.dtype.type, form.basis == "monomial"
+def _series(form: Form | None, table: np.ndarray, ends: np.ndarray) -> _Series:
+    number = table.dtype.type
+    if form is None:
+        return _Series(True, number(1), number(0), number(0), np.pad(table, ((0, 0), (1, _STEP - 2))), ends)
+    monomial = form.basis == "monomial"
     finite = not math.isinf(form.warp)
     slope = 2 * (math.pi + form.warp) / math.pi if finite else 2 / math.pi
     # the constant of Chebyshev series, which ends them, is apart
     padded = np.pad(table, ((0, 0), (0, -(table.shape[1] - (not monomial)) % _STEP)))
-    return _Series(monomial, number(slope), number(form.warp if finite else 0), padded, ends)
+    return _Series(monomial, number(slope), number(form.warp if finite else 0), number(1), padded, ends)
 
 
 @_compiled
@@ -166,17 +220,27 @@ def _add_tiles(numbers, angles, starts, factors, series, w, out):
         left[:], right[:] = w[:, i : i + size], w[:, j : j + size]
         here[:], mirrored[:] = 0, 0
         for row in range(0, size, ROWS):
-            _to_variable(angles[tile], row, series.slope, series.warp, v)
+            _to_variable(angles[tile], row, series, v)
             first = 0
             for a in range(len(series.ends)):
                 _evaluate(series, a, v, k, before)
-                for b in range(first, series.ends[a]):
-                    _multiply_rows(k, row, left[b], right[b], here[b], mirrored[b])
+                for b in range(first, series.ends[a] - 1, 2):
+                    _multiply_two(k, row, b, left, right, here, mirrored)
+                if (series.ends[a] - first) % 2:
+                    b = series.ends[a] - 1
+                    _multiply_one(k, row, left[b], right[b], here[b], mirrored[b])
                 first = series.ends[a]
         for b in range(m):
             for c in range(size):
                 out[b, i + c] += factors[tile, 0] * here[b, c]
                 out[b, j + c] += factors[tile, 1] * mirrored[b, c]
+
+
+@_compiled
+def _to_angles(cos, arccos):
+    v, k = np.empty((ROWS, cos.shape[1]), cos.dtype), np.empty((ROWS, cos.shape[1]), cos.dtype)
+    for row in range(0, len(cos), ROWS):
+        _to_angle(cos[row : row + ROWS], arccos, v, k)
 
 
 @_compiled
@@ -189,12 +253,14 @@ def _add_block(block, is_angle, arccos, series, w, out):
         t[:] = block[row : row + ROWS]
         if not is_angle:
             _to_angle(t, arccos, v, k)
-        _to_variable(t, 0, series.slope, series.warp, v)
+        _to_variable(t, 0, series, v)
         first = 0
         for a in range(len(series.ends)):
             _evaluate(series, a, v, k, before)
-            for b in range(first, series.ends[a]):
-                _sum_rows(k, row, w[b], out[b])
+            for b in range(first, series.ends[a] - 1, 2):
+                _sum_two(k, row, b, w, out)
+            if (series.ends[a] - first) % 2:
+                _sum_one(k, row, w[series.ends[a] - 1], out[series.ends[a] - 1])
             first = series.ends[a]
 
 
@@ -218,15 +284,14 @@ def _to_angle(t, arccos, v, k):
 
 
 @_inlined
-def _to_variable(t, row, slope, warp, v):
-    one = v.dtype.type(1)  # a plain 1 would make float64 of float32
+def _to_variable(t, row, series, v):
     for r in range(ROWS):
-        if warp == 0:
+        if series.warp == 0:
             for j in range(t.shape[1]):
-                v[r, j] = t[row + r, j] * slope - one
+                v[r, j] = t[row + r, j] * series.slope - series.shift
         else:
             for j in range(t.shape[1]):
-                v[r, j] = t[row + r, j] * slope / (t[row + r, j] + warp) - one
+                v[r, j] = t[row + r, j] * series.slope / (t[row + r, j] + series.warp) - series.shift
 
 
 @_inlined
@@ -240,12 +305,23 @@ def _evaluate(series, a, v, k, before):
 
 @_inlined
 def _sum_monomials(c, v, k):
-    """Horner's rule, four coefficients at a time."""
+    """Horner's rule, from the highest power down."""
     for r in range(ROWS):
+        s = len(c) - _STEP
+        c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
         for j in range(v.shape[1]):
-            k[r, j] = 0
-        for s in range(len(c) - _STEP, -1, -_STEP):
+            x = v[r, j]
+            k[r, j] = ((c3 * x + c2) * x + c1) * x + c0
+        while s >= _LONG_STEP:
+            s -= _LONG_STEP
             c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+            c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                high = (((k[r, j] * x + c7) * x + c6) * x + c5) * x + c4
+                k[r, j] = (((high * x + c3) * x + c2) * x + c1) * x + c0
+        if s > 0:
+            c0, c1, c2, c3 = c[0], c[1], c[2], c[3]
             for j in range(v.shape[1]):
                 x = v[r, j]
                 k[r, j] = (((k[r, j] * x + c3) * x + c2) * x + c1) * x + c0
@@ -271,8 +347,8 @@ def _sum_chebyshev(c, v, k, before):
 
 
 @_inlined
-def _multiply_rows(k, row, left, right, here, mirrored):
-    """Add four rows of a kernel times `right`, and their mirror image times `left`."""
+def _multiply_one(k, row, left, right, here, mirrored):
+    """Add four rows of a kernel times the vector `right`, and their mirror image times `left`."""
     x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
     s0 = s1 = s2 = s3 = right.dtype.type(0)
     for j in range(k.shape[1]):
@@ -290,8 +366,37 @@ def _multiply_rows(k, row, left, right, here, mirrored):
 
 
 @_inlined
-def _sum_rows(k, row, right, here):
-    """Add four rows of a kernel times `right`."""
+def _multiply_two(k, row, b, left, right, here, mirrored):
+    """The same for the vectors `b` and b + 1, so that the kernel is read once for both."""
+    x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
+    z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
+        y, z = right[b, j], right[b + 1, j]
+        s0 += k0 * y
+        s1 += k1 * y
+        s2 += k2 * y
+        s3 += k3 * y
+        q0 += k0 * z
+        q1 += k1 * z
+        q2 += k2 * z
+        q3 += k3 * z
+        mirrored[b, j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+        mirrored[b + 1, j] += (k0 * z0 + k1 * z1) + (k2 * z2 + k3 * z3)
+    here[b, row] += s0
+    here[b, row + 1] += s1
+    here[b, row + 2] += s2
+    here[b, row + 3] += s3
+    here[b + 1, row] += q0
+    here[b + 1, row + 1] += q1
+    here[b + 1, row + 2] += q2
+    here[b + 1, row + 3] += q3
+
+
+@_inlined
+def _sum_one(k, row, right, here):
+    """Add four rows of a kernel times the vector `right`."""
     s0 = s1 = s2 = s3 = right.dtype.type(0)
     for j in range(k.shape[1]):
         y = right[j]
@@ -303,3 +408,28 @@ def _sum_rows(k, row, right, here):
     here[row + 1] += s1
     here[row + 2] += s2
     here[row + 3] += s3
+
+
+@_inlined
+def _sum_two(k, row, b, right, here):
+    """The same for the vectors `b` and b + 1."""
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
+        y, z = right[b, j], right[b + 1, j]
+        s0 += k0 * y
+        s1 += k1 * y
+        s2 += k2 * y
+        s3 += k3 * y
+        q0 += k0 * z
+        q1 += k1 * z
+        q2 += k2 * z
+        q3 += k3 * z
+    here[b, row] += s0
+    here[b, row + 1] += s1
+    here[b, row + 2] += s2
+    here[b, row + 3] += s3
+    here[b + 1, row] += q0
+    here[b + 1, row + 1] += q1
+    here[b + 1, row + 2] += q2
+    here[b + 1, row + 3] += q3
