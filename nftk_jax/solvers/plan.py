@@ -351,7 +351,7 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
 def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: int = 1) -> float:
     """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
-    Preconditioners are compared at one residual, although a low rank stops at 1e-3 by default. 4/3 of what was measured
+    Preconditioners are compared at one residual, although a low rank stops at 8e-4 by default. 4/3 of what was measured
     to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23. Kernels of
     several groups are not alike, so that the preconditioner of their mean helps little: the slowest of ten sparse
     Omegas over 17 patches of images took 210, and the average is put at eight times that of kernels that are alike.
