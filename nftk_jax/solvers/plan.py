@@ -52,6 +52,7 @@ class Machine:
       entries: kernel entries per second of one device when angles are cached, both matrix-vector products included.
       stored_entries: the same in the passes of conjugate gradients.
       factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
+      tile_rows: rows of the tiles whose angles are cached, at most.
     """
 
     devices: int
@@ -61,11 +62,14 @@ class Machine:
     entries: float
     stored_entries: float
     factor_rows: int | None = None
+    tile_rows: int = 512
 
 
 #: One NVIDIA H100 with 80 GB, by its data sheet: 67 TFLOP/s in float32 outside the tensor cores, of which two thirds,
 #: and 3.35 TB/s, of which an entry takes 16 bytes.
-H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11)
+H100 = Machine(
+    devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11, tile_rows=4096
+)
 
 
 def this_machine() -> Machine:
@@ -334,7 +338,8 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
         held = int(s.itemsize * (n * rank * share + here * rank**2))
         extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
         make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
-    angles = s.geometries * s.itemsize * n * (n + 512) / 2 * share
+    side = n + machine.tile_rows - 1  # at most, of whole tiles
+    angles = s.geometries * s.itemsize * side * (side + machine.tile_rows) / 2 * share
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
     product = s.columns * n**2 / flops
     missing = 1 - store / angles
