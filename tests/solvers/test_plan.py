@@ -61,7 +61,7 @@ def test_every_tile_keeps_its_angles_where_memory_allows(n):
     across = operators.padded_rows(n, 1) // size
     tiles = across * (across + 1) // 2 * size**2 * 4
     store = plan_fit(rows(n), dataclasses.replace(LAPTOP, memory=2**40), "cg").solve.store_bytes
-    assert tiles <= store <= 1.2 * tiles
+    assert tiles <= store <= 1.3 * tiles
 
 
 def test_seconds_grow_with_the_cube_the_square_and_the_first_power_of_the_rows():
