@@ -21,6 +21,8 @@ PreconditionerName = Literal["factor", "low-rank"]
 RANKS = (256, 512, 1024, 2048, 4096, 8192)
 #: Pivots of it that are drawn at once: a matrix product wants hundreds.
 BLOCK = 256
+#: Rows for each landmark in the preconditioner of Nystroem's method, and the passes over all rows that it then takes.
+SAMPLE, SAMPLED_PASSES = 3, 8
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
 #: Use Cholesky if one factorisation per class takes at most this many seconds.
@@ -151,6 +153,7 @@ class SolvePlan:
       tolerance: relative residual at which cg stops; None is `conjugate_gradient.TOLERANCE`.
       seed: draws the pivots of a low rank, or the landmarks.
       fallback: whether the classes that cg cannot solve to its tolerance are factored; their memory is there.
+      sample: rows of the preconditioner of Nystroem's method; 0 if its normal equations are summed and factored.
     """
 
     solver: SolverName
@@ -163,6 +166,7 @@ class SolvePlan:
     tolerance: float | None = None
     seed: int = 0
     fallback: bool = False
+    sample: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -358,11 +362,18 @@ def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: in
 
 
 def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
+    """The normal equations are summed, or on the host iterated on where that is quicker, see `nystroem`."""
     n, m, here = s.n_train, s.basis, machine.shared_memory
     flops = machine.flops * machine.devices * 4 / s.itemsize
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
-    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
-    return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
+    entries = n * m * (2 * s.columns / flops + s.geometries / machine.entries / machine.devices * s.itemsize / 4)
+    sample, summed = SAMPLE * m, 3 * n * m**2 / flops + entries
+    iterated = 3 * (sample + m) * m**2 / flops + SAMPLED_PASSES * entries
+    if machine.factor_rows is None or sample + m >= n or iterated >= summed:
+        sample, iterated = 0, summed
+    seconds = START_SECONDS + s.kernels * (iterated + m**3 / flops)
+    stages = (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),)
+    return SolvePlan("nystroem", stages, rank=m, sample=sample)
 
 
 def _largest_that_fits(plan: Plan) -> int:
