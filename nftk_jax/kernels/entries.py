@@ -164,11 +164,12 @@ def _network(mlp: MLP, omega: np.ndarray, dtype: Any) -> _Network:
 
 
 def _layers(mlp: MLP, network: _Network, radius: np.ndarray, dtype: Any) -> np.ndarray:
-    """Standard deviations of every layer without and with its bias, shape (n, depth + 1, 2)."""
+    """Standard deviations of every layer without and with its bias, and 1 / the latter, shape (n, depth + 1, 3)."""
     gain = mlp.w_std**2 * float(network.even + network.odd)
     square, found = (mlp.w_std * radius.astype(np.float64)) ** 2, []
     for _ in range(len(network.layers) + 1):
-        found.append((np.sqrt(square), np.sqrt(square + mlp.b_std**2)))
+        whole = np.sqrt(square + mlp.b_std**2)
+        found.append((np.sqrt(square), whole, 1 / whole))
         square = gain * (square + mlp.b_std**2)
     return np.array(found).transpose(2, 0, 1).astype(dtype, order="C")
 
@@ -225,11 +226,13 @@ def _recur(block, is_complement, arccos, network, left, right, out, top, start):
                         delta[r, j] = d - share * (root * np.sqrt(two - small) - t * (one - d))
             for r in range(ROWS):
                 place = min(row + r, len(left) - 1)
-                a1, s1 = left[place, layer, 0], left[place, layer, 1]
+                a1, s1, i1 = left[place, layer, 0], left[place, layer, 1], left[place, layer, 2]
+                c1 = a1 * i1
                 for j in range(size):
-                    a2, s2 = right[layer, 0, j], right[layer, 1, j]
-                    product, norm, gap = a1 * a2, s1 * s2, a1 - a2
-                    d = (product * delta[r, j] + bias * gap * gap / (norm + product + bias)) / norm
+                    a2, i2 = right[layer, 0, j], right[layer, 2, j]
+                    norm, gap = s1 * right[layer, 1, j], a1 - a2
+                    far = bias * gap * gap / (norm + a1 * a2 + bias)
+                    d = c1 * (a2 * i2) * delta[r, j] + far * i1 * i2
                     d = d if d > zero else zero
                     d = d if d < two else two
                     delta[r, j] = d

@@ -32,6 +32,8 @@ DIRECT_SECONDS = 10.0
 MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
 #: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
 EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
+#: Seconds above which "auto" approximates.
+EXACT_SECONDS = 3600.0
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
@@ -279,10 +281,16 @@ def _cost(plan: SolvePlan) -> float:
 
 
 def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverName) -> SolvePlan:
-    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker one."""
+    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker exact one.
+
+    Where that takes longer than `EXACT_SECONDS`, "auto" is Nystroem's method, if it fits.
+    """
     by_name = {plan.solver: plan for plan in plans}
     if solver != "auto":
         return dataclasses.replace(by_name[solver], reason="as asked")
+    few = by_name["nystroem"]
+    if min(by_name[name].seconds for name in ("cholesky", "cg")) > EXACT_SECONDS and few.peak_bytes <= machine.memory:
+        return dataclasses.replace(few, reason="the exact solvers would take more than an hour")
     direct, iterative = by_name["cholesky"], by_name["cg"]
     fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
     if fits["cholesky"] and direct.seconds <= (max(DIRECT_SECONDS, iterative.seconds) if fits["cg"] else math.inf):

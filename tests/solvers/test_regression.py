@@ -224,11 +224,12 @@ def test_nystroem_goes_on_where_it_was_interrupted(rng, x64, monkeypatch):
 def test_nystroem_sums_the_normal_equations_where_the_iteration_gets_nowhere(rng, x64, monkeypatch):
     monkeypatch.setattr(nystroem, "MAX_PASSES", 2)
     x, y, omega = rng.normal(size=(300, 4)), rng.normal(size=(300, 1)), np.ones((1, 3)) / 3
-    solve = (
-        lambda **sample: prepare(  # noqa: E731
-            MLP(3).bind(x), SolvePlan("nystroem", (), rank=20, **sample), omega=omega[0], ridge=0.1
-        ).solve(omega, RIDGE[:1], y)
-    )
+
+    def solve(**sample):
+        plan = SolvePlan("nystroem", (), rank=20, **sample)
+        with prepare(MLP(3).bind(x), plan, omega=omega[0], ridge=0.1) as solver:
+            return solver.solve(omega, RIDGE[:1], y)
+
     with pytest.warns(FallbackWarning, match="the normal equations are summed"):
         found = solve(sample=60)
     np.testing.assert_array_equal(found.dual_coef, solve().dual_coef)
