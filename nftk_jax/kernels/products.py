@@ -19,7 +19,6 @@ from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle
 from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
 from nftk_jax.kernels.fusion import Work
-from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.series import Form, evaluate
 
 #: Columns of a tile of angles: with a few hundred rows it stays in a cache.
@@ -88,7 +87,7 @@ class RowProducts:
         w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
         table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)
         ends = m * np.arange(1, c + 1)
-        out = native.multiply_rectangle(plan.form, u1, u2, near_angles, table, ends, w).reshape(c, m, len(u1))
+        out = native.multiply_rectangle(plan.form, u1, u2, table, ends, w).reshape(c, m, len(u1))
         out = out * r1 if plan.radial else out
         if series.bias is not None:
             out = out + np.einsum("cl,l,cnm->cm", omega, series.bias, v, dtype=np.float64)[:, :, None]
@@ -96,9 +95,9 @@ class RowProducts:
 
     def _by_entries(self, work: Work, omega: np.ndarray, x1: jax.Array) -> np.ndarray | None:
         """Of a kernel without a series whose entries have machine code; None for others."""
-        from nftk_jax.kernels import entries
+        from nftk_jax.kernels import native
 
-        if not entries.has_code(work.kernel, None):
+        if not native.has_entries(work.kernel, None):
             return None
         (c, n2, m), (left, right) = self._v.shape, (np.asarray(x1), np.asarray(self._x2))
         v, out = np.asarray(self._v), np.empty((len(left), c, m), left.dtype)
@@ -107,25 +106,12 @@ class RowProducts:
         for start in range(0, len(left), size):
             tile = left[start : start + size]
             k = k if len(tile) == size else np.empty((c, len(tile), n2), left.dtype)
-            entries.rectangle(work.kernel, None, omega, tile, right, near_angles, k)
+            native.fill_rectangle(work.kernel, None, omega, tile, right, k)
             out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
         return out
 
 
 _unit_rows = jax.jit(tiles.unit_rows)
-
-
-@jax.jit
-def _exact_angles(u1: jax.Array, u2: jax.Array) -> jax.Array:
-    return tiles.exact_angles(u1, u2, None)[0]
-
-
-def near_angles(largest: float, u1: np.ndarray, u2: np.ndarray) -> np.ndarray | None:
-    """The angles of unit vectors whose largest |cos| says that the cosines have lost some; else None."""
-    if largest <= tiles.near_threshold(u1.dtype):
-        return None
-    with enable_x64(u1.dtype == np.float64):  # this may be a thread of its own, whose JAX knows of no float64
-        return np.asarray(_exact_angles(u1, u2))
 
 
 @functools.partial(jax.jit, static_argnums=0)

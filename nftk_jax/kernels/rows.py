@@ -21,7 +21,7 @@ from nftk_jax.kernels.devices import device_mesh, has_native_code
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
-from nftk_jax.kernels.products import RowProducts, is_tiled, near_angles
+from nftk_jax.kernels.products import RowProducts, is_tiled
 from nftk_jax.kernels.tiles import HIGHEST
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 
@@ -169,16 +169,16 @@ class Rows:
         By machine code where there is any. `out` is where it then writes: memory that is new takes a third of the time.
         """
         if has_native_code(self.mesh):
-            from nftk_jax.kernels.entries import has_code, rectangle
+            from nftk_jax.kernels.native import fill_rectangle, has_entries
 
             x2, unscaled = np.asarray(x2, self.dtype), weights / self.scale
             parts = divide(self.kernel, x2, self.x, self._inputs, unscaled[None] != 0)
-            if all(has_code(part.kernel, part.series) for part in parts):
+            if all(has_entries(part.kernel, part.series) for part in parts):
                 total = None
                 for part in parts:
                     sides, own = (part.select(x2), part.select(self.x)), unscaled[None, part.columns]
                     free = out if total is None else None
-                    found = rectangle(part.kernel, part.series, own, *sides, near_angles, free)
+                    found = fill_rectangle(part.kernel, part.series, own, *sides, free)
                     total = found if total is None else total + found
                 return np.zeros((len(x2), self.n), self.dtype) if total is None else total[0]
         return np.asarray(self.cross(weights[None], x2)[0])

@@ -47,6 +47,27 @@ MAX_PASSES = 50
 Tell = Callable[[str, float], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class _System:
+    """What is solved together.
+
+    Attributes:
+      weights: of the kernels, shape (L,).
+      ridge: lambda, over the heaviest row's weight.
+      weight: W over the same, shape (n,).
+      y: targets, shape (n, classes).
+      keep: leaves the state of an iteration in the journal.
+      tell: is called with a stage's name and the share that is done.
+    """
+
+    weights: np.ndarray
+    ridge: float
+    weight: np.ndarray
+    y: np.ndarray
+    keep: Callable[[dict[str, np.ndarray]], None]
+    tell: Tell
+
+
 class NystroemSolver(RidgeSolver):
     """Coefficients of K_c(., landmarks), classes of one kernel and ridge together; all rows as landmarks are exact."""
 
@@ -77,52 +98,39 @@ class NystroemSolver(RidgeSolver):
         del condition
         check_system(self._rows, omega, ridge, y)
         weight = (self._weight / self._heaviest).astype(self._rows.dtype)
-        dual_coef, jitter, iterations = np.zeros((len(self._landmarks), y.shape[1]), self._rows.dtype), 0.0, 0
         distinct, group = np.unique(np.column_stack([omega, ridge]), axis=0, return_inverse=True)
+        dual_coef = np.zeros((len(self._landmarks), y.shape[1]), self._rows.dtype)
+        done = {"number": 0, "jitter": 0.0, "iterations": 0, "dual_coef": dual_coef}
         kept = {} if journal is None else dict(journal.get("solve", {}))
-        first = int(kept.get("number", 0))
-        if first:
-            dual_coef = kept["dual_coef"]
-        for number, row in enumerate(distinct):
+        done |= {name: kept[name] for name in done if name in kept}
+        for number in range(int(done["number"]), len(distinct)):
             members = np.flatnonzero(group.ravel() == number)
-            if number < first or not row[:-1].any():
-                continue  # a kernel of zeros predicts zeros
+            weights, noise = distinct[number, :-1], float(distinct[number, -1]) / self._heaviest
 
-            def keep(arrays: dict[str, np.ndarray], number: int = number) -> None:
+            def keep(arrays: dict[str, np.ndarray]) -> None:
                 if journal is not None:
-                    journal["solve"] = {"number": np.asarray(number), "dual_coef": dual_coef, **arrays}
+                    journal["solve"] = {name: np.asarray(value) for name, value in (done | arrays).items()}
 
             def tell(stage: str, share: float, number: int = number) -> None:
                 report(stage, round(100 * (number + share)), 100 * len(distinct))
 
-            factor = self._factor_landmarks(row[:-1])
-            if not factor.is_valid:
-                raise NotPositiveDefiniteError(
-                    "the landmarks' kernel is singular; use fewer `landmarks` or `precision='float64'`"
-                )
-            targets, noise = y[:, members].astype(self._rows.dtype), float(row[-1]) / self._heaviest
-            if not is_host(self._rows.mesh):
-                square, right = self._spread_sums(row[:-1], factor, targets, weight, tell)
-                inner = factor_ridge(square, ridge=noise, jitter=True)
-                w = solve_lower(inner.lower, right)
-                beta = lax.linalg.triangular_solve(factor.lower, w, left_side=True, lower=True, transpose_a=True)
-                dual_coef[:, members], jitter = np.asarray(beta), max(jitter, inner.jitter)
-            else:
-                upper = np.asarray(factor.lower).T
-                equations = HostEquations(self._rows, self._among, row[:-1], weight, upper)
-                one = self._iterate(equations, targets, noise, kept if number == first else {}, keep, tell)
-                if one is None:
-                    square, right = equations.sum(np.arange(self._rows.n), weight, targets, tell, "solve")
-                    inner = factor_ridge(square, ridge=noise, jitter=True)
-                    one, jitter = solve_factor(inner.lower, right), max(jitter, inner.jitter)
-                else:
-                    one, passes = one
-                    iterations = max(iterations, passes)
-                dual_coef[:, members] = equations.expand(one)
-            keep({}, number + 1)
+            if weights.any():  # a kernel of zeros predicts zeros
+                one = _System(weights, noise, weight, y[:, members].astype(self._rows.dtype), keep, tell)
+                beta, jitter, passes = (self._on_host if is_host(self._rows.mesh) else self._spread)(one, kept)
+                done["dual_coef"] = done["dual_coef"].copy()  # the journal may hold the other
+                done["dual_coef"][:, members] = beta
+                done["jitter"] = max(done["jitter"], jitter)
+                done["iterations"] = max(done["iterations"], passes)
+            done["number"], kept = number + 1, {}
+            keep({})
         report("solve", 1, 1)
         return RidgeSolution(
-            dual_coef, jitter, None, solver="nystroem", iterations=iterations, landmarks=self._landmarks
+            done["dual_coef"],
+            float(done["jitter"]),
+            None,
+            solver="nystroem",
+            iterations=int(done["iterations"]),
+            landmarks=self._landmarks,
         )
 
     def _factor_landmarks(self, weights: np.ndarray) -> CholeskyFactor:
@@ -137,73 +145,83 @@ class NystroemSolver(RidgeSolver):
         unit = float(np.mean(weights @ among.diagonals))
         return factor_ridge(k, ridge=10 * float(jnp.finfo(k.dtype).eps) * unit * math.sqrt(len(k)))
 
-    def _spread_sums(
-        self, weights: np.ndarray, factor: CholeskyFactor, y: np.ndarray, weight: np.ndarray, tell: Tell
-    ) -> tuple[jax.Array, jax.Array]:
-        """F'WF, shape (m, m), and F'Wy, shape (m, classes), by all devices."""
+    def _spread(self, one: _System, kept: dict[str, np.ndarray]) -> tuple[np.ndarray, float, int]:
+        """Coefficients (m, classes), jitter and passes, by all devices."""
+        del kept
         rows, devices = self._rows, self._rows.mesh.devices.size
         step = devices * min(TILE_ROWS, -(-rows.n // devices))
-        sums = SpreadSums(rows.mesh, np.asarray(factor.lower), y.shape[1])
+        factor = self._factor_landmarks(one.weights)
+        sums = SpreadSums(rows.mesh, np.asarray(factor.lower), one.y.shape[1])
         for start in range(0, rows.n, step):
             tile = start + np.arange(step)
             inside = np.minimum(tile, rows.n - 1)  # the last tile is filled up with rows that weigh nothing
-            k = rows.columns(weights, self._landmarks, inside)
-            sums.add(k, y[inside], np.where(tile < rows.n, weight[inside], 0).astype(weight.dtype))
-            tell("solve", min(1.0, (start + step) / rows.n))
-        return sums.total()
+            k = rows.columns(one.weights, self._landmarks, inside)
+            sums.add(k, one.y[inside], np.where(tile < rows.n, one.weight[inside], 0).astype(one.weight.dtype))
+            one.tell("solve", min(1.0, (start + step) / rows.n))
+        square, right = sums.total()
+        inner = _factor_sums(square, right, one.ridge)
+        w = solve_lower(inner.lower, right)
+        beta = lax.linalg.triangular_solve(factor.lower, w, left_side=True, lower=True, transpose_a=True)
+        return np.asarray(beta), inner.jitter, 0
+
+    def _on_host(self, one: _System, kept: dict[str, np.ndarray]) -> tuple[np.ndarray, float, int]:
+        """The same by the one CPU."""
+        upper = np.asarray(self._factor_landmarks(one.weights).lower).T
+        equations = HostEquations(self._rows, self._among, one.weights, one.weight, upper)
+        if len(self._sample) and (state := self._iterate(equations, one, kept)) is not None:
+            return equations.expand(state.solution), 0.0, int(state.iterations.max(initial=0))
+        square, right = equations.sum(np.arange(self._rows.n), one.weight, one.y, one.tell, "solve")
+        inner = _factor_sums(square, right, one.ridge)
+        return equations.expand(solve_factor(inner.lower, right)), inner.jitter, 0
 
     def _iterate(
-        self,
-        equations: HostEquations,
-        y: np.ndarray,
-        ridge: float,
-        kept: dict[str, np.ndarray],
-        keep: Callable[[dict[str, np.ndarray]], None],
-        tell: Tell,
-    ) -> tuple[np.ndarray, int] | None:
-        """w by conjugate gradients, shape (m, classes), and their passes; None where sums are planned, or needed."""
-        if not len(self._sample):
-            return None
+        self, equations: HostEquations, one: _System, kept: dict[str, np.ndarray]
+    ) -> conjugate_gradient.State | None:
+        """w by conjugate gradients; None, with a warning, where they do not reach their tolerance."""
         rest = np.ones(self._rows.n, bool)
         rest[self._landmarks] = False
-        share = equations.weight[rest].sum(dtype=np.float64) / equations.weight[self._sample].sum(dtype=np.float64)
+        share = one.weight[rest].sum(dtype=np.float64) / one.weight[self._sample].sum(dtype=np.float64)
         some = np.concatenate([self._landmarks, self._sample])
-        weight = np.concatenate([equations.weight[self._landmarks], share * equations.weight[self._sample]])
-        square, _ = equations.sum(some, weight, np.empty((len(some), 0)), tell, "preconditioner")
-        inner = factor_ridge(square, ridge=ridge, jitter=True)
+        weight = np.concatenate([one.weight[self._landmarks], share * one.weight[self._sample]])
+        square, _ = equations.sum(some, weight, np.empty((len(some), 0)), one.tell, "preconditioner")
+        inner = factor_ridge(square, ridge=one.ridge, jitter=True)
         del square
-        done = 0
+        state, right, passes = None, kept.get("right"), 0
+        if right is not None:
+            names = [field.name for field in dataclasses.fields(conjugate_gradient.State)]
+            state = conjugate_gradient.restore({name: kept[name] for name in names}, right)
+            passes = 1 + state.passes
 
         def passed(share: float) -> None:
-            tell("solve", (done + share) / max(SAMPLED_PASSES, done + 1))
+            one.tell("solve", (passes + share) / max(SAMPLED_PASSES, passes + 1))
 
         def apply(v: np.ndarray, classes: np.ndarray) -> np.ndarray:
-            nonlocal done
-            image = equations.apply(v, passed) + ridge * v
-            done += 1
-            return image
+            nonlocal passes
+            passes += 1
+            return equations.apply(v, passed) + one.ridge * v
 
-        state, right = None, kept.get("right")
-        if right is None:
-            right = equations.project(y, passed)
-        else:
-            names = {field.name for field in dataclasses.fields(conjugate_gradient.State)}
-            state = conjugate_gradient.restore({name: kept[name] for name in names}, right)
-        done = 1 if state is None else 1 + state.passes
+        right = equations.project(one.y, passed) if right is None else right
         try:
-            state = conjugate_gradient.solve(
+            return conjugate_gradient.solve(
                 apply,
-                lambda v, classes: solve_factor(inner.lower, v.astype(y.dtype)).astype(np.float64),
+                lambda v, classes: solve_factor(inner.lower, v.astype(one.y.dtype)).astype(np.float64),
                 right,
                 tolerance=self._tolerance,
                 max_passes=MAX_PASSES,
                 state=state,
-                on_pass=lambda now: keep({"right": right, **conjugate_gradient.flatten(now)}),
+                on_pass=lambda now: one.keep({"right": right, **conjugate_gradient.flatten(now)}),
             )
         except conjugate_gradient.ConvergenceError as error:
             warnings.warn(f"{error}; the normal equations are summed", conjugate_gradient.FallbackWarning, 3)
             return None
-        return state.solution, int(state.iterations.max(initial=0))
+
+
+def _factor_sums(square: jax.Array | np.ndarray, right: jax.Array | np.ndarray, ridge: float) -> CholeskyFactor:
+    if not np.isfinite(np.asarray(right)).all():
+        raise NotPositiveDefiniteError(
+            "the landmarks' kernel is singular; use fewer `landmarks` or `precision='float64'`"
+        )
+    return factor_ridge(square, ridge=ridge, jitter=True)
 
 
 class HostEquations:

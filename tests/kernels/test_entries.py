@@ -10,10 +10,9 @@ from nftk_jax.kernels.distance import RBF
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import basis_kernels
 from nftk_jax.kernels.precision import enable_x64
-from nftk_jax.kernels.products import near_angles
 from nftk_jax.kernels.rows import unit_diagonal_scale
 
-entries = pytest.importorskip("nftk_jax.kernels.entries")
+native = pytest.importorskip("nftk_jax.kernels.native")
 
 NETWORKS = {
     "biased": MLP(4, b_std=0.7, readout_bias=0.3),
@@ -44,8 +43,8 @@ def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
     with enable_x64(dtype == "float64"):
         series = network.series(x1, x2, "auto")
         assert (series is None) == (name != "series")
-        assert entries.has_code(network, series)
-        found = entries.rectangle(network, series, np.eye(network.n_kernels), x1, x2, near_angles)
+        assert native.has_entries(network, series)
+        found = native.fill_rectangle(network, series, np.eye(network.n_kernels), x1, x2)
     assert found.dtype == dtype
     # neural_tangents itself loses half the digits of nearly parallel rows
     near = np.zeros(exact.shape[1:], bool)
@@ -62,8 +61,8 @@ def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
 def test_what_has_no_code_goes_another_way(rng, x64):
     x, x2, weights = rng.normal(size=(40, 5)), rng.normal(size=(9, 5)), np.array([0.3, 0.2, 0.5])
     kernel = MLP(1, b_std=0.5) + RBF(1.5) + MLP(1).on([0, 2], group="some")
-    assert not entries.has_code(MLP(2, b_std=1.0, activation="erf"), None)
-    assert not entries.has_code(MLP(2, b_std=1.0, basis="layers"), None)
+    assert not native.has_entries(MLP(2, b_std=1.0, activation="erf"), None)
+    assert not native.has_entries(MLP(2, b_std=1.0, basis="layers"), None)
     scale = unit_diagonal_scale(kernel, x)
     rows = kernel.bind(x, scale=scale)
     expected = np.asarray(combined_kernel(kernel, weights[None] / scale, x2, x))[0]
@@ -82,9 +81,9 @@ def test_rows_write_entries_where_they_are_told(rng):
 
 def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch, x64):
     x, x2, v, omega = rng.normal(size=(600, 5)), rng.normal(size=(90, 5)), rng.normal(size=(600, 2)), np.eye(3)[:2]
-    rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], entries.rectangle
+    rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], native.fill_rectangle
     expected = np.einsum("cij,jc->ic", np.asarray(rows.cross(omega, x2)), v)
-    monkeypatch.setattr(entries, "rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
+    monkeypatch.setattr(native, "fill_rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
     np.testing.assert_allclose(rows.predict(omega, v, x2), expected, rtol=1e-10, atol=1e-10)
     assert calls
 
