@@ -285,7 +285,7 @@ class HostEquations:
         for there, k, share in self._tiles(np.arange(self._rows.n)):
             total += k.T @ right(there, k)
             passed(share)
-        found = scipy.linalg.solve_triangular(self._upper, total.astype(k.dtype), trans=1, check_finite=False)
+        found = scipy.linalg.solve_triangular(self._upper, total.astype(self._rows.dtype), trans=1, check_finite=False)
         return found.astype(np.float64)
 
 
