@@ -235,7 +235,7 @@ class SolveSettings:
     solver: SolverName = "auto"
     """How the ridge regression is solved. cholesky: one factorisation per class; cg: conjugate gradients for all
     classes together, which store no kernel; nystroem: an approximation on --landmarks, for more rows than the others
-    can take; auto: the quicker of the exact two."""
+    can take; auto: the quicker of the exact two, or nystroem where that would take more than an hour."""
     solver_tolerance: float | None = None
     """Relative residual at which cg stops. Default: 1e-4, with a low-rank preconditioner 8e-4, and in float64 1e-10."""
     landmarks: int | None = None

@@ -46,6 +46,27 @@ class Series(NamedTuple):
     ends: np.ndarray
 
 
+class Network(NamedTuple):
+    """A network as the loops take it, numbers of the dtype of the inputs.
+
+    Attributes:
+      bias: b_std^2.
+      even, odd: r and s of `recursion`'s docstring.
+      weight: w_std^2.
+      tangent: whether the kernel is the NTK, or the NNGP kernel.
+      layers: weights of the kernels of every depth in every sum, shape (depth, C).
+      constant: of every sum, shape (C,).
+    """
+
+    bias: np.generic
+    even: np.generic
+    odd: np.generic
+    weight: np.generic
+    tangent: bool
+    layers: np.ndarray
+    constant: np.ndarray
+
+
 @_compiled
 def add_tiles(numbers, angles, starts, factors, series, w, out):
     """Add the products of some tiles to `out`; see `native.multiply_tiles`."""
@@ -272,3 +293,81 @@ def _sum_two(k, row, b, right, here):
     here[b + 1, row + 1] += q1
     here[b + 1, row + 2] += q2
     here[b + 1, row + 3] += q3
+
+
+@_compiled
+def fill_block(block, is_angle, arccos, series, left, right, out, top, start):
+    """Write the rows from `top` and the columns from `start` on of some kernels, from a block of cosines, or angles."""
+    size = block.shape[1]
+    t, v = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    k, before = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    for row in range(0, len(block), ROWS):
+        t[:] = block[row : row + ROWS]
+        if not is_angle:
+            _to_angle(t, arccos, v, k)
+        _to_variable(t, 0, series, v)
+        for a in range(len(out)):
+            _evaluate(series, a, v, k, before)
+            for r in range(min(ROWS, out.shape[1] - top - row)):
+                length = left[row + r]
+                for j in range(size):
+                    out[a, top + row + r, start + j] = k[r, j] * (length * right[j])
+
+
+@_compiled
+def fill_network_block(block, is_complement, arccos, network, left, right, out, top, start):
+    """The same of networks with biases, from a block of cosines, or of complements 1 - cos."""
+    size, one, two, zero = block.shape[1], block.dtype.type(1), block.dtype.type(2), block.dtype.type(0)
+    pi = block.dtype.type(math.pi)
+    bias, weight, mean = network.bias, network.weight, network.even + network.odd
+    slope, share = two * network.odd / pi, two * network.odd / pi / mean
+    delta, tangent = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    v, k = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    for row in range(0, len(block), ROWS):
+        inside = min(ROWS, out.shape[1] - top - row)
+        for r in range(ROWS):
+            for j in range(size):
+                delta[r, j] = block[row + r, j] if is_complement else one - block[row + r, j]
+        for layer in range(len(network.layers) + 1):
+            if layer:
+                for r in range(ROWS):
+                    for j in range(size):
+                        small = delta[r, j]
+                        small = small if small < one else two - small
+                        v[r, j] = one - two * small
+                _sum_monomials(arccos, v, k)
+                for r in range(ROWS):
+                    for j in range(size):
+                        d = delta[r, j]
+                        small = d if d < one else two - d
+                        root = np.sqrt(small)
+                        t = k[r, j] * root
+                        t = t if d < one else pi - t
+                        tangent[r, j] *= weight * (mean - slope * t)
+                        delta[r, j] = d - share * (root * np.sqrt(two - small) - t * (one - d))
+            for r in range(ROWS):
+                place = min(row + r, len(left) - 1)
+                a1, s1, i1 = left[place, layer, 0], left[place, layer, 1], left[place, layer, 2]
+                c1 = a1 * i1
+                for j in range(size):
+                    a2, i2 = right[layer, 0, j], right[layer, 2, j]
+                    norm, gap = s1 * right[layer, 1, j], a1 - a2
+                    far = bias * gap * gap / (norm + a1 * a2 + bias)
+                    d = c1 * (a2 * i2) * delta[r, j] + far * i1 * i2
+                    d = d if d > zero else zero
+                    d = d if d < two else two
+                    delta[r, j] = d
+                    v[r, j] = norm * (one - d)
+            for r in range(ROWS):
+                for j in range(size):
+                    tangent[r, j] = v[r, j] + (tangent[r, j] if layer else zero)
+            for c in range(len(out)):
+                here = network.layers[layer - 1, c] if layer else network.constant[c]
+                for r in range(inside):
+                    for j in range(size):
+                        if not layer:
+                            out[c, top + row + r, start + j] = here
+                        elif network.tangent:
+                            out[c, top + row + r, start + j] += here * tangent[r, j]
+                        else:
+                            out[c, top + row + r, start + j] += here * v[r, j]

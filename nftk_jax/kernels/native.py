@@ -10,22 +10,37 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from nftk_jax.kernels import tiles
+from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
 from nftk_jax.kernels.angles import arccos_polynomial
-from nftk_jax.kernels.loops import ROWS, STEP, Series, add_block, add_tiles, to_angles
+from nftk_jax.kernels.loops import (
+    ROWS,
+    STEP,
+    Network,
+    Series,
+    add_block,
+    add_tiles,
+    fill_block,
+    fill_network_block,
+    to_angles,
+)
+from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.series import Form, slopes
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.series import Form
+    from nftk_jax.kernels.series import KernelSeries
 
 #: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
 _BLOCK = (1024, 512)
+#: Rows of a block of which all entries are wanted.
+_FILLED_ROWS = 256
 
 
 def multiply_tiles(
@@ -133,6 +148,115 @@ def multiply_rectangle(
     return out
 
 
+def has_entries(kernel: Any, series: KernelSeries | None) -> bool:
+    """Whether `fill_rectangle` evaluates such a kernel."""
+    if series is not None:
+        return isinstance(series.form, Form) and series.form.is_series
+    return (
+        isinstance(kernel, MLP)
+        and kernel.basis != "layers"
+        and parse_activation(kernel.activation)[0] in HOMOGENEOUS
+        and kernel.b_std >= 1e-6  # its square is a divisor
+        and any(slopes(kernel))
+    )
+
+
+def fill_rectangle(
+    kernel: Any,
+    series: KernelSeries | None,
+    omega: np.ndarray,
+    x1: np.ndarray,
+    x2: np.ndarray,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """sum_l omega[c, l] K^(l)(x1, x2), where `has_entries`.
+
+    Args:
+      kernel: L kernels.
+      series: of the kernel on these inputs; None for the recursion.
+      omega: weights of the unscaled kernels, shape (C, L).
+      x1: inputs, shape (n1, p), float32 or float64.
+      x2: inputs, shape (n2, p), of the same dtype.
+      out: where to write, as what is returned: memory that is new takes a third of the time.
+
+    Returns:
+      Shape (C, n1, n2), dtype of the inputs.
+    """
+    (u1, r1), (u2, r2) = ([np.asarray(a) for a in _unit_rows(x)] for x in (x1, x2))
+    out = np.empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
+    dtype = x1.dtype.type
+    arccos = _arccos(x1.dtype)
+    if series is None:
+        scale = 1 / np.sqrt(max(1, x1.shape[1]))
+        network = _network(kernel, omega, dtype)
+        left, right = _layers(kernel, network, scale * r1, dtype), _layers(kernel, network, scale * r2, dtype)
+
+        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+            if is_angle:  # complements, exact where they are small
+                block[:] = 2 * np.sin(block / 2) ** 2
+            beside = np.ascontiguousarray(right[columns].transpose(1, 2, 0))
+            fill_network_block(block, is_angle, arccos, network, left[rows], beside, out, rows.start, columns.start)
+
+    else:
+        table = (omega @ np.asarray(series.coefficients, np.float64)).astype(dtype)
+        angle = _series(series.form, table, np.arange(1, len(omega) + 1))
+        left, right = (r1, r2) if series.radial else (np.ones_like(r1), np.ones_like(r2))
+
+        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+            fill_block(block, is_angle, arccos, angle, left[rows], right[columns], out, rows.start, columns.start)
+
+    height = max(1, min(_FILLED_ROWS, -(-len(x1) // _threads())))
+
+    def some(first: int) -> None:
+        rows = slice(first, min(first + height, len(u1)))
+        left = u1[rows]
+        block = np.zeros((-(-len(left) // ROWS) * ROWS, _BLOCK[1]), dtype)
+        for start in range(0, len(u2), _BLOCK[1]):
+            columns = slice(start, min(start + _BLOCK[1], len(u2)))
+            beside = u2[columns]
+            own = block if len(beside) == block.shape[1] else np.zeros((len(block), len(beside)), dtype)
+            np.matmul(left, beside.T, out=own[: len(left)])
+            near = _has_near(own)
+            if near:
+                own[: len(left)] = _exact_angles(left, beside)
+            fill(own, near, rows, columns)
+
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(some, range(0, len(u1), height)))
+    if series is not None and series.bias is not None:
+        out += (omega @ series.bias).astype(dtype)[:, None, None]
+    return out
+
+
+def _network(mlp: MLP, omega: np.ndarray, dtype: Any) -> Network:
+    below, above = slopes(mlp)
+    constant = omega.sum(axis=1)
+    if mlp.basis == "increments":  # in terms of the depths
+        omega, constant = omega - np.pad(omega[:, 1:], ((0, 0), (0, 1))), omega[:, 0]
+    used = int(np.flatnonzero(omega.any(axis=0)).max(initial=-1)) + 1
+    even, odd = ((below + above) / 2) ** 2, ((above - below) / 2) ** 2
+    return Network(
+        dtype(mlp.b_std**2),
+        dtype(even),
+        dtype(odd),
+        dtype(mlp.w_std**2),
+        mlp.kind == "ntk",
+        np.ascontiguousarray(omega[:, :used].T.astype(dtype)),
+        (constant * (mlp.readout_bias**2 - mlp.b_std**2)).astype(dtype),
+    )
+
+
+def _layers(mlp: MLP, network: Network, radius: np.ndarray, dtype: Any) -> np.ndarray:
+    """Standard deviations of every layer without and with its bias, and 1 / the latter, shape (n, depth + 1, 3)."""
+    gain = mlp.w_std**2 * float(network.even + network.odd)
+    square, found = (mlp.w_std * radius.astype(np.float64)) ** 2, []
+    for _ in range(len(network.layers) + 1):
+        whole = np.sqrt(square + mlp.b_std**2)
+        found.append((np.sqrt(square), whole, 1 / whole))
+        square = gain * (square + mlp.b_std**2)
+    return np.array(found).transpose(2, 0, 1).astype(dtype, order="C")
+
+
 def _has_near(cos: np.ndarray) -> bool:
     """Whether rows are so nearly parallel that their cosines have lost the angle."""
     return max(cos.max(), -cos.min()) > tiles.near_threshold(cos.dtype)
@@ -141,6 +265,9 @@ def _has_near(cos: np.ndarray) -> bool:
 def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
     with enable_x64():  # of the thread, which does not inherit it
         return np.asarray(_angles_by_differences(u1, u2))
+
+
+_unit_rows = jax.jit(tiles.unit_rows)
 
 
 @jax.jit

@@ -23,6 +23,8 @@ from nftk_jax.kernels.series import Form, evaluate
 
 #: Columns of a tile of angles: with a few hundred rows it stays in a cache.
 _COLUMNS = 1024
+#: Entries of a tile whose kernels have machine code but no series.
+_ENTRIES = 2**22
 
 
 def is_tiled(work: Work) -> bool:
@@ -66,6 +68,8 @@ class RowProducts:
             self._prepared[plan] = x2 if series is None else _prepare(plan, x2, series.stretch)
         if self._native and series is not None and isinstance(plan, tiles.Plan):
             return self._by_machine_code(plan, series, omega, x1[:n1])
+        if self._native and work.series is None and (found := self._by_entries(work, omega, x1[:n1])) is not None:
+            return found
         counts, left = [], n1
         for rows in tile_rows:
             counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
@@ -88,6 +92,23 @@ class RowProducts:
         if series.bias is not None:
             out = out + np.einsum("cl,l,cnm->cm", omega, series.bias, v, dtype=np.float64)[:, :, None]
         return out.transpose(2, 0, 1)
+
+    def _by_entries(self, work: Work, omega: np.ndarray, x1: jax.Array) -> np.ndarray | None:
+        """Of a kernel without a series whose entries have machine code; None for others."""
+        from nftk_jax.kernels import native
+
+        if not native.has_entries(work.kernel, None):
+            return None
+        (c, n2, m), (left, right) = self._v.shape, (np.asarray(x1), np.asarray(self._x2))
+        v, out = np.asarray(self._v), np.empty((len(left), c, m), left.dtype)
+        size = max(64, _ENTRIES // max(1, c * n2))
+        k = np.empty((c, size, n2), left.dtype)
+        for start in range(0, len(left), size):
+            tile = left[start : start + size]
+            k = k if len(tile) == size else np.empty((c, len(tile), n2), left.dtype)
+            native.fill_rectangle(work.kernel, None, omega, tile, right, k)
+            out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
+        return out
 
 
 _unit_rows = jax.jit(tiles.unit_rows)

@@ -20,6 +20,8 @@ PreconditionerName = Literal["factor", "low-rank"]
 RANKS = (256, 512, 1024, 2048, 4096, 8192)
 #: Pivots of it that are drawn at once: a matrix product wants hundreds.
 BLOCK = 256
+#: Rows for each landmark in the preconditioner of Nystroem's method, and the passes over all rows that it then takes.
+SAMPLE, SAMPLED_PASSES = 3, 8
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
 #: Use Cholesky if one factorisation per class takes at most this many seconds.
@@ -29,6 +31,8 @@ DIRECT_SECONDS = 10.0
 MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
 #: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
 EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
+#: Seconds above which "auto" approximates.
+EXACT_SECONDS = 3600.0
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
@@ -158,6 +162,7 @@ class SolvePlan:
       tolerance: relative residual at which cg stops; None is `conjugate_gradient.TOLERANCE`.
       seed: draws the pivots of a low rank, or the landmarks.
       fallback: whether the classes that cg cannot solve to its tolerance are factored; their memory is there.
+      sample: rows of the preconditioner of Nystroem's method; 0 if its normal equations are summed and factored.
     """
 
     solver: SolverName
@@ -170,6 +175,7 @@ class SolvePlan:
     tolerance: float | None = None
     seed: int = 0
     fallback: bool = False
+    sample: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -282,10 +288,16 @@ def _cost(plan: SolvePlan) -> float:
 
 
 def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverName) -> SolvePlan:
-    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker one."""
+    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker exact one.
+
+    Where that takes longer than `EXACT_SECONDS`, "auto" is Nystroem's method, if it fits.
+    """
     by_name = {plan.solver: plan for plan in plans}
     if solver != "auto":
         return dataclasses.replace(by_name[solver], reason="as asked")
+    few = by_name["nystroem"]
+    if min(by_name[name].seconds for name in ("cholesky", "cg")) > EXACT_SECONDS and few.peak_bytes <= machine.memory:
+        return dataclasses.replace(few, reason="the exact solvers would take more than an hour")
     direct, iterative = by_name["cholesky"], by_name["cg"]
     fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
     if fits["cholesky"] and direct.seconds <= (max(DIRECT_SECONDS, iterative.seconds) if fits["cg"] else math.inf):
@@ -366,11 +378,18 @@ def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: in
 
 
 def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
+    """The normal equations are summed, or on the host iterated on where that is quicker, see `nystroem`."""
     n, m, here = s.n_train, s.basis, machine.shared_memory
     flops = machine.flops * machine.devices * 4 / s.itemsize
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
-    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
-    return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
+    entries = n * m * (2 * s.columns / flops + s.geometries / machine.entries / machine.devices * s.itemsize / 4)
+    sample, summed = SAMPLE * m, 3 * n * m**2 / flops + entries
+    iterated = 3 * (sample + m) * m**2 / flops + SAMPLED_PASSES * entries
+    if machine.factor_rows is None or sample + m >= n or iterated >= summed:
+        sample, iterated = 0, summed
+    seconds = START_SECONDS + s.kernels * (iterated + m**3 / flops)
+    stages = (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),)
+    return SolvePlan("nystroem", stages, rank=m, sample=sample)
 
 
 def _largest_that_fits(plan: Plan) -> int:

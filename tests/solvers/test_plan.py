@@ -46,6 +46,26 @@ def test_what_auto_chooses_fits_wherever_an_exact_solver_does(n, memory):
     assert all(math.isfinite(stage.seconds) and stage.bytes < 2**50 for s in exact for stage in s.stages)
 
 
+def test_auto_approximates_where_an_exact_solve_would_take_more_than_an_hour():
+    million = dataclasses.replace(rows(1_000_000), n_features=20, n_classes=1, n_kernels=1)
+    chosen = plan_fit(million, LAPTOP)
+    assert min(solve.seconds for solve in chosen.alternatives if solve.solver != "nystroem") > 3600
+    assert (chosen.solve.solver, chosen.solve.reason) == ("nystroem", "the exact solvers would take more than an hour")
+    assert chosen.peak_bytes < 12 * GIB
+    assert plan_fit(million, LAPTOP, "cg").solve.solver == "cg"
+    assert plan_fit(MNIST, LAPTOP).solve.solver == "cg"
+
+
+def test_nystroem_iterates_on_the_host_where_summing_would_take_longer():
+    def sample(n, machine=LAPTOP, **changes):
+        return plan_fit(dataclasses.replace(rows(n), n_features=20, **changes), machine, "nystroem").solve.sample
+
+    assert sample(1_000_000) == 3 * 4096
+    assert sample(1_000_000, landmarks=64) == 0  # few landmarks: summing costs less than eight passes
+    assert sample(15_000) == 0  # the preconditioner would have as many rows
+    assert sample(1_000_000, H100) == 0
+
+
 def test_angles_take_what_memory_the_rest_leaves():
     whole = 4 * 60_000 * 60_512 / 2
     assert whole <= plan_fit(MNIST, LAPTOP, "cg").solve.store_bytes <= 1.02 * whole
