@@ -57,15 +57,17 @@ def widen(
 
 @dataclasses.dataclass
 class _Meter:
-    """Progress in hundredths of the evaluations that a search usually takes."""
+    """Progress in hundredths of the evaluations that a search usually takes; it never goes back."""
 
     report: Report
     evaluations: int = 0
+    done: int = 0
 
     def within(self, share: float) -> None:
         """Called with the share of this evaluation that is done."""
-        usual = max(WIDE_EVALUATIONS, self.evaluations + 1)
-        self.report(STAGE, min(99, int(100 * (self.evaluations + share) / usual)), 100)
+        passed = self.evaluations + share
+        self.done = max(self.done, int(100 * passed / max(WIDE_EVALUATIONS, passed + 1)))
+        self.report(STAGE, self.done, 100)
 
 
 @dataclasses.dataclass

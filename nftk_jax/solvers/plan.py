@@ -203,6 +203,8 @@ class Plan:
         worst = max(self.stages, key=lambda stage: stage.bytes)
         rows = _largest_that_fits(self)
         remedies = [f"`n_train={rows}`"] if rows else []
+        if fewer := _largest_search_that_fits(self):
+            remedies.insert(0, f"`n_search={fewer}`")
         remedies += [
             f"`solver='{plan.solver}'`"
             for plan in self.alternatives
@@ -350,6 +352,14 @@ def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
     seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
     return SolvePlan("nystroem", (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),), rank=m)
+
+
+def _largest_search_that_fits(plan: Plan) -> int:
+    """Rows of the search, in thousands, where fewer would make the fit possible; 0 where they would not."""
+    sizes = (
+        dataclasses.replace(plan.sizes, n_search=1000 * rows) for rows in range(plan.sizes.n_search // 1000, 0, -1)
+    )
+    return next((one.n_search for one in sizes if plan_fit(one, plan.machine, plan.solve.solver).fits), 0)
 
 
 def _largest_that_fits(plan: Plan) -> int:
