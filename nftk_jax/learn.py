@@ -261,7 +261,8 @@ def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Do
     """Split, choose the ridge, descend and solve, for targets y (encoded) that are there in all of these rows."""
     kernel, settings = rows.kernel, job.settings
     # split
-    drawn, plan = draw_search(data, settings, kernel.n_kernels), _search_plan(data, kernel, job)
+    drawn = draw_search(data, settings, kernel.n_kernels)
+    plan = _search_plan(data, kernel, job, len(drawn[1]))
     positions, splits = drawn if plan.solve is None else draw_start(data, drawn, plan.dense_rows, settings.seed)
     among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
     y_search = jnp.asarray(y[positions], among.dtype)
@@ -337,10 +338,9 @@ def _check_missing(data: TrainingRows, job: _Job) -> None:
         )
 
 
-def _search_plan(data: TrainingRows, kernel: Kernel, job: _Job) -> SearchPlan:
+def _search_plan(data: TrainingRows, kernel: Kernel, job: _Job, folds: int) -> SearchPlan:
     if job.search is not None:
         return job.search
-    folds = None if data.splits is None else len(data.splits)
     return make_plan(data.x.shape, data.n_outputs, 0, kernel, job.settings, folds=folds).search
 
 
@@ -373,6 +373,7 @@ def make_plan(
     n, features = shape
     columns = geometry_columns(kernel, features)
     search, n_search = settings.search, settings.search.rows(n, kernel.n_kernels)
+    without_kernels = OBJECTIVES[search.objective].holds_out_rows and search.weights != "uniform"
     sizes = Sizes(
         n_train=n,
         n_search=n_search,
@@ -386,7 +387,7 @@ def make_plan(
         folds=folds or search.folds(n_search),
         geometries=len(columns),
         n_columns=sum(columns),
-        start_rows=search.start_rows(n, kernel.n_kernels) if OBJECTIVES[search.objective].holds_out_rows else None,
+        start_rows=search.start_rows(n, kernel.n_kernels) if without_kernels else None,
     )
     plan = plan_fit(sizes, this_machine(), settings.solve.solver)
     solve = dataclasses.replace(plan.solve, tolerance=settings.solve.solver_tolerance, seed=settings.seed)

@@ -150,5 +150,5 @@ def test_fit_without_memory_for_all_kernels_says_so_everywhere(arrays, tmp_path,
     assert metrics["search"]["duality_gap"] is None
     assert metrics["search"]["factorisations"] is None
     assert all(np.isfinite(metrics["search"]["kkt_residual"]))
-    assert "60 of the search rows" in metrics["baselines_note"]
+    assert "the 60 rows that the search started on" in metrics["baselines_note"]
     assert "started on 60" in (tmp_path / "out" / "report.html").read_text()

@@ -199,7 +199,7 @@ class Comparison:
 def _search_rows(learned: Learned) -> str:
     """The rows whose kernels are in memory, in words."""
     n = learned.among.n
-    return f"the {n} search rows" if learned.found.widened is None else f"{n} of the search rows, where it started"
+    return f"the {n} search rows" if learned.found.widened is None else f"the {n} rows that the search started on"
 
 
 def factorise(rows: Rows, weight: np.ndarray | None) -> CholeskySolver:

@@ -9,7 +9,7 @@ from nftk_jax.solvers.plan import MANY, PER_FACTOR, START_SECONDS, Machine, Size
 
 #: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves; and of one that goes on
 #: on more rows.
-EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS, WIDE_EVALUATIONS = 8, 5, 4, 10
+EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS, WIDE_EVALUATIONS = 8, 5, 4, 8
 #: Conjugate gradients' steps for all that an evaluation solves with (`solvers.anchors`).
 SEARCH_STEPS = 12
 #: A search on kernels in memory may take so many seconds before it is compared with one that needs none.
