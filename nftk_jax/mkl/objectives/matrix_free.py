@@ -64,7 +64,8 @@ class WideProblem:
           report: called with the stages of these preparations, what is done and the total.
           progress: called with the share of an evaluation that is done.
         """
-        near, middle = omega.mean(axis=0), float(np.exp(np.log(ridge).mean()))
+        near = omega.mean(axis=0) if omega.any() else np.full(omega.shape[1], 1 / omega.shape[1])
+        middle = float(np.exp(np.log(ridge).mean()))
         with contextlib.ExitStack() as held:
             parts, total = [], len(self.splits)
             for number, (train, out) in enumerate(self.splits):
