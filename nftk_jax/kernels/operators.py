@@ -3,7 +3,7 @@
 An off-diagonal tile serves K v and, transposed, the rows of its mirror image. What a tile costs most, the angles of its
 pairs (784 features: a product of matrices), is the same for every class and every pass: as many tiles as the memory
 allows keep theirs, and a pass over them is a polynomial and two thin products a class. On one CPU, where numba is
-installed, `native` does the tiles whose angles are kept.
+installed, `native` does the tiles whose angles are kept, and those of a single kernel whose entries are.
 """
 
 from __future__ import annotations
@@ -104,9 +104,12 @@ class Tiling(NamedTuple):
 
 
 class StoredTiles(NamedTuple):
-    """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays."""
+    """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays.
 
-    form: Form
+    Without a form they keep the entries of the only kernel.
+    """
+
+    form: Form | None
     starts: np.ndarray
     factors: np.ndarray
     angles: np.ndarray
@@ -262,11 +265,18 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     local = len(pairs) // devices
     each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
     kept = min(local, int(store_bytes // each))
-    store = _fill_store(evaluator, size, mesh, kept, placed, spread)
+    form = evaluator.plan.form if isinstance(evaluator.plan, tiles.Plan) else None
+    is_native = bool(kept and (form or (evaluator.plan is None and len(diagonals) == 1)) and has_native_code(mesh))
+    if is_native and form:
+        from nftk_jax.kernels.native import fill_angles
+
+        store = fill_angles(np.asarray(rows), pairs[:kept], size)
+    else:
+        store = _fill_store(evaluator, size, mesh, kept, placed, spread)
     native, rest = None, Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
-    if kept and isinstance(evaluator.plan, tiles.Plan) and has_native_code(mesh):
-        native = StoredTiles(evaluator.plan.form, pairs[:kept], factors[:kept].astype(dtype), np.asarray(store))
-        rest = Tiling(rest.pairs[kept:], rest.factors[kept:], store[:0]) if kept < local else None
+    if is_native:
+        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), np.reshape(store, (kept, size, size)))
+        rest = Tiling(rest.pairs[kept:], rest.factors[kept:], place(native.angles[:0], mesh)) if kept < local else None
     return GramOperator(n, kept / local, mesh, store, evaluator, size, placed, tables, bias, length, native, rest, [0])
 
 

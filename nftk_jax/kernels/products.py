@@ -83,7 +83,7 @@ class RowProducts:
         w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
         table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)
         ends = m * np.arange(1, c + 1)
-        out = native.multiply_rectangle(plan.form, u1, u2, _near_angles, table, ends, w).reshape(c, m, len(u1))
+        out = native.multiply_rectangle(plan.form, u1, u2, table, ends, w).reshape(c, m, len(u1))
         out = out * r1 if plan.radial else out
         if series.bias is not None:
             out = out + np.einsum("cl,l,cnm->cm", omega, series.bias, v, dtype=np.float64)[:, :, None]
@@ -91,15 +91,6 @@ class RowProducts:
 
 
 _unit_rows = jax.jit(tiles.unit_rows)
-
-
-@jax.jit
-def _exact_angles(u1: jax.Array, u2: jax.Array) -> jax.Array:
-    return tiles.exact_angles(u1, u2, None)[0]
-
-
-def _near_angles(largest: float, u1: np.ndarray, u2: np.ndarray) -> np.ndarray | None:
-    return np.asarray(_exact_angles(u1, u2)) if largest > tiles.near_threshold(u1.dtype) else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
