@@ -85,7 +85,7 @@ def _wide(s: Sizes, machine: Machine, start: int) -> SearchPlan:
     solve = min(exact, key=lambda plan: (plan.peak_bytes > room.memory, _all_solves(plan)))
     # two rectangles, of the classes' and of every kernel; the triangle of every kernel
     rectangles = train * held * (4 * s.columns / flops + s.geometries * (s.kernels + s.depth) / entries)
-    triangle = s.depth * train**2 / 2 / entries
+    triangle = train**2 * (s.columns / flops + s.depth / 2 / entries)
     products = 4 * s.n_classes * s.depth * train * (held + train) / flops
     seconds = s.folds * (_all_solves(solve) + WIDE_EVALUATIONS * (rectangles + triangle + products))
     wide = Stage("search, more rows", kept + s.folds * solve.peak_bytes + 2**29, seconds)
