@@ -201,8 +201,8 @@ def tabulate(results: dict[str, Any]) -> str:
         entries = [entry for name, entry in results.items() if name.startswith(f"{key},")]
         family, n, cells = key.split(",")[0], entries[0]["rows"], np.size(entries[0]["omega"])
         shown = [
-            f"{100 * np.mean([entry['gains'][f'{place}_over_{rival}'][0] for entry in entries]):.1f}"
-            for rival in ("uniform", "single")
+            f"{100 * np.mean([entry['gains'][f'{place}_over_{rival}'][0] for entry in entries]):.{digits}f}"
+            for rival, digits in (("uniform", 1), ("single", 2))
             for place in ("held_out", "test")
         ]
         width, above = (np.mean([entry[name] for entry in entries]) for name in ("mean_width", "above_zero"))
