@@ -241,7 +241,7 @@ class SolveSettings:
     classes together, which store no kernel; nystroem: an approximation on --landmarks, for more rows than the others
     can take; auto: the quicker of the exact two."""
     solver_tolerance: float | None = None
-    """Relative residual at which cg stops. Default: 1e-4, with a low-rank preconditioner 1e-3, and in float64 1e-10."""
+    """Relative residual at which cg stops. Default: 1e-4, with a low-rank preconditioner 8e-4, and in float64 1e-10."""
     landmarks: int | None = None
     """Training rows that nystroem keeps; default 4096."""
     inputs: InputsName = "auto"

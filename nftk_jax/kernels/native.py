@@ -76,7 +76,7 @@ def fill_angles(u: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
     Returns:
       Shape (tiles, size, size), dtype of `u`.
     """
-    out, arccos = np.empty((len(starts), size, size), u.dtype), _arccos(u.dtype)
+    out, arccos, threads = np.empty((len(starts), size, size), u.dtype), _arccos(u.dtype), _threads()
 
     def fill(tile: int) -> None:
         left, right = (u[start : start + size] for start in starts[tile])
@@ -86,7 +86,7 @@ def fill_angles(u: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
         else:
             to_angles(out[tile], arccos)
 
-    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, range(len(out))))
     return out
 
@@ -108,7 +108,8 @@ def multiply_rectangle(
     """
     series = _series(form, table, ends)
     arccos = _arccos(table.dtype)
-    parts = _threads() * max(1, round(len(u1) / (_threads() * _BLOCK[0])))
+    threads = _threads()
+    parts = threads * max(1, round(len(u1) / (threads * _BLOCK[0])))
     height = max(1, -(-len(u1) // parts))
     out = np.zeros((len(w), len(u1)))
 
@@ -127,7 +128,7 @@ def multiply_rectangle(
             add_block(block, near, arccos, series, own, found)
         out[:, first : first + len(left)] = found[:, : len(left)]
 
-    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(some, range(0, len(u1), height)))
     return out
 

@@ -275,7 +275,8 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
         store = _fill_store(evaluator, size, mesh, kept, placed, spread)
     native, rest = None, Tiling(spread, place(factors.astype(dtype), mesh, P(AXIS)), store)
     if is_native:
-        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), np.reshape(store, (kept, size, size)))
+        entries = np.asarray(store).reshape(kept, size, size)
+        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), entries)
         rest = Tiling(rest.pairs[kept:], rest.factors[kept:], place(native.angles[:0], mesh)) if kept < local else None
     return GramOperator(n, kept / local, mesh, store, evaluator, size, placed, tables, bias, length, native, rest, [0])
 

@@ -53,6 +53,7 @@ class Machine:
       entries: kernel entries per second of one device when angles are cached, both matrix-vector products included.
       stored_entries: the same in the passes of conjugate gradients.
       factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
+      tile_rows: rows of the tiles whose angles are cached, at most.
     """
 
     devices: int
@@ -62,11 +63,14 @@ class Machine:
     entries: float
     stored_entries: float
     factor_rows: int | None = None
+    tile_rows: int = 512
 
 
 #: One NVIDIA H100 with 80 GB, by its data sheet: 67 TFLOP/s in float32 outside the tensor cores, of which two thirds,
 #: and 3.35 TB/s, of which an entry takes 16 bytes.
-H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11)
+H100 = Machine(
+    devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11, tile_rows=4096
+)
 
 
 def this_machine() -> Machine:
@@ -323,7 +327,8 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
         held = int(s.itemsize * (n * rank * share + here * rank**2))
         extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
         make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
-    angles = s.geometries * s.itemsize * n * (n + 512) / 2 * share
+    side = n + machine.tile_rows - 1  # at most, of whole tiles
+    angles = s.geometries * s.itemsize * side * (side + machine.tile_rows) / 2 * share
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
     product = s.columns * n**2 / flops
     missing = 1 - store / angles
@@ -340,7 +345,7 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
 def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: int = 1) -> float:
     """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
-    Preconditioners are compared at one residual, although a low rank stops at 1e-3 by default. 4/3 of what was measured
+    Preconditioners are compared at one residual, although a low rank stops at 8e-4 by default. 4/3 of what was measured
     to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23. Kernels of
     several groups are not alike, so that the preconditioner of their mean helps little: the slowest of ten sparse
     Omegas over 17 patches of images took 210, and the average is put at eight times that of kernels that are alike.
