@@ -208,6 +208,8 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset, kernel: Kernel) 
     console.print(
         f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {free:.1f} GiB free; {solve.solver}: {solve.reason}"
     )
+    if plan.search.solve is not None:
+        console.print(f"search: {plan.search.reason}; its systems by {plan.search.solve.solver}")
 
 
 def _compute(
@@ -234,7 +236,9 @@ def _compute(
     )
     with (
         run.progress() as report,
-        learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
+        learn(
+            rows, kernel, settings, plan=plan.solve, search=plan.search, journal=checkpoint, report=report
+        ) as learned,
     ):
         checkpoint.flush()
         found = assess_learned(dataset, learned, resamples=config.resamples, baselines=config.baselines, report=report)

@@ -220,8 +220,12 @@ class SearchSettings:
         >>> tuple(SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160))
         (3000, 3000, 1500)
         """
+        return min(n_train, self.n_search or self.start_rows(n_train, n_kernels))
+
+    def start_rows(self, n_train: int, n_kernels: int) -> int:
+        """On how many of them a search starts that goes on without kernels in memory, see `solvers.search_plan`."""
         share = math.sqrt(min(1.0, SEARCH_KERNELS / n_kernels))
-        return min(n_train, self.n_search or max(FOLD_ROWS, round(share * SEARCH_ROWS)))
+        return min(n_train, max(FOLD_ROWS, round(share * SEARCH_ROWS)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,8 +60,8 @@ def test_the_numbers_are_those_that_the_command_writes(data, found, tmp_path, ru
 def test_the_score_is_the_estimator_s_and_nothing_is_searched_again(data, model, found, monkeypatch):
     _, _, x_test, y_test = data
     assert found["test_accuracy"] == model.score(x_test, y_test) == accuracy_score(y_test, model.predict(x_test))
-    monkeypatch.setattr("nftk_jax.learn.learn_weights", None)
-    monkeypatch.setattr("nftk_jax.learn.find_ridge", None)
+    monkeypatch.setattr("nftk_jax.searches.learn_weights", None)
+    monkeypatch.setattr("nftk_jax.searches.find_ridge", None)
     again = assess(pickle.loads(pickle.dumps(model)).model_, x_test, y_test, baselines="none")
     assert again["omega"] == found["omega"]
     assert again["certificate"]["relative_residual"] == pytest.approx(

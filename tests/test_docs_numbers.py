@@ -41,6 +41,12 @@ def test_the_tables_of_error_rates(monkeypatch):
     assert f"<!-- rates -->\n\n{tables}\n\n<!-- end of rates -->" in page("error-rates.md")
 
 
+def test_the_table_of_the_rows_of_the_search(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    table = importlib.import_module("rows").tabulate(results("rows"))
+    assert f"<!-- rows -->\n\n{table}\n\n<!-- end of rows -->" in page("reading-omega.md")
+
+
 COVERAGE = ("function", "new target", "new target, without the size", "function, nngp", "new target, jackknife+")
 
 

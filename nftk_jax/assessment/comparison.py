@@ -57,7 +57,7 @@ class Comparison:
         if not self._on_all:
             learned.solver.close()
             notes.append(
-                f"baselines, and the model beside them, are solved on the {learned.among.n} search rows"
+                f"baselines, and the model beside them, are solved on {_search_rows(learned)}"
                 + (
                     ""
                     if self._quick
@@ -194,6 +194,12 @@ class Comparison:
             settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, weights="shared"))
         plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
         return dataclasses.replace(plan, fallback=True)
+
+
+def _search_rows(learned: Learned) -> str:
+    """The rows whose kernels are in memory, in words."""
+    n = learned.among.n
+    return f"the {n} search rows" if learned.found.widened is None else f"the {n} rows that the search started on"
 
 
 def factorise(rows: Rows, weight: np.ndarray | None) -> CholeskySolver:

@@ -42,7 +42,13 @@ def assess_fitted(
     plan.check()
     begun = time.perf_counter()
     with learn(
-        data, model.kernel, origin.settings, plan=plan.solve, journal=dict(origin.searches), report=report
+        data,
+        model.kernel,
+        origin.settings,
+        plan=plan.solve,
+        search=plan.search,
+        journal=dict(origin.searches),
+        report=report,
     ) as again:
         seconds = {**origin.seconds, "solve_again": time.perf_counter() - begun}
         learned = dataclasses.replace(again, model=model, seconds=seconds)

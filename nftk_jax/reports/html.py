@@ -168,7 +168,9 @@ def _method(metrics: Metrics) -> str:
     named = page.as_text(_SOLVERS.get(certificate.get("solver"), certificate.get("solver") or DASH))
     precision = f", in {page.as_text(certificate['precision'])}" if certificate.get("precision") else ""
     facts = [("Weights", weights)]
-    facts += [("Rows of the search", count(data.get("n_search")))] if search else []
+    widened = (search or {}).get("widened")
+    started = f"; started on {count(widened['start_rows'])}, whose kernels fit memory" if widened else ""
+    facts += [("Rows of the search", f"{count(data.get('n_search'))}{started}")] if search else []
     facts += [("Held-out rows", page.as_text(held_out))] if held_out else []
     facts += [
         ("Ridge", f"{ridge}, {_RIDGES[config['ridge']]}" if config.get("ridge") in _RIDGES else ridge),

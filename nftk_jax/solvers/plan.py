@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nftk_jax.memory import GIB, available_memory
 from nftk_jax.settings import SolverName
+
+if TYPE_CHECKING:
+    from nftk_jax.solvers.search_plan import SearchPlan
 
 PreconditionerName = Literal["factor", "low-rank"]
 
@@ -24,15 +27,11 @@ BLOCK = 256
 SAMPLE, SAMPLED_PASSES = 3, 8
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
-#: Use Cholesky if one factorisation per class takes at most this many seconds.
-DIRECT_SECONDS = 10.0
+#: Use Cholesky if one factorisation per class takes at most so many seconds; above so many, "auto" approximates.
+DIRECT_SECONDS, EXACT_SECONDS = 10.0, 3600.0
 #: From so many distinct kernels of sums in memory on, one is factored for so many; what is not takes conjugate
-#: gradients, so many steps of a solve and for all that an evaluation of the search solves with (`solvers.anchors`).
-MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
-#: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
-EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
-#: Seconds above which "auto" approximates.
-EXACT_SECONDS = 3600.0
+#: gradients, so many steps of a solve (`solvers.anchors`).
+MANY, PER_FACTOR, STEPS = 32, 16, 10
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
@@ -111,6 +110,7 @@ class Sizes:
 
     The search holds a third of its rows out once, or every one of several `folds`. Kernels of groups of features have
     `geometries`, sets of cosines, of `n_columns` columns together; None is `n_features`.
+    A search that needs no matrix may start on `start_rows`; None is one that needs all kernels of its rows.
     """
 
     n_train: int
@@ -125,6 +125,7 @@ class Sizes:
     folds: int = 1
     geometries: int = 1
     n_columns: int | None = None
+    start_rows: int | None = None
 
     @property
     def kernels(self) -> int:
@@ -188,9 +189,10 @@ class SolvePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Stages in their order, the solve among them, what else there was to choose from, and the memory at hand."""
+    """Stages in their order, search and solve among them, what else could solve, and the memory at hand."""
 
     stages: tuple[Stage, ...]
+    search: SearchPlan
     solve: SolvePlan
     alternatives: tuple[SolvePlan, ...]
     sizes: Sizes
@@ -212,6 +214,8 @@ class Plan:
         worst = max(self.stages, key=lambda stage: stage.bytes)
         rows = _largest_that_fits(self)
         remedies = [f"`n_train={rows}`"] if rows else []
+        if fewer := _largest_search_that_fits(self):
+            remedies.insert(0, f"`n_search={fewer}`")
         remedies += [
             f"`solver='{plan.solver}'`"
             for plan in self.alternatives
@@ -232,12 +236,12 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
       machine: what it runs on.
       solver: as asked for; "auto" see `choose_solve`.
     """
+    from nftk_jax.solvers.search_plan import plan_search  # which is made of solves
+
     s, flops = sizes, machine.flops * machine.shared_memory * 4 / sizes.itemsize
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
     data = s.itemsize * s.n_features * (s.n_train + s.n_test)
-    train = math.ceil(s.n_search * (2 / 3 if s.folds == 1 else 1 - 1 / s.folds))
-    search_bytes = s.itemsize * s.depth * (s.n_search**2 + s.folds * train * s.n_search)
-    search_seconds = s.folds * _search_operations(s.n_classes, s.depth, train) / flops
+    search = plan_search(sizes, machine)
     alternatives = plan_solves(sizes, machine)
     solve = choose_solve(alternatives, machine, solver)
     direct = alternatives[0]
@@ -245,28 +249,11 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
         solve = dataclasses.replace(direct, reason="its kernels are in memory, and few factors serve all of them")
     rows = s.basis if solve.solver == "nystroem" else s.n_train
     stages = (
-        Stage("kernels", data + 2 * s.itemsize * s.depth * s.n_search**2, s.depth * s.n_search**2 / entries),
-        Stage("search", data + search_bytes + 3 * s.itemsize * train**2 + _search_vectors(s), search_seconds),
+        *search.stages,
         *solve.stages,
         Stage("predict", data + 2**29, s.n_test * rows * (2 * s.columns / flops + s.geometries * s.kernels / entries)),
     )
-    return Plan(stages, solve, alternatives, sizes, machine)
-
-
-def _search_operations(n_classes: int, depth: int, n: int) -> float:
-    """Of the search and the grid of ridges, on the n rows of one fold."""
-    factor = n**3 / 3 + 4 * depth * n**2
-    if n_classes < MANY:
-        return (EVALUATIONS * n_classes + 17) * factor
-    few = n_classes / PER_FACTOR * factor
-    shared = few + n_classes * 2 * (depth + 1) * (depth + 3) * n**2
-    own = few + n_classes * min(2 * SEARCH_STEPS * (depth + 1) * n**2, factor)
-    return 17 * factor + SHARED_EVALUATIONS * shared + OWN_EVALUATIONS * own
-
-
-def _search_vectors(s: Sizes) -> int:
-    """Bytes of the vectors of a chunk of targets, and of the models of a batch, of a search of many."""
-    return 3 * 2**28 if s.n_classes >= MANY else 0
+    return Plan(stages, search, solve, alternatives, sizes, machine)
 
 
 def plan_solves(sizes: Sizes, machine: Machine) -> tuple[SolvePlan, ...]:
@@ -390,6 +377,14 @@ def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
     seconds = START_SECONDS + s.kernels * (iterated + m**3 / flops)
     stages = (Stage("solve", int(_data_bytes(s, here) + held + 2**29), seconds),)
     return SolvePlan("nystroem", stages, rank=m, sample=sample)
+
+
+def _largest_search_that_fits(plan: Plan) -> int:
+    """Rows of the search, in thousands, where fewer would make the fit possible; 0 where they would not."""
+    sizes = (
+        dataclasses.replace(plan.sizes, n_search=1000 * rows) for rows in range(plan.sizes.n_search // 1000, 0, -1)
+    )
+    return next((one.n_search for one in sizes if plan_fit(one, plan.machine, plan.solve.solver).fits), 0)
 
 
 def _largest_that_fits(plan: Plan) -> int:
