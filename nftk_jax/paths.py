@@ -56,7 +56,7 @@ class PathsConfig:
     activation: str = MLPSettings.activation
     """relu, erf, gelu, leaky_relu(0.1) or any other that neural_tangents has in closed form."""
     layer_norm: bool = False
-    """Normalise hidden layers before the activation, with a trained scale and shift."""
+    """Normalise hidden layers; a scale and a shift are trained too."""
     steps: int = 60
     """Number of training steps."""
     optimiser: OptimiserName = DescentSettings.optimiser
@@ -70,9 +70,9 @@ class PathsConfig:
     warmup: int = DescentSettings.warmup
     """Steps over which the learning rate rises from 0."""
     clip: float | None = DescentSettings.clip
-    """Scale a batch's gradient down to this norm if it is longer. Default: no clipping."""
+    """Largest norm of a batch's gradient. Default: no clipping."""
     weight_decay: float = DescentSettings.weight_decay
-    """sgd and adam add weight decay to the gradient; adamw subtracts it from the parameters."""
+    """Added to the gradient by sgd and adam; adamw takes it from the parameters."""
     momentum: float = DescentSettings.momentum
     """Momentum of sgd, at least 0 and below 1."""
     nesterov: bool = DescentSettings.nesterov

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -234,6 +235,11 @@ def family_words(metrics: Metrics) -> str:
         return (
             f"the {kind} kernel of an infinitely wide network of depth {size - 1}, taken apart into its {size} layers"
         )
+    groups = Counter(kernel.get("group") or "" for kernel in kernels)
+    if len(groups) > 1 and "" not in groups and len(set(groups.values())) == 1:
+        each = size // len(groups)
+        per_group = f"{'one' if each == 1 else each} for each group of features"
+        return f"{size} kernels, {per_group} ({in_words([clean(name) for name in groups])})"
     if word not in ("depth", "increment"):
         return f"the kernel {in_words(names)}" if size == 1 else f"{size} kernels ({in_words(names)})"
     consecutive = size > 2 and names == [str(i + 1) for i in range(size)]

@@ -74,7 +74,8 @@ def _headline(metrics: Metrics) -> Padding:
     text.append(f"  (95 % interval {score.interval(ours.interval)}, for this fitted model)")
     if not score.is_accuracy:
         text.append(f"  mean squared error {significant(metrics.get('test_mse'))}")
-    text.append(f"\n{clean(data['name'])}: {count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
+    name = f"{clean(data['name'])}: " if data["name"] else ""
+    text.append(f"\n{name}{count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
     text.append(f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}; ")
     text.append(family_words(metrics))
     if search:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from nftk_jax.reports.reading import family_words
 from nftk_jax.reports.tables import summary
-from tests.reports.samples import weighing
+from tests.reports.samples import grouped, weighing
 
 
 def printed(metrics, width: int = 80) -> str:
@@ -111,3 +111,11 @@ def test_groups_say_what_they_give_and_what_is_lost_without_them():
 )
 def test_the_kernels_are_said_in_words(labels, word, said):
     assert said in family_words(weighing(labels, 2, word))
+
+
+def test_kernels_of_groups_are_counted_per_group():
+    patient = {"age": [0], "blood pressure": [1, 2]}
+    assert family_words(grouped(patient, [2], 3)) == (
+        "2 kernels, one for each group of features (\u201cage\u201d and \u201cblood pressure\u201d)"
+    )
+    assert family_words(grouped(patient, [1, 2, 3], 3)).startswith("6 kernels, 3 for each group of features (")
