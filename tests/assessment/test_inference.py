@@ -139,7 +139,7 @@ def test_the_display_has_a_line_for_every_weight(data, fitted):
     assert len(labels) == 4 * len(table.clusters)
     one = InferenceDisplay.from_table(table, target="y1")
     assert [tick.get_text() for tick in one.ax_.get_yticklabels()] == list(table.cluster_names)
-    with pytest.raises(ValueError, match="target must be one of 0, 1, 2, 3; got '9'"):
+    with pytest.raises(ValueError, match="target must be one of y0, y1, y2, y3; got '9'"):
         InferenceDisplay.from_table(table, target="9")
 
 
