@@ -55,7 +55,8 @@ def infer(
     Args:
       model: fitted.
       x: the training inputs, shape (n, p), or other rows of the same kind.
-      y: their labels, shape (n,), or targets, shape (n,) or (n, C); NaN is missing.
+      y: their labels, shape (n,), or targets, shape (n,) or (n, C); NaN is missing. The columns of a DataFrame name the
+        targets. Otherwise they are y0, y1, ...
       level: of the tests. The intervals of a row of Omega hold together with probability 1 - `level`.
       sample_weight: shape (n,), >= 0; None is 1 everywhere. A row of weight w has the noise of a mean of w rows.
       n_rows: use at most this many rows, spread evenly. The time grows with their third power.
