@@ -43,7 +43,7 @@ test-install:
 # What the three ways of installing take on disk, as README says.
 sizes: $(READY)
 	@for how in "uv:." "uv, with TensorFlow:--no-config ." "uv, with numba:.[numba]"; do \
-	  $(BIN)/uv venv --quiet --clear .venv-sizes && \
+	  $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-sizes && \
 	  VIRTUAL_ENV=.venv-sizes $(BIN)/uv pip install --quiet --link-mode copy $${how#*:} && \
 	  du -sm .venv-sizes | sed "s/\t.*/ MB: $${how%%:*}/" || exit 1; \
 	done
