@@ -132,7 +132,7 @@ def infer_learned(learned: Learned, names: Sequence[str], level: float, report: 
         inference = Inference(k, y, model.kernel.labels, weight=weight, rng=rng, clusters=clusters)
         clusters = inference.clusters
         found = inference.run(
-            [names[output] for output in part.outputs],
+            np.array(names)[part.outputs],
             level=level,
             intervals=len(names) <= _INTERVAL_TARGETS,
             p_uniform=None if known is None else known[part.outputs],

@@ -70,8 +70,8 @@ def _texts(module: str) -> dict[tuple[str, str], str]:
     except (OSError, TypeError):
         return {}
     found = {}
-    for kind in tree.body:
-        for pair in itertools.pairwise(kind.body if isinstance(kind, ast.ClassDef) else ()):
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for pair in itertools.pairwise(kind.body):
             match pair:
                 case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(value=ast.Constant(value=str(text))):
                     found[kind.name, field] = " ".join(text.split())

@@ -157,7 +157,7 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
     Warns:
       UserWarning: the inputs are float64, and the kernels are float32.
     """
-    if not jax.config.jax_enable_x64 and any(_is_double(x) for x in (x1, x2)):
+    if jnp.result_type(float) == jnp.float32 and any(_is_double(x) for x in (x1, x2)):
         warnings.warn(
             "depth_ntks returns float32 for float64 inputs, because JAX's x64 mode is off; say "
             "jax.config.update('jax_enable_x64', True) for float64, or pass float32 inputs",
