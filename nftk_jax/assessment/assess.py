@@ -71,7 +71,8 @@ def _assess(
     with _timed(seconds, "inference"):
         inference, null_zeros = None, None
         if descent is not None and model.kernel.n_kernels > 1:
-            inference = infer_learned(learned, search.uniform_level if search.uniform_level < 1 else LEVEL, report)
+            level = search.uniform_level if search.uniform_level < 1 else LEVEL
+            inference = infer_learned(learned, dataset.class_names, level, report)
             null_zeros = zeros_under_uniform(learned)
     omega_n = normalise_rows(model.omega)
     zeros = float((omega_n == 0).mean())
@@ -152,6 +153,7 @@ def _identifiability(
         n_kernels=len(alignment),
         rank=rank,
         kernel=kernel.word,
+        output="output" if learned.model.classes is None else "class",
         indefinite=indefinite,
         learned=learned.found.descent is not None,
         differences={

@@ -57,7 +57,8 @@ class Comparison:
         if not self._on_all:
             learned.solver.close()
             notes.append(
-                f"baselines, and the model beside them, are solved on {_search_rows(learned)}"
+                "the baselines, and the model that they are compared with, are solved on "
+                f"{_search_rows(learned)}"
                 + (
                     ""
                     if self._quick
@@ -65,7 +66,7 @@ class Comparison:
                 )
             )
         if learned.settings.decision != "scores" and model.classes is not None:
-            notes.append("baselines, and the model beside them, decide by the largest score")
+            notes.append("the baselines, and the model that they are compared with, decide by the largest score")
         if len(learned.parts) > 1:
             widths = ", and the width of the RBF and of the Laplace kernel" if self._distances else ""
             notes.append(
