@@ -25,7 +25,7 @@ import numpy as np
 
 WARM_ROWS = 500
 #: Most epochs of EigenPro, and passes over all rows of ASkotch.
-EPOCHS, PASSES = 15, 20
+EPOCHS, PASSES = 10, 10
 #: Centres of Falkon and components of Nystroem, at most all rows.
 COMPONENTS = (500, 1000, 2000, 4000, 8000, 16_000)
 #: Tolerances of GPyTorch's and KeOps's conjugate gradients, each a fit of its own.
