@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup fit test test-matrix test-install requirements lint check check-slow fuzz bench bench-mkl docs docs-serve clean
+.PHONY: help setup fit test test-matrix test-install sizes requirements lint check check-slow fuzz bench bench-mkl docs docs-serve clean
 
 help:
-	@echo "make setup | fit | test | test-matrix | test-install | requirements | lint | check | check-slow | fuzz | bench | bench-mkl | docs | docs-serve | clean"
+	@echo "make setup | fit | test | test-matrix | test-install | sizes | requirements | lint | check | check-slow | fuzz | bench | bench-mkl | docs | docs-serve | clean"
 
 setup: $(READY)
 
@@ -40,13 +40,28 @@ test-install:
 	@cd .venv-install && bin/nftk fit --depth 2 --n-train 200 --n-test 200 --baselines none --output result && \
 	  ! bin/python -c 'import tensorflow' 2>/dev/null && test -s result/report.html && du -sh . --exclude=result
 
-# The pins of requirements.txt: what `make setup` would install, without the tools of development.
+# What the three ways of installing take on disk, as README says.
+sizes: $(READY)
+	@for how in "uv:." "uv, with TensorFlow:--no-config ." "uv, with numba:.[numba]"; do \
+	  $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-sizes && \
+	  VIRTUAL_ENV=.venv-sizes $(BIN)/uv pip install --quiet --link-mode copy $${how#*:} && \
+	  du -sm .venv-sizes | sed "s/\t.*/ MB: $${how%%:*}/" || exit 1; \
+	done
+	@rm -rf .venv-sizes
+
+# The pins of requirements.txt: what `make setup` would install, without the tools of development. Those of
+# experiments/requirements.txt are the versions of this environment.
 requirements: $(READY)
 	@{ echo "# Everything that nftk_jax needs, pinned, without TensorFlow, which neural-tangents lists and nftk_jax never uses:"; \
 	  echo "#   pip install --no-deps -r requirements.txt && pip install --no-deps ."; \
 	  echo "# Written by \`make requirements\`."; \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml \
 	    | grep -v "'never'"; } > requirements.txt
+	@{ echo "# The versions with which the results in experiments/results were computed last, on Python 3.11:"; \
+	  echo "#   pip install --no-deps -r experiments/requirements.txt && pip install --no-deps ."; \
+	  echo "# Written by \`make requirements\`."; \
+	  VIRTUAL_ENV=.venv $(BIN)/uv pip freeze --exclude-editable | $(BIN)/uv pip compile --quiet --python-version 3.11 \
+	    --extra text --constraint - --no-annotate --no-header setup.cfg | grep -v "'never'"; } > experiments/requirements.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -85,4 +100,4 @@ docs-serve: docs
 	@$(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000
 
 clean:
-	rm -rf .venv .venv-bench .venv-matrix .venv-install build dist *.egg-info runs site
+	rm -rf .venv .venv-bench .venv-matrix .venv-install .venv-sizes build dist *.egg-info runs site

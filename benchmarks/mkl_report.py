@@ -139,14 +139,15 @@ def _classifiers(cases: list[dict]) -> list[str]:
     return ["", "| case | method | seconds | loss | test accuracy |", "|---|---|---|---|---|", *lines] if lines else []
 
 
-def write_between_markers(page: Path, text: str) -> None:
+def write_between_markers(page: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Replace what stands between the markers of a page.
 
     Raises:
       ValueError: the page has no such markers.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = markers
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{page} must hold the lines {BEGIN} and {END}; add them where the tables go")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"{page} must hold the lines {first} and {last}; add them where the tables go")
+    page.write_text(f"{before}{first}\n{text}\n{last}{after}")

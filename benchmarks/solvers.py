@@ -33,7 +33,8 @@ from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import Rows, unit_diagonal_scale
 from nftk_jax.solvers.accuracy import RidgeSystem
-from nftk_jax.solvers.plan import LANDMARKS, PreconditionerName, Sizes, SolvePlan, plan_solves, this_machine
+from nftk_jax.solvers.machine import this_machine
+from nftk_jax.solvers.plan import LANDMARKS, PreconditionerName, Sizes, SolvePlan, plan_solves
 from nftk_jax.solvers.regression import prepare
 from nftk_jax.solvers.solver import RidgeSolution
 

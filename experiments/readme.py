@@ -2,10 +2,10 @@
 
     python experiments/readme.py
 
-runs two fits unless `--runs` holds them already, and the README's example. It writes patches.png (contributions of
-patches of an image), depths.png (weights of depths), bands.png (the example) and report.png (the top of a report) to
-docs/images, and experiments/results/readme.json. The report's picture needs Chromium: `playwright install chromium`, or
-the browser's path as `--chromium`.
+runs three fits unless `--runs` holds them already, and the README's example. It writes patches.png (contributions of
+patches of an image), depths.png (weights of depths), columns.png (contributions of the columns of a simulated table),
+bands.png (the example) and report.png (the top of a report) to docs/images, and experiments/results/readme.json. The
+report's picture needs Chromium: `playwright install chromium`, or the browser's path as `--chromium`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,40 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import store
 from playwright.sync_api import sync_playwright
 
 from nftk_jax import OmegaDisplay, load_model
 
 FITS = {"patches": ["--groups", "patches:4x4", "--depths", "2"], "depths": []}
+TABLE = ["--target", "diagnosis", "--groups", "columns", "--depths", "2", "--b-std", "1"]
 BASELINES = ("uniform", "best_single_depth", "rbf")
 
 
+def simulate_patients(path: Path) -> None:
+    """A table of 500 patients, whose diagnosis depends on age, glucose, smoking and, if glucose is high, body mass."""
+    rng, n = np.random.default_rng(3), 500
+    age, sex = rng.integers(20, 90, n), rng.choice(["f", "m"], n)
+    glucose, iron = rng.normal(5.5, 1.2, n).round(1), rng.normal(15, 4, n).round(1)
+    site, smoker = rng.choice(["Ulm", "Bonn", "Kiel"], n), rng.choice(["yes", "no"], n, p=[0.3, 0.7])
+    bmi = rng.normal(26, 4, n).round(1)
+    risk = 1.3 * (glucose - 5.5) + 0.04 * (age - 55) + 0.9 * (smoker == "yes")
+    risk += 0.12 * (bmi - 26) * (glucose > 5.5) + rng.normal(0, 0.7, n)
+    columns = {"age": age, "sex": sex, "glucose": glucose, "iron": iron, "site": site, "smoker": smoker, "bmi": bmi}
+    table = pd.DataFrame(
+        columns | {"diagnosis": np.select([risk > 1.2, risk > 0.2], ["diabetes", "at risk"], "healthy")}
+    )
+    table.loc[rng.random(n) < 0.08, "iron"] = np.nan
+    table.to_csv(path, index=False)
+
+
 def fit(runs: Path) -> None:
-    for name, flags in FITS.items():
+    patients = runs / "patients.csv"
+    if not (runs / "columns").exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        simulate_patients(patients)
+    for name, flags in (FITS | {"columns": ["--dataset", str(patients), *TABLE]}).items():
         if not (runs / name).exists():
             subprocess.run([sys.executable, "-m", "nftk_jax.fit", *flags, "--output", str(runs / name)], check=True)
 
@@ -103,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in FITS:
         store.write(options.results, name, numbers(read(options.runs / name)))
     shutil.copy(options.runs / "patches/figures/contribution_maps.png", options.images / "patches.png")
+    shutil.copy(options.runs / "columns/figures/contributions.png", options.images / "columns.png")
     draw_depths(options.runs / "depths", options.images / "depths.png")
     run_example(options.images)
     photograph(options.runs / "depths/report.html", options.images / "report.png", options.chromium)

@@ -1,4 +1,4 @@
-"""`python -m nftk_jax.compare`: the paper's finite networks beside their infinite-width limit on the same data."""
+"""`python -m nftk_jax.compare`: compare the paper's finite networks with their infinite-width limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
@@ -45,18 +47,18 @@ TrainingName = Literal["joint", "alternating"]
 
 @dataclasses.dataclass(frozen=True)
 class AlternationFlags:
-    """How --training alternating trains the NFT-K MLP; its learning rates are those of the joint training."""
+    """How --training alternating trains the NFT-K MLP, with the learning rates of the joint training."""
 
     rounds: int = AlternatingSettings.rounds
-    """How often theta and Omega take turns."""
+    """How many times theta and Omega take turns."""
     theta_steps: int = AlternatingSettings.theta_steps
-    """Most full-batch steps on theta in one round."""
+    """Largest number of full-batch steps on theta in one round."""
     omega_steps: int = AlternatingSettings.omega_steps
     """Full-batch steps on Omega in one round; 0 keeps Omega fixed."""
     anchor: float = AlternatingSettings.anchor
     """lambda of the paper's eq. 13, the pull of theta towards its start."""
     theta_tolerance: float = AlternatingSettings.theta_tolerance
-    """theta has converged when its gradient has shrunk to this share of its norm at the start of the round."""
+    """theta has converged when the norm of its gradient is this share of what it was at the start of the round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +66,12 @@ class InfiniteFlags:
     """How the infinite network is learned."""
 
     n_search: int | None = SearchSettings.n_search
-    """Training rows used to learn Omega; default all up to 3000."""
+    """Training rows used to learn Omega. Default: all, but at most 3000."""
     ridge: float | Literal["auto", "learned"] = SearchSettings.ridge
-    """Ridge in units of the kernel's unit mean diagonal; auto chooses it on held-out rows, learned then learns one for
-    every class together with Omega."""
+    """Regularisation, relative to the kernel's mean diagonal. auto: chosen on held-out rows; learned: starts there and
+    is learned for every class together with Omega."""
     precision: PrecisionName = SolveSettings.precision
-    """Of kernels and solves."""
+    """Precision of kernels and solves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,26 +79,26 @@ class CompareConfig:
     """Flags of `python -m nftk_jax.compare`; config{} of metrics.json."""
 
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
-    held_out: RunFlags = dataclasses.field(default_factory=RunFlags)
-    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
+    held_out: Annotated[RunFlags, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=RunFlags)
+    scaling: Annotated[ScalingSettings, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=ScalingSettings)
     finite: FiniteSettings = dataclasses.field(default_factory=FiniteSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
     alternation: AlternationFlags = dataclasses.field(default_factory=AlternationFlags)
     infinite: InfiniteFlags = dataclasses.field(default_factory=InfiniteFlags)
-    files: ResumableFlags = dataclasses.field(default_factory=ResumableFlags)
+    files: Annotated[ResumableFlags, tyro.conf.arg(name="run")] = dataclasses.field(default_factory=ResumableFlags)
     depth: int = MLPSettings.depth
-    """Hidden layers L of all networks."""
+    """Hidden layers L of every network."""
     activation: str = MLPSettings.activation
-    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    """relu, erf, gelu, leaky_relu(0.1) or any other that neural_tangents has in closed form."""
     w_std: float = MLPSettings.w_std
-    """Standard deviation of the weights, of the infinite network and of the parametrisation ntk."""
+    """Standard deviation of the weights in the infinite network and in --parametrisation ntk."""
     b_std: float = MLPSettings.b_std
-    """Standard deviation of the hidden layers' biases, of the same."""
+    """Standard deviation of the hidden layers' biases in the same networks."""
     training: TrainingName = "joint"
-    """How the NFT-K MLP is trained. joint: mini-batch steps on theta and Omega together, as the MLP; alternating: the
-    paper's eqs. 9, 13 and 16, in turns full-batch steps on theta until it has converged, and steps on Omega."""
+    """How the NFT-K MLP is trained. joint: mini-batch steps on theta and Omega together; alternating: full-batch steps
+    on theta until it has converged, then steps on Omega, and so on (the paper's eqs. 9, 13 and 16)."""
     seeds: int = 1
-    """Finite networks of each kind, trained together."""
+    """Number of finite networks of each kind. They are trained together."""
 
 
 def main(config: CompareConfig) -> None:
@@ -329,7 +331,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any]) -> None:
 
 def command(prog: str = "nftk_jax.compare") -> int:
     """The console script nftk-compare, and the command `nftk compare`: its errors begin with `prog`."""
-    return command_line.run(main, CompareConfig, prog=prog, description=__doc__ or "")
+    return command_line.run(main, CompareConfig, prog=prog, description=__doc__)
 
 
 if __name__ == "__main__":

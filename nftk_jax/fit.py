@@ -1,4 +1,4 @@
-"""`python -m nftk_jax.fit`: learn which depths each class uses, solve, compare with baselines, report."""
+"""`python -m nftk_jax.fit`: learn how much each kernel contributes to each class, and judge the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError, speak_of_flags
@@ -39,14 +41,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessFlags:
-    """Several processes, on one host or many, that share the work."""
+    """Several processes, on one host or on many, that share the work."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0; each process is started with the same flags."""
+    """To share the work between processes: HOST:PORT of process 0. All of them get the same flags."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Number of this one, from 0; process 0 writes the output."""
+    """Number of this process, from 0. Process 0 writes the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +56,30 @@ class FitConfig:
     """Flags of `python -m nftk_jax.fit`; config{} of metrics.json."""
 
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
-    held_out: RunFlags = dataclasses.field(default_factory=RunFlags)
-    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
-    mlp: MLPSettings = dataclasses.field(default_factory=MLPSettings)
+    held_out: Annotated[RunFlags, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=RunFlags)
+    scaling: Annotated[ScalingSettings, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=ScalingSettings)
     kernels: KernelFlags = dataclasses.field(default_factory=KernelFlags)
+    mlp: Annotated[MLPSettings, tyro.conf.arg(name="kernels")] = dataclasses.field(default_factory=MLPSettings)
     search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
     solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
-    files: ResumableFlags = dataclasses.field(default_factory=ResumableFlags)
-    processes: ProcessFlags = dataclasses.field(default_factory=ProcessFlags)
+    files: Annotated[ResumableFlags, tyro.conf.arg(name="run")] = dataclasses.field(default_factory=ResumableFlags)
+    processes: Annotated[ProcessFlags, tyro.conf.arg(name="run")] = dataclasses.field(default_factory=ProcessFlags)
     decision: DecisionName = LearnSettings.decision
-    """How scores become probabilities, and so labels: the largest score wins, or a logistic regression on the held-out
-    rows' scores."""
+    """How scores become labels. scores: the largest score wins; logistic: a logistic regression on the scores of
+    held-out rows."""
     class_weight: ClassWeightName = "none"
-    """Of training rows: balanced gives every class the same total weight, so that a rare one counts as much as a common
-    one."""
+    """balanced: all classes have the same total weight in training, however rare they are."""
     baselines: BaselinesName = "auto"
-    """Simpler models to compare with. quick: equal weights, the best single kernel and shared weights, solved on the
-    search rows; auto: also weights learned on shuffled labels, RBF and Laplace, solved on all rows up to 20,000 and on
-    the search rows above; all: on all rows, however many."""
+    """Simpler models to compare with. quick: equal weights, the best single kernel and shared weights, on the rows of
+    the search; auto: also weights from shuffled labels, an RBF and a Laplace kernel, on all rows if there are at most
+    20000; all: the same on all rows, however many."""
     resamples: int = 0
-    """Learn Omega again on this many random splits of the search rows and report its spread."""
+    """Learn Omega again on this many random splits, to see how much it varies."""
     influence: int = 0
-    """Explain this many test rows by the training rows that raise and lower their scores most, and list training rows
-    that look mislabelled."""
+    """Explain this many test rows by the training rows that matter most to them, and list training rows that look
+    mislabelled."""
     dry_run: bool = False
-    """Print the plan (memory, seconds, solver) and compute nothing."""
+    """Print the expected memory, time and solver, and compute nothing."""
 
 
 def main(config: FitConfig) -> None:
@@ -208,6 +209,8 @@ def _print_plan(console: Console, plan: Plan, dataset: Dataset, kernel: Kernel) 
     console.print(
         f"{fits}: peak {plan.peak_bytes / 2**30:.2f} GiB of {free:.1f} GiB free; {solve.solver}: {solve.reason}"
     )
+    if plan.search.solve is not None:
+        console.print(f"search: {plan.search.reason}; its systems by {plan.search.solve.solver}")
 
 
 def _compute(
@@ -234,7 +237,9 @@ def _compute(
     )
     with (
         run.progress() as report,
-        learn(rows, kernel, settings, plan=plan.solve, journal=checkpoint, report=report) as learned,
+        learn(
+            rows, kernel, settings, plan=plan.solve, search=plan.search, journal=checkpoint, report=report
+        ) as learned,
     ):
         checkpoint.flush()
         found = assess_learned(dataset, learned, resamples=config.resamples, baselines=config.baselines, report=report)
@@ -273,7 +278,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], model: NFTKModel, d
 
 def command(prog: str = "nftk_jax.fit") -> int:
     """The console script nftk-fit, and the command `nftk fit`: its errors begin with `prog`."""
-    return command_line.run(main, FitConfig, prog=prog, description=__doc__ or "")
+    return command_line.run(main, FitConfig, prog=prog, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nftk_jax.inference.rule import prefer_uniform
-from nftk_jax.kernels.devices import agree
 from nftk_jax.kernels.groups import geometry_columns
 from nftk_jax.kernels.kernel import Kernel
 from nftk_jax.kernels.lines import warn_of_lines
@@ -25,8 +23,7 @@ from nftk_jax.mkl.calibration import calibrate
 from nftk_jax.mkl.definiteness import check_finite, indefinite_remedy, warn_if_indefinite
 from nftk_jax.mkl.objectives import OBJECTIVES
 from nftk_jax.mkl.problem import SearchProblem, pad_problem, take
-from nftk_jax.mkl.ridge import find_ridge
-from nftk_jax.mkl.search import check_search, flatten_weights, learn_weights, restore_weights
+from nftk_jax.mkl.search import check_search
 from nftk_jax.model import NFTKModel
 from nftk_jax.model.systems import likely_scale
 from nftk_jax.parts import (
@@ -43,10 +40,13 @@ from nftk_jax.parts import (
 )
 from nftk_jax.preprocessing.scaling import fit_input_scaling
 from nftk_jax.preprocessing.targets import Targets, encode_targets, group_by_presence
+from nftk_jax.searches import draw_start, keep_uniform, pose_wide, search_rows, widen_search
 from nftk_jax.settings import LearnSettings
 from nftk_jax.solvers import accuracy
-from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit, this_machine
+from nftk_jax.solvers.machine import this_machine
+from nftk_jax.solvers.plan import Plan, Sizes, SolvePlan, plan_fit
 from nftk_jax.solvers.regression import PresentRowsSolver, prepare
+from nftk_jax.solvers.search_plan import SearchPlan
 from nftk_jax.solvers.solver import Journal, Report, RidgeSolution, RidgeSolver, silent
 
 
@@ -114,6 +114,7 @@ def learn(
     settings: LearnSettings,
     *,
     plan: SolvePlan | None = None,
+    search: SearchPlan | None = None,
     condition: bool = True,
     journal: Journal | None = None,
     report: Report = silent,
@@ -127,6 +128,7 @@ def learn(
       kernel: the L kernels that Omega weighs.
       settings: everything else.
       plan: of the solve on all rows; None makes one.
+      search: the plan of the search; None makes one.
       condition: whether the solution's condition number is estimated, which the certificate shows.
       journal: gets the search's result and the solver's state, and gives them back to a run that takes up where another
         was interrupted; None keeps nothing.
@@ -143,7 +145,7 @@ def learn(
         was asked for, or that fits memory, does not hold the solution.
     """
     check_search(settings.search)
-    job = _Job(settings, plan, condition, {} if journal is None else journal, report, Clock())
+    job = _Job(settings, plan, search, condition, {} if journal is None else journal, report, Clock())
     with enable_x64(settings.solve.dtype(len(rows.x)) == "float64"):
         try:
             learned = _learn(rows, kernel, job)
@@ -171,6 +173,7 @@ class _Job:
 
     settings: LearnSettings
     plan: SolvePlan | None
+    search: SearchPlan | None
     condition: bool
     journal: Journal
     report: Report
@@ -187,7 +190,7 @@ def _learn_in_float64(data: TrainingRows, kernel: Kernel, job: _Job) -> Learned 
     if not plan.fits:
         return None
     options = {"condition": job.condition, "journal": PartJournal(job.journal, "float64"), "report": job.report}
-    return learn(data, kernel, finer, plan=plan.solve, **options)
+    return learn(data, kernel, finer, plan=plan.solve, search=plan.search, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +262,9 @@ def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Do
     """Split, choose the ridge, descend and solve, for targets y (encoded) that are there in all of these rows."""
     kernel, settings = rows.kernel, job.settings
     # split
-    positions, splits = draw_search(data, settings, kernel.n_kernels)
+    drawn = draw_search(data, settings, kernel.n_kernels)
+    plan = _search_plan(data, kernel, job, len(drawn[1]))
+    positions, splits = drawn if plan.solve is None else draw_start(data, drawn, plan.dense_rows, settings.seed)
     among = (rows if len(positions) == rows.n else rows.take(positions)).keeping()
     y_search = jnp.asarray(y[positions], among.dtype)
     problem = SearchProblem(among.kernels, y_search, splits, take(data.weight, positions), data.unit)
@@ -271,7 +276,11 @@ def _learn_rows(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _Do
         warn_if_indefinite(problem.k, kernel.word)
     # ridge and descend
     labels = None if data.labels is None else data.labels[positions]
-    found = _search(problem, padded, labels, job)
+    found = search_rows(problem, padded, labels, settings, journal=job.journal, report=job.report)
+    if plan.solve is not None:
+        wide = pose_wide(rows, y, data.weight, drawn, plan.solve)
+        found = widen_search(wide, problem, found, settings.search, plan.reason, journal=job.journal, report=job.report)
+    found = keep_uniform(problem, found, settings)
     job.clock.lap("search")
     # solve
     plan = _solve_plan(data, kernel, job)
@@ -292,7 +301,10 @@ def _learn_parts(data: TrainingRows, rows: Rows, y: np.ndarray, job: _Job) -> _D
     for number, part in enumerate(complete):
         before = sum(len(other.outputs) for other in complete[:number])
         own = dataclasses.replace(
-            job, journal=PartJournal(job.journal, number), report=later_report(job.report, before, data.n_outputs)
+            job,
+            search=None,
+            journal=PartJournal(job.journal, number),
+            report=later_report(job.report, before, data.n_outputs),
         )
         with part.naming_errors():
             result = _learn_rows(part.data, rows.take(part.rows), y[np.ix_(part.rows, part.outputs)], own)
@@ -327,6 +339,12 @@ def _check_missing(data: TrainingRows, job: _Job) -> None:
         )
 
 
+def _search_plan(data: TrainingRows, kernel: Kernel, job: _Job, folds: int) -> SearchPlan:
+    if job.search is not None:
+        return job.search
+    return make_plan(data.x.shape, data.n_outputs, 0, kernel, job.settings, folds=folds).search
+
+
 def _solve_plan(data: TrainingRows, kernel: Kernel, job: _Job) -> SolvePlan:
     if job.plan is not None:
         return job.plan
@@ -338,28 +356,6 @@ def _prepare(rows: Rows, weight: np.ndarray | None, plan: SolvePlan, found: Foun
     near = found.omega.mean(axis=0) if found.omega.any() else np.full(rows.kernel.n_kernels, 1 / rows.kernel.n_kernels)
     ridge = float(np.exp(np.log(found.ridge).mean()))
     return prepare(rows, plan, omega=near, ridge=ridge, weight=weight, report=report)
-
-
-def _search(problem: SearchProblem, padded: SearchProblem, labels: np.ndarray | None, job: _Job) -> Found:
-    """Choose the ridge, learn Omega, and keep equal weights that no test rejects.
-
-    Held-out errors are computed on `padded`, the problem with its rows padded.
-    """
-    settings, journal, report = job.settings, job.journal, job.report
-    search, holds_out = settings.search, OBJECTIVES[settings.search.objective].holds_out_rows
-    report("search", 0, problem.n_classes)
-    arrays = journal.get("search")
-    if arrays is None:
-        start = find_ridge(padded, settings, labels)
-        found = learn_weights(
-            padded if holds_out else problem, start, search, report=lambda *state: report("search", *state)
-        )
-        journal["search"] = {"start_ridge": start, **flatten_weights(found)}
-    else:
-        start, found = arrays["start_ridge"], restore_weights(arrays)
-    found, p_uniform = prefer_uniform(problem, found, start, search, settings.seed)
-    omega, ridge = agree({"omega": found.omega, "ridge": found.ridge}).values()
-    return Found(omega, ridge, start, found.descent, p_uniform)
 
 
 def make_plan(
@@ -378,6 +374,7 @@ def make_plan(
     n, features = shape
     columns = geometry_columns(kernel, features)
     search, n_search = settings.search, settings.search.rows(n, kernel.n_kernels)
+    without_kernels = OBJECTIVES[search.objective].holds_out_rows and search.weights != "uniform"
     sizes = Sizes(
         n_train=n,
         n_search=n_search,
@@ -391,6 +388,7 @@ def make_plan(
         folds=folds or search.folds(n_search),
         geometries=len(columns),
         n_columns=sum(columns),
+        start_rows=search.start_rows(n, kernel.n_kernels) if without_kernels else None,
     )
     plan = plan_fit(sizes, this_machine(), settings.solve.solver)
     solve = dataclasses.replace(plan.solve, tolerance=settings.solve.solver_tolerance, seed=settings.seed)

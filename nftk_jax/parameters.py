@@ -46,8 +46,10 @@ PARAMETERS = """
       depth: hidden layers L; the kernels of depths 1 to L are combined.
       depths: use only these depths, such as ``[1, 3]``. `depth` is then the largest of them, unless given. None is all.
       activation: a name of `nftk_jax.kernels.activations.ACTIVATIONS`.
-      w_std, b_std, readout_bias: scales of weights and biases, see `MLP`. Hidden biases are on by default: without them
-        the kernels are homogeneous in x, and classes that differ only by |x| cannot be told apart.
+      w_std: standard deviation of the weights, see `MLP`.
+      b_std: standard deviation of the hidden layers' biases. They are on by default: without them the kernels are
+        homogeneous in x, and classes that differ only by |x| cannot be told apart.
+      readout_bias: standard deviation of the readout's bias.
       basis: which kernels are combined, see `MLP`: "depths", "increments" or "layers" (L + 1 of them).
       kernel: any `Kernel` in place of the MLP. `depth` to `basis` are then ignored. None is the MLP. "precomputed"
         means that `x` holds kernel values, not inputs: (n, n) or (L, n, n) for `fit`, and (m, n) or (L, m, n) between m
@@ -60,13 +62,16 @@ PARAMETERS = """
       objective: what Omega minimises: "validation" or "kfold" (the error on the rows that `cv` holds out), "loo",
         "evidence", "gcv", "train" or "alignment".
       constraint: "simplex" or "orthant".
-      penalty, penalty_norm: weight and norm of the penalty on Omega.
+      penalty: factor of the penalty on Omega.
+      penalty_norm: "l1", the sum of the weights, or "l2", half the sum of their squares.
       weights: "per-class", "shared" or "uniform".
       ridge: an absolute number, in units of the kernel's unit mean diagonal; or "auto", the best ridge on the held-out
         rows under uniform weights (by log-loss with a logistic decision, and by squared error otherwise); or "learned",
         which starts from "auto" and learns the ridge together with Omega.
-      method, step_size: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
-      tolerance, max_iterations: when the descent stops.
+      method: how Omega descends: "quasi-newton", or "projected-gradient" with a fixed step.
+      step_size: the step of "projected-gradient".
+      tolerance: a class has converged when moving a unit of weight gains less than this share of its error.
+      max_iterations: most steps of the search.
       n_search: rows used to learn Omega. None takes all up to 3000, and fewer for more than forty kernels.
       cv: how rows are held out to choose ridge, Omega and the temperature of the probabilities. A number of folds, any
         scikit-learn splitter, or an iterable of pairs (rows to solve on, rows held out) of row numbers from 0, or
@@ -86,8 +91,11 @@ PARAMETERS = """
       class_weight: multiplies the sample weights: None, "balanced" (every class gets the same total weight), or weights
         by label, 1 for a label without one. `infer` and `uniform_level` take a row of weight 2 for two rows: their
         levels hold for None. Regression refuses it.
-      solver, solver_tolerance, landmarks: how the ridge regression on all rows is solved: "cholesky", "cg", "nystroem"
-        or "auto".
+      solver: how the ridge regression on all rows is solved: "cholesky", "cg", "nystroem", or "auto", the quicker of
+        the first two.
+      solver_tolerance: relative residual at which "cg" stops. None is 1e-10 in float64, and 1e-4 in float32, or 1e-3
+        with a low-rank preconditioner.
+      landmarks: training rows that "nystroem" keeps. None is 4096.
       inputs: a promise about the scaled rows: "sphere" (all of one length), "general" or "auto".
       precision: "auto" (float64 up to 2000 rows, and wherever float32 does not hold the solution), "float32" or
         "float64".

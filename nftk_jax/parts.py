@@ -188,6 +188,24 @@ def draw_search(
 
 
 @dataclasses.dataclass(frozen=True)
+class Widened:
+    """A search that started on some of its rows.
+
+    Attributes:
+      start_rows: those that it started on.
+      rows, held_out: its rows in the end, and those of them held out in each split.
+      start: how it went on the rows that it started on.
+      reason: why so, for people.
+    """
+
+    start_rows: int
+    rows: int
+    held_out: tuple[int, ...]
+    start: DescentResult
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Found:
     """What a search ends with.
 
@@ -197,13 +215,15 @@ class Found:
       start_ridge: the ridges that the search was given, shape (C,); the same unless it learned them.
       descent: how it went, None for uniform weights.
       p_uniform: p-values of equal weights, shape (C,), by which the rule decided; None where it does not apply.
+      widened: how a search started whose kernels were in memory for some of its rows alone; None for others.
     """
 
     omega: np.ndarray
     ridge: np.ndarray
     start_ridge: np.ndarray
     descent: DescentResult | None
-    p_uniform: np.ndarray | None
+    p_uniform: np.ndarray | None = None
+    widened: Widened | None = None
 
     @property
     def kept_uniform(self) -> np.ndarray | None:
@@ -246,6 +266,7 @@ def merge_found(parts: Sequence[CompleteRows], found: Sequence[Found]) -> Found:
         merge(parts, [one.start_ridge for one in found]),
         _merge_descents(parts, descents) if descents else None,
         merge(parts, p_uniform) if p_uniform else None,
+        max((one.widened for one in found if one.widened is not None), key=lambda one: one.rows, default=None),
     )
 
 

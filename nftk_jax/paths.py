@@ -1,4 +1,4 @@
-"""`python -m nftk_jax.paths`: a network trained by an optimiser's steps, rebuilt from its training samples."""
+"""`python -m nftk_jax.paths`: train a network and attribute each of its outputs to the training samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from nftk_jax.commands import command_line
 from nftk_jax.commands.command_line import CommandError
@@ -41,47 +43,46 @@ class PathsConfig:
     """Flags of `python -m nftk_jax.paths`; config{} of metrics.json."""
 
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
-    scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
-    files: OutputFlags = dataclasses.field(default_factory=OutputFlags)
+    scaling: Annotated[ScalingSettings, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=ScalingSettings)
+    files: Annotated[OutputFlags, tyro.conf.arg(name="run")] = dataclasses.field(default_factory=OutputFlags)
     network: Literal["mlp", "nftk"] = "mlp"
     """mlp: one readout; nftk: a readout at every layer, weighted by Omega (the paper's eqs. 7-8)."""
     loss: LossName = "mse"
-    """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
+    """mse: the mean over a batch of the squared error, summed over outputs; cross-entropy: that of the softmax."""
     depth: int = 2
     """Hidden layers."""
     width: int = 64
-    """Units of every hidden layer."""
+    """Units in every hidden layer."""
     activation: str = MLPSettings.activation
-    """relu, erf, gelu, leaky_relu(0.1), ... : any that neural_tangents has in closed form."""
+    """relu, erf, gelu, leaky_relu(0.1) or any other that neural_tangents has in closed form."""
     layer_norm: bool = False
-    """Normalise every hidden layer before its activation, with a scale and a shift that are trained."""
+    """Normalise hidden layers; a scale and a shift are trained too."""
     steps: int = 60
-    """Steps of the optimiser."""
+    """Number of training steps."""
     optimiser: OptimiserName = DescentSettings.optimiser
-    """The rule of a step; adam and adamw with b1 = 0.9, b2 = 0.999 and eps = 1e-8."""
+    """adam and adamw have b1 = 0.9, b2 = 0.999 and eps = 1e-8."""
     batch_size: int | None = DescentSettings.batch_size
-    """Samples of a step; default all of them."""
+    """Samples per step. Default: all."""
     learning_rate: float | None = None
-    """The largest of the schedule; default 0.002 for adam and adamw, else 0.02 for mse and 0.1 for cross-entropy."""
+    """Default: 0.002 for adam and adamw, otherwise 0.02 for mse and 0.1 for cross-entropy."""
     schedule: ScheduleName = DescentSettings.schedule
-    """How the learning rate falls after the warm-up; linear and cosine end at 0."""
+    """How the learning rate falls after the warm-up; linear and cosine to 0."""
     warmup: int = DescentSettings.warmup
     """Steps over which the learning rate rises from 0."""
     clip: float | None = DescentSettings.clip
-    """Largest norm of the batch's gradient, which is scaled down to it; default no clipping."""
+    """Largest norm of a batch's gradient. Default: no clipping."""
     weight_decay: float = DescentSettings.weight_decay
-    """Of all parameters; sgd and adam add it to the gradient, adamw takes it from the parameters."""
+    """Added to the gradient by sgd and adam; adamw takes it from the parameters."""
     momentum: float = DescentSettings.momentum
-    """Share of its velocity that a step of sgd keeps, from 0 to below 1."""
+    """Momentum of sgd, at least 0 and below 1."""
     nesterov: bool = DescentSettings.nesterov
-    """Nesterov's form of the momentum, of sgd, adam or adamw."""
+    """Use Nesterov's form of the momentum."""
     quadrature: int = 8
-    """Gauss-Legendre nodes on every interval of a step."""
+    """Gauss-Legendre nodes per interval of the integral over a step."""
     tolerance: float | None = 1e-3
-    """Bound on the quadrature's error as a share of the largest output, kept by bisecting the intervals of a step; None
-    takes one interval a step as it is."""
+    """Halve intervals until the error is below this share of the largest output. None takes one interval per step."""
     precision: DtypeName = "float32"
-    """Of training and quadrature."""
+    """Precision of training and quadrature."""
 
 
 def main(config: PathsConfig) -> None:
@@ -330,7 +331,7 @@ def _write(directory: pathlib.Path, metrics: dict[str, Any], terms: PathTerms, d
 
 def command(prog: str = "nftk_jax.paths") -> int:
     """The console script nftk-paths, and the command `nftk paths`: its errors begin with `prog`."""
-    return command_line.run(main, PathsConfig, prog=prog, description=__doc__ or "")
+    return command_line.run(main, PathsConfig, prog=prog, description=__doc__)
 
 
 if __name__ == "__main__":

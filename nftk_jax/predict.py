@@ -1,4 +1,4 @@
-"""`python -m nftk_jax.predict`: labels, probabilities and scores of a saved model on new inputs."""
+"""`python -m nftk_jax.predict`: predict labels, probabilities and scores of new inputs with a saved model."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class PredictConfig:
     """Flags of `python -m nftk_jax.predict`."""
 
     model: pathlib.Path
-    """Output directory of nftk_jax.fit, or any directory with model.safetensors and model.json."""
+    """Directory that nftk fit wrote, or another one with model.safetensors and model.json."""
     input: pathlib.Path
-    """FILE.npz with the array x, or x_test; inputs as they were given in training. For a model of a table FILE.csv or
-    FILE.parquet with the columns of that table."""
+    """FILE.npz with the array x or x_test, as in training. For a model of a table: FILE.csv or FILE.parquet with the
+    same columns."""
     output: pathlib.Path
-    """FILE.npz or FILE.csv to write: for classes the label of every row, the probabilities and the scores of the
-    classes; else the predictions."""
+    """FILE.csv or FILE.npz to write. It holds the label, probabilities and scores of every row, or the predictions of
+    a regression."""
     overwrite: bool = False
     """Replace an existing output file."""
 
@@ -155,7 +155,7 @@ def _check_output(output: pathlib.Path, *, overwrite: bool) -> None:
 
 def command(prog: str = "nftk_jax.predict") -> int:
     """The console script nftk-predict, and the command `nftk predict`: its errors begin with `prog`."""
-    return command_line.run(main, PredictConfig, prog=prog, description=__doc__ or "")
+    return command_line.run(main, PredictConfig, prog=prog, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -108,21 +108,21 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MLPSettings:
-    """The network whose kernels Omega weighs. The fields are those of `MLP`."""
+    """The network whose kernels Omega weighs: the fields of `MLP`."""
 
     depth: int = 10
-    """Hidden layers L; the kernels of depths 1 to L are combined."""
+    """Hidden layers L. The kernels of depths 1 to L are combined."""
     activation: str = "relu"
-    """relu, erf, gelu, leaky_relu(0.1), ... : any activation that neural_tangents has in closed form."""
+    """relu, erf, gelu, leaky_relu(0.1) or any other that neural_tangents has in closed form."""
     w_std: float = math.sqrt(2.0)
-    """Standard deviation of the weights (NTK parametrisation)."""
+    """Standard deviation of the weights, in the NTK parametrisation."""
     b_std: float = 0.0
     """Standard deviation of the hidden layers' biases."""
     readout_bias: float = 0.0
     """Standard deviation of the readout's bias."""
     basis: BasisName = "depths"
-    """Kernels that Omega weighs. depths: the kernel of each depth; increments: what each further layer adds; layers:
-    what the parameters of each layer contribute to the kernel of the deepest network."""
+    """What the kernels stand for. depths: networks of each depth; increments: what each further layer adds; layers:
+    what each layer's parameters contribute in the deepest network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,10 @@ class ScalingSettings:
     """
 
     scaling: ScalingName = "auto"
-    """Scaling of the inputs. images: divide by one number; standardise: by feature; auto: by the data's shape."""
+    """How inputs are scaled. images: all divided by one number; standardise: every feature to unit variance; auto:
+    images for arrays of three or more axes, else standardise."""
     unit_norm: bool = False
-    """Give every row of the scaled inputs length one, so that a kernel sees only angles."""
+    """Scale every row to length one after that, so that kernels see only angles."""
 
     def __post_init__(self) -> None:
         check_choice("scaling", self.scaling, ScalingName)
@@ -154,36 +155,35 @@ class SearchSettings:
     """
 
     objective: ObjectiveName = "validation"
-    """What Omega minimises: the error on held-out rows (validation), of k-fold cross-validation (kfold) or of
-    leave-one-out (loo); the negative log marginal likelihood (evidence); generalised cross-validation (gcv); the
-    regularised training loss of the paper's eq. 9 (train); or 1 - centred kernel-target alignment (alignment)."""
+    """What Omega minimises. validation: the error on held-out rows; kfold, loo: the error of k-fold or leave-one-out
+    cross-validation; evidence: the negative log marginal likelihood; gcv: generalised cross-validation; train: the
+    regularised training loss of the paper's eq. 9; alignment: 1 - centred kernel-target alignment."""
     constraint: ConstraintName = "simplex"
-    """Set that Omega is kept in. simplex: weights >= 0 that add up to one per class; orthant: weights >= 0."""
+    """simplex: the weights of a class are at least 0 and add up to 1; orthant: they are at least 0."""
     penalty: float = 0.0
-    """Weight of the penalty on Omega."""
+    """Factor of a penalty on Omega."""
     penalty_norm: PenaltyNorm = "l1"
-    """Norm of the penalty. l1: the sum of Omega; l2: half its sum of squares."""
+    """The penalty. l1: the sum of the weights; l2: half the sum of their squares."""
     weights: WeightsName = "per-class"
-    """Learn one row of Omega per class, one shared row for all classes, or none (uniform)."""
+    """per-class: each class has its own; shared: one set for all classes; uniform: equal ones, not learned."""
     ridge: float | Literal["auto", "learned"] = "auto"
-    """Ridge in units of the kernel's unit mean diagonal. auto: chosen on held-out rows; learned: starts there, and one
-    ridge per class is learned together with Omega."""
+    """Regularisation, relative to the kernel's mean diagonal. auto: chosen on held-out rows; learned: starts there and
+    is learned together with Omega."""
     method: MethodName = "quasi-newton"
-    """How Omega descends: by steps with curvature, or by the paper's eq. 16 with a fixed step, which may diverge."""
+    """quasi-newton: steps that use the curvature; projected-gradient: the paper's eq. 16, which may diverge."""
     step_size: float = 1.0
-    """Fixed step of projected-gradient, for errors divided by their value at the start."""
+    """Step of projected-gradient, on errors divided by their value at the start."""
     tolerance: float = 1e-3
-    """Projected gradient at which a class has converged: moving one unit of weight gains less than this share."""
+    """A class has converged when moving a unit of weight gains less than this share of its error."""
     max_iterations: int = 100
-    """Steps after which the descent stops."""
+    """Most steps of the search."""
     n_search: int | None = None
-    """Training rows used to learn Omega. Default: all, but at most 3000, and fewer for more than forty kernels."""
+    """Training rows used to learn Omega. Default: all, but at most 3000, and fewer with more than 40 kernels."""
     cv: int | None = None
-    """Folds that hold rows out. Default: 5 up to 600 rows of the search; above, one split that holds out a third."""
+    """Folds of held-out rows. Default: 5 for up to 600 rows, otherwise one split that holds out a third."""
     uniform_level: float = 0.05
-    """Keep equal weights for a class unless a test rejects them. Of the classes that leave equal weights, at most this
-    share is wrong. 1 keeps whatever was learned. (For the simplex, per-class weights, and objectives that hold rows
-    out.)"""
+    """A class keeps equal weights unless a test rejects them. At most this share of the rejections is wrong; 1 keeps
+    whatever was learned. For per-class weights on the simplex, and objectives with held-out rows."""
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ObjectiveName)
@@ -220,8 +220,12 @@ class SearchSettings:
         >>> tuple(SearchSettings().rows(60_000, kernels) for kernels in (1, 40, 160))
         (3000, 3000, 1500)
         """
+        return min(n_train, self.n_search or self.start_rows(n_train, n_kernels))
+
+    def start_rows(self, n_train: int, n_kernels: int) -> int:
+        """On how many of them a search starts that goes on without kernels in memory, see `solvers.search_plan`."""
         share = math.sqrt(min(1.0, SEARCH_KERNELS / n_kernels))
-        return min(n_train, self.n_search or max(FOLD_ROWS, round(share * SEARCH_ROWS)))
+        return min(n_train, max(FOLD_ROWS, round(share * SEARCH_ROWS)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,18 +237,19 @@ class SolveSettings:
     """
 
     solver: SolverName = "auto"
-    """How the ridge regression is solved. cholesky: one factorisation per class; cg: conjugate gradients for all
-    classes together, which store no kernel; nystroem: an approximation on --landmarks, for more rows than the others
-    can take; auto: the quicker of the exact two."""
+    """cholesky: one factorisation per class; cg: conjugate gradients, which store no kernel; nystroem: an approximation
+    by --landmarks rows, for very many rows; auto: the quicker of the first two, or nystroem where both would take more
+    than an hour."""
     solver_tolerance: float | None = None
-    """Relative residual at which cg stops. Default: 1e-4, with a low-rank preconditioner 1e-3, and in float64 1e-10."""
+    """Relative residual at which cg stops. Default: 1e-10 in float64; 1e-4 in float32, or 8e-4 with a low-rank
+    preconditioner."""
     landmarks: int | None = None
-    """Training rows that nystroem keeps; default 4096."""
+    """Training rows that nystroem keeps. Default: 4096."""
     inputs: InputsName = "auto"
-    """Lengths of the scaled rows. sphere: all equal; general: any; auto: measured."""
+    """Lengths of the scaled rows. sphere: all equal; general: any; auto: measured on the data."""
     precision: PrecisionName = "auto"
-    """Precision of kernels and solves. auto: float64 up to 2000 training rows, and wherever float32 does not hold the
-    solution; float32 otherwise."""
+    """Precision of kernels and solves. auto: float64 for up to 2000 training rows and wherever float32 is not exact
+    enough, otherwise float32."""
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SolverName)
@@ -283,8 +288,8 @@ class LearnSettings:
     solve: SolveSettings = dataclasses.field(default_factory=SolveSettings)
     scaling: ScalingSettings = dataclasses.field(default_factory=ScalingSettings)
     decision: DecisionName = "scores"
-    """How scores become probabilities and labels. scores: the largest score wins; logistic: a logistic regression on
-    the scores of held-out rows."""
+    """How scores become labels. scores: the largest score wins; logistic: a logistic regression on the scores of
+    held-out rows."""
     seed: int = 0
 
     def __post_init__(self) -> None:

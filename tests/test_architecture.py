@@ -25,6 +25,7 @@ ORDER = (
     "mkl",
     "inference",
     "parts",
+    "searches",
     "learn",
     "parameters",
     "estimator",

@@ -8,6 +8,7 @@ import pickle
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import make_pipeline
@@ -60,8 +61,8 @@ def test_the_numbers_are_those_that_the_command_writes(data, found, tmp_path, ru
 def test_the_score_is_the_estimator_s_and_nothing_is_searched_again(data, model, found, monkeypatch):
     _, _, x_test, y_test = data
     assert found["test_accuracy"] == model.score(x_test, y_test) == accuracy_score(y_test, model.predict(x_test))
-    monkeypatch.setattr("nftk_jax.learn.learn_weights", None)
-    monkeypatch.setattr("nftk_jax.learn.find_ridge", None)
+    monkeypatch.setattr("nftk_jax.searches.learn_weights", None)
+    monkeypatch.setattr("nftk_jax.searches.find_ridge", None)
     again = assess(pickle.loads(pickle.dumps(model)).model_, x_test, y_test, baselines="none")
     assert again["omega"] == found["omega"]
     assert again["certificate"]["relative_residual"] == pytest.approx(
@@ -86,8 +87,10 @@ def test_it_prints_as_the_command_s_summary_and_writes_its_report(found, tmp_pat
     assert max(map(len, text.splitlines())) <= 82
     page = found.report(tmp_path / "page.html").read_text()
     assert found.report(str(tmp_path / "page.html")) == tmp_path / "page.html"
-    for part in ("<h1>NFT-K on data: test accuracy", "data:image/png;base64,", "Run it again", "model.kernel_omega_"):
+    for part in ("<h1>NFT-K: test accuracy", "data:image/png;base64,", "Run it again", "model.kernel_omega_"):
         assert part in page
+    assert '(<code class="flag">resamples=10</code> measures it)' in page
+    assert "`" not in page.split("<h2>", 2)[2].split("<script>")[0]
     assert "assess(NFTKClassifier(b_std=0.0, decision=&#x27;scores&#x27;, depth=2).fit(x, y), x_test, y_test)" in page
     with pytest.raises(OSError, match="nowhere"):
         found.report(tmp_path / "nowhere" / "page.html")
@@ -99,7 +102,8 @@ def test_missing_targets_weights_runs_and_groups_are_those_of_the_fit(rng):
     y[:9, 1] = np.nan
     weight, runs = rng.uniform(0.5, 2, 60), np.arange(60) % 4
     model = NFTKRegressor(depths=[1], groups={"left": [0, 1], "right": [2, 3]}).fit(x, y, weight, groups=runs)
-    found = assess(model, x_test, y_test, baselines="quick")
+    found = assess(model, x_test, pd.DataFrame(y_test, columns=["pain", "sleep"]), baselines="quick")
+    assert found["dataset"]["class_names"] == list(found["inference"]["targets"]) == ["pain", "sleep"]
     assert found["test_r2"] == pytest.approx(model.score(x_test, y_test), rel=1e-12)
     assert found["held_out"]["how"] == "each of the 4 runs once"
     assert found["groups"] == {"left": [0, 1], "right": [2, 3]}

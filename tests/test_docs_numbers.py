@@ -11,7 +11,8 @@ import re
 import numpy as np
 import pytest
 
-from nftk_jax.solvers.plan import H100, Sizes, plan_solves
+from nftk_jax.solvers.machine import H100
+from nftk_jax.solvers.plan import Sizes, plan_solves
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,12 @@ def test_the_tables_of_error_rates(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     tables = importlib.import_module("error_rates").tabulate(results("error_rates"))
     assert f"<!-- rates -->\n\n{tables}\n\n<!-- end of rates -->" in page("error-rates.md")
+
+
+def test_the_table_of_the_rows_of_the_search(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    table = importlib.import_module("rows").tabulate(results("rows"))
+    assert f"<!-- rows -->\n\n{table}\n\n<!-- end of rows -->" in page("reading-omega.md")
 
 
 COVERAGE = ("function", "new target", "new target, without the size", "function, nngp", "new target, jackknife+")

@@ -139,7 +139,7 @@ def test_a_signal_leaves_a_checkpoint_that_the_next_run_takes_up(name, data, tmp
     assert [path.name for path in tmp_path.iterdir()] == [".out-checkpoint"]
     if name == "SIGTERM":
         for step in ("find_ridge", "learn_weights"):
-            monkeypatch.setattr(f"nftk_jax.learn.{step}", None)  # their results are in the checkpoint
+            monkeypatch.setattr(f"nftk_jax.searches.{step}", None)  # their results are in the checkpoint
         status, _, error = run(fit.command, "--dataset", data, "--output", output, *FLAGS, "--resume")
         assert status == 0, error
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -127,7 +127,8 @@ def test_the_bytes_of_a_compiled_program_are_counted_in_full(program):
 
 
 def test_a_factor_of_that_size_is_no_preconditioner_on_any_device(monkeypatch):
-    from nftk_jax.solvers.plan import Sizes, plan_fit, this_machine
+    from nftk_jax.solvers.machine import this_machine
+    from nftk_jax.solvers.plan import Sizes, plan_fit
 
     class Device:
         def memory_stats(self):

@@ -29,7 +29,7 @@ from nftk_jax.mkl.definiteness import indefinite_kernels
 from nftk_jax.mkl.result import DescentResult
 from nftk_jax.mkl.similarity import centred_alignment, gram_spectrum
 from nftk_jax.model import NFTKModel
-from nftk_jax.parts import merge
+from nftk_jax.parts import Found, merge
 from nftk_jax.settings import BaselinesName, SearchSettings
 from nftk_jax.solvers.solver import Report
 
@@ -71,7 +71,8 @@ def _assess(
     with _timed(seconds, "inference"):
         inference, null_zeros = None, None
         if descent is not None and model.kernel.n_kernels > 1:
-            inference = infer_learned(learned, search.uniform_level if search.uniform_level < 1 else LEVEL, report)
+            level = search.uniform_level if search.uniform_level < 1 else LEVEL
+            inference = infer_learned(learned, dataset.class_names, level, report)
             null_zeros = zeros_under_uniform(learned)
     omega_n = normalise_rows(model.omega)
     zeros = float((omega_n == 0).mean())
@@ -80,7 +81,7 @@ def _assess(
     with _timed(seconds, "contributions"):
         contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
     return {
-        "dataset": {**dataset.describe(), "n_search": max(len(part.search_rows) for part in learned.parts)},
+        "dataset": {**dataset.describe(), "n_search": _count_search_rows(learned)},
         "held_out": describe_held_out(learned),
         **_test_metrics(dataset, model, scores, rng),
         "method_interval": method_interval,
@@ -98,7 +99,7 @@ def _assess(
         "dropped_depths": [int(depth) + 1 for depth in np.flatnonzero((omega_n == 0).all(axis=0))],
         "contributions": contributions,
         **compared,
-        "search": None if descent is None else _search_block(descent, learned.found.kept_uniform, search),
+        "search": None if descent is None else _search_block(learned.found, descent, search),
         "identifiability": identifiability,
         "inference": None if inference is None else inference.to_dict(),
         "certificate": dataclasses.asdict(
@@ -152,6 +153,7 @@ def _identifiability(
         n_kernels=len(alignment),
         rank=rank,
         kernel=kernel.word,
+        output="output" if learned.model.classes is None else "class",
         indefinite=indefinite,
         learned=learned.found.descent is not None,
         differences={
@@ -220,7 +222,14 @@ def held_out_errors(learned: Learned) -> np.ndarray:
     return merge(learned.parts, found)
 
 
-def _search_block(descent: DescentResult, kept: np.ndarray | None, search: SearchSettings) -> dict[str, Any]:
+def _count_search_rows(learned: Learned) -> int:
+    """Rows on which Omega was learned; of the targets with most."""
+    widened = learned.found.widened
+    return max(len(part.search_rows) for part in learned.parts) if widened is None else widened.rows
+
+
+def _search_block(found: Found, descent: DescentResult, search: SearchSettings) -> dict[str, Any]:
+    kept, widened = found.kept_uniform, found.widened
     return {
         "objective": search.objective,
         "constraint": search.constraint,
@@ -235,6 +244,15 @@ def _search_block(descent: DescentResult, kept: np.ndarray | None, search: Searc
         "duality_gap": None if descent.duality_gap is None else descent.duality_gap.tolist(),
         "kept_uniform": None if kept is None else kept.tolist(),
         "message": descent.message,
+        "widened": None
+        if widened is None
+        else {
+            "start_rows": widened.start_rows,
+            "rows": widened.rows,
+            "held_out": list(widened.held_out),
+            "start_message": widened.start.message,
+            "reason": widened.reason,
+        },
         "history": {
             "seconds": descent.seconds.tolist(),
             "objective": descent.value_history.tolist(),

@@ -57,7 +57,8 @@ class Comparison:
         if not self._on_all:
             learned.solver.close()
             notes.append(
-                f"baselines, and the model beside them, are solved on the {learned.among.n} search rows"
+                "the baselines, and the model that they are compared with, are solved on "
+                f"{_search_rows(learned)}"
                 + (
                     ""
                     if self._quick
@@ -65,7 +66,7 @@ class Comparison:
                 )
             )
         if learned.settings.decision != "scores" and model.classes is not None:
-            notes.append("baselines, and the model beside them, decide by the largest score")
+            notes.append("the baselines, and the model that they are compared with, decide by the largest score")
         if len(learned.parts) > 1:
             widths = ", and the width of the RBF and of the Laplace kernel" if self._distances else ""
             notes.append(
@@ -194,6 +195,12 @@ class Comparison:
             settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, weights="shared"))
         plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
         return dataclasses.replace(plan, fallback=True)
+
+
+def _search_rows(learned: Learned) -> str:
+    """The rows whose kernels are in memory, in words."""
+    n = learned.among.n
+    return f"the {n} search rows" if learned.found.widened is None else f"the {n} rows that the search started on"
 
 
 def factorise(rows: Rows, weight: np.ndarray | None) -> CholeskySolver:

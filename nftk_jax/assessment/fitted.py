@@ -15,6 +15,7 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.parts import Origin, TrainingRows
 from nftk_jax.preprocessing.sampling import count_run_folds
 from nftk_jax.preprocessing.stack import KernelStack
+from nftk_jax.preprocessing.targets import name_outputs
 from nftk_jax.settings import BaselinesName
 from nftk_jax.solvers.plan import Plan
 from nftk_jax.solvers.solver import Report
@@ -42,7 +43,13 @@ def assess_fitted(
     plan.check()
     begun = time.perf_counter()
     with learn(
-        data, model.kernel, origin.settings, plan=plan.solve, journal=dict(origin.searches), report=report
+        data,
+        model.kernel,
+        origin.settings,
+        plan=plan.solve,
+        search=plan.search,
+        journal=dict(origin.searches),
+        report=report,
     ) as again:
         seconds = {**origin.seconds, "solve_again": time.perf_counter() - begun}
         learned = dataclasses.replace(again, model=model, seconds=seconds)
@@ -56,7 +63,8 @@ def pose_test(name: str, model: NFTKModel, x_test: Any, y_test: Any) -> Dataset:
       name: of the data, for people.
       model: of an estimator.
       x_test: inputs, shape (m, p), m >= 2.
-      y_test: labels, shape (m,), or targets, shape (m, C), or (m,) for one target; NaN where a target is missing.
+      y_test: labels, shape (m,), or targets, shape (m, C), or (m,) for one target; NaN where a target is missing. The
+        columns of a DataFrame, or the name of a Series, name the targets.
 
     Raises:
       ValueError: the model does not know its training rows, or the test rows do not fit it.
@@ -89,6 +97,7 @@ def pose_test(name: str, model: NFTKModel, x_test: Any, y_test: Any) -> Dataset:
         np.arange(len(data.x)),
         np.arange(len(x_test)),
         digest_arrays(data.x, data.y, x_test, y, names),
+        titles=tuple(name_outputs(model.classes, targets.shape[1], y_test)),
         runs=data.runs,
     )
 

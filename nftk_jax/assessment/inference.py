@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from nftk_jax.model import NFTKModel
 from nftk_jax.preprocessing.reading import read, read_seed, read_weight
 from nftk_jax.preprocessing.sampling import spread_rows
 from nftk_jax.preprocessing.stack import KernelStack
-from nftk_jax.preprocessing.targets import group_by_presence
+from nftk_jax.preprocessing.targets import group_by_presence, name_outputs
 from nftk_jax.progress import report_stages
 from nftk_jax.settings import check_choice, check_count, check_level
 from nftk_jax.solvers.solver import Report
@@ -55,7 +55,8 @@ def infer(
     Args:
       model: fitted.
       x: the training inputs, shape (n, p), or other rows of the same kind.
-      y: their labels, shape (n,), or targets, shape (n,) or (n, C); NaN is missing.
+      y: their labels, shape (n,), or targets, shape (n,) or (n, C); NaN is missing. The columns of a DataFrame name the
+        targets. Otherwise they are y0, y1, ...
       level: of the tests. The intervals of a row of Omega hold together with probability 1 - `level`.
       sample_weight: shape (n,), >= 0; None is 1 everywhere. A row of weight w has the noise of a mean of w rows.
       n_rows: use at most this many rows, spread evenly. The time grows with their third power.
@@ -83,7 +84,8 @@ def infer(
         check_is_fitted(model)
         fitted, inputs = model.model_, read(model, x, reset=False)
     weight = None if sample_weight is None else read_weight(sample_weight, inputs)
-    targets, names = fitted.encode(np.asarray(y), len(inputs)), _names(fitted)
+    targets = fitted.encode(np.asarray(y), len(inputs))
+    names = np.array(name_outputs(fitted.classes, targets.shape[1], y))
     rng, clusters = np.random.default_rng(read_seed(random_state)), None
     intervals = len(names) <= _INTERVAL_TARGETS if intervals is None else intervals
     outputs, tables = [], []
@@ -105,11 +107,6 @@ def infer(
     return join(outputs, tables)
 
 
-def _names(model: NFTKModel) -> np.ndarray:
-    """Names of the classes or targets, as text, shape (C,)."""
-    return np.array([str(one) for one in (range(len(model.omega)) if model.classes is None else model.classes)])
-
-
 def _parts(targets: np.ndarray, weight: np.ndarray | None, n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Targets by the rows that they have, sets with most rows first, with at most `n_rows` rows of each set."""
     for members, there in sorted(group_by_presence(targets), key=lambda one: -len(one[1])):
@@ -120,10 +117,13 @@ def _parts(targets: np.ndarray, weight: np.ndarray | None, n_rows: int) -> Itera
         yield members, rows
 
 
-def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTable:
-    """As `infer`, for a model that has just been learned, on the rows of its search, whose kernels are in memory."""
+def infer_learned(learned: Learned, names: Sequence[str], level: float, report: Report) -> InferenceTable:
+    """As `infer`, for a model that has just been learned, on the rows of its search, whose kernels are in memory.
+
+    `names` are those of the classes or targets.
+    """
     model, tables, clusters = learned.model, [], None
-    names, rng = _names(model), np.random.default_rng(learned.settings.seed + 3)
+    rng = np.random.default_rng(learned.settings.seed + 3)
     known = learned.found.p_uniform
     parts = sorted(learned.parts, key=lambda part: -len(part.search_rows))
     for part in parts:
@@ -132,7 +132,7 @@ def infer_learned(learned: Learned, level: float, report: Report) -> InferenceTa
         inference = Inference(k, y, model.kernel.labels, weight=weight, rng=rng, clusters=clusters)
         clusters = inference.clusters
         found = inference.run(
-            names[part.outputs],
+            np.array(names)[part.outputs],
             level=level,
             intervals=len(names) <= _INTERVAL_TARGETS,
             p_uniform=None if known is None else known[part.outputs],

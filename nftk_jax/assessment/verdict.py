@@ -28,6 +28,7 @@ class Evidence:
     Attributes:
       n_kernels, rank: number of kernels, and the dimensions that they span at `RANK_RESOLUTION`.
       kernel: the noun for a column of Omega: "depth", "increment", "layer" or "kernel".
+      output: the noun for a row of Omega: "class" or "output".
       indefinite: numbers, from 1, of the kernels that are not positive semi-definite.
       learned: whether Omega was learned at all.
       differences: paired 95 % intervals on the test rows of the learned weights minus a baseline's, by the baseline's
@@ -45,6 +46,7 @@ class Evidence:
     n_kernels: int
     rank: int
     kernel: str = "depth"
+    output: str = "class"
     indefinite: Sequence[int] = ()
     learned: bool = True
     differences: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
@@ -63,7 +65,7 @@ def verdict(evidence: Evidence) -> str:
         return f"There is one {evidence.kernel}, so there is nothing to weigh."
     statements = _describe_kernels(evidence)
     if not evidence.learned:
-        return "\n".join([*statements, "Omega is uniform by choice; nothing was learned."])
+        return "\n".join([*statements, "The weights are equal by choice; nothing was learned."])
     parts = (_describe_tests, _compare_with_uniform, _find_simpler, _describe_zeros, _describe_spread)
     return "\n".join([*statements, *(line for part in parts for line in part(evidence))])
 
@@ -73,9 +75,10 @@ def _describe_kernels(evidence: Evidence) -> list[str]:
     found, n, rank = [], evidence.n_kernels, evidence.rank
     if rank < n:
         kernels = f"{n} kernels" if evidence.kernel == "kernel" else f"{n} {evidence.kernel}s' kernels"
+        dimensions = f"{rank} dimension{'s' if rank > 1 else ''}"
         found.append(
-            f"The {kernels} span {rank} dimension{'s' if rank > 1 else ''} at a resolution of {RANK_RESOLUTION:g}. "
-            "Different Omegas give nearly the same predictor."
+            f"The {kernels} span only {dimensions} at a resolution of {RANK_RESOLUTION:g}. "
+            "Very different weights can give nearly the same predictions."
         )
     if evidence.indefinite:
         found.append(indefinite_words(evidence.indefinite, evidence.kernel))
@@ -89,38 +92,43 @@ def _describe_tests(evidence: Evidence) -> list[str]:
         return ["The weights were not tested."]
     level = f"{100 * table.level:g} %"
     equal = table.p_uniform <= table.level
-    found = [f"Equal weights are rejected for {_count(equal, 'row')} of Omega (each at level {level})."]
+    found = [f"Equal weights are rejected for {_count(equal, evidence.output)}, each at level {level}."]
     if kept is not None and kept.any():
         found.append(
-            f"{_count(kept, 'row').capitalize()} of Omega kept equal weights, against which too little speaks "
-            "(`uniform_level=1` takes what was learned)."
+            f"{_count(kept, evidence.output).capitalize()} kept equal weights, because no test rejected them "
+            "(`uniform_level=1` keeps what was learned)."
         )
     joined = [name for name, members in zip(table.cluster_names, table.clusters, strict=True) if len(members) > 1]
     if len(table.clusters) == 1:
-        found.append(f"No two {evidence.kernel}s can be tested apart on these rows: no single weight means anything.")
+        found.append(
+            f"The {evidence.kernel}s cannot be tested separately on these rows, so no single weight means anything."
+        )
         return found
     if joined:
-        found.append(f"These cannot be told apart and were tested together: {'; '.join(joined)}.")
+        found.append(f"Cannot be told apart, and so were tested together: {'; '.join(joined)}.")
     needed = table.cluster_needed
     if needed.any():
         named = [
-            f"{name} for {_name(needed[:, number], table.targets)}"
+            f"{name} for {_name(needed[:, number], table.targets, evidence.output)}"
             for number, name in enumerate(table.cluster_names)
             if needed[:, number].any()
         ]
         found.append(
-            f"Needed: {'; '.join(named)}. All others could be absent. "
-            f"(On {table.n_rows} rows; wrong in a row: at most {level}.)"
+            f"Needed: {'; '.join(named)}. Every other weight could be zero. "
+            f"(Tested on {table.n_rows} rows; at most {level} chance of a false finding per {evidence.output}.)"
         )
     else:
-        found.append(f"No {evidence.kernel} is shown to be needed: each could be absent (level {level} in a row).")
+        found.append(
+            f"No {evidence.kernel} is shown to be needed: any one could be left out "
+            f"(level {level} per {evidence.output})."
+        )
     if evidence.omega is not None:
         weights = np.stack([evidence.omega[:, members].sum(axis=1) for members in table.clusters], axis=1)
         missed = (needed & (weights == 0)).any(axis=1)
         if missed.any():
             found.append(
-                f"The search left out kernels that the tests call needed for {_name(missed, table.targets)}: held-out "
-                "error and likelihood disagree there, so do not rest a conclusion on these weights."
+                f"For {_name(missed, table.targets, evidence.output)} the search left out kernels that the tests call "
+                "needed. Held-out error and likelihood disagree there, so draw no conclusion from these weights."
             )
     return found
 
@@ -131,21 +139,22 @@ def _compare_with_uniform(evidence: Evidence) -> list[str]:
         return []
     low, high = evidence.differences["uniform"]
     if low is None or high is None:
-        return ["The test rows give no interval for the difference between the learned weights and equal ones."]
-    ends = f"{_show(evidence, low, high)}, paired 95 % interval for this fitted model"
+        return ["The test rows give no interval for the difference between learned and equal weights."]
+    ends = f"{_show(evidence, low, high)}; paired 95 % interval for this fitted model"
     if low > 0:
-        return [f"On the test rows the learned weights are better than equal ones ({ends})."]
+        return [f"On the test rows, learned weights are better than equal ones ({ends})."]
     if high < 0:
-        return [f"On the test rows the learned weights are worse than equal ones ({ends})."]
-    return [f"On the test rows the learned weights cannot be told from equal ones ({ends})."]
+        return [f"On the test rows, learned weights are worse than equal ones ({ends})."]
+    return [f"On the test rows, learned and equal weights are not clearly different ({ends})."]
 
 
 def _find_simpler(evidence: Evidence) -> list[str]:
     """What a simpler model loses: one depth (layer, kernel) for all, or one row."""
     single = {"increment": "depth"}.get(evidence.kernel, evidence.kernel)  # what increments add up to is a depth
+    every = f"all {_plural(evidence.output)}"
     names = {
-        "best_single_depth": f"one {single} for all ({evidence.best_single})",
-        "shared": "one row of weights for all",
+        "best_single_depth": f"one {single} for {every} ({evidence.best_single})",
+        "shared": f"one set of weights for {every}",
     }
     margin = MARGINS[evidence.metric]
     unit = f"{100 * margin:g} points of accuracy" if evidence.metric == "accuracy" else f"{margin:g} of R2"
@@ -156,7 +165,7 @@ def _find_simpler(evidence: Evidence) -> list[str]:
             continue
         ends = _show(evidence, low, high)
         if -margin <= low and high <= margin:
-            found.append(f"{words[0].upper()}{words[1:]} does as well to within {unit} ({ends}).")
+            found.append(f"{words[0].upper()}{words[1:]} does as well, to within {unit} ({ends}).")
         elif low > 0:
             found.append(
                 f"{words[0].upper()}{words[1:]} has a lower {evidence.metric} than the learned weights ({ends})."
@@ -164,7 +173,7 @@ def _find_simpler(evidence: Evidence) -> list[str]:
         elif high < 0:
             found.append(f"{words[0].upper()}{words[1:]} does better than the learned weights ({ends}).")
         else:
-            found.append(f"Not shown: that {words} does as well to within {unit} ({ends}).")
+            found.append(f"It is not shown that {words} does as well, to within {unit} ({ends}).")
     return found
 
 
@@ -175,36 +184,42 @@ def _describe_zeros(evidence: Evidence) -> list[str]:
     text = f"{100 * share:.0f} % of the weights are exactly zero"
     if null is None:
         return [f"{text}. How many would be zero under equal weights was not measured."]
-    return [f"{text}; the same search leaves {100 * null:.0f} % at zero where equal weights are true."]
+    return [f"{text}. If equal weights were true, the same search would leave {100 * null:.0f} % at zero."]
 
 
 def _describe_spread(evidence: Evidence) -> list[str]:
     if evidence.omega_std is None:
-        return ["Not measured: the spread of Omega over resamples (`resamples=10` measures it)."]
-    return [f"Over resamples a weight varies by up to {evidence.omega_std.max():.2f} (standard deviation)."]
+        return ["How much the weights vary between random splits was not measured (`resamples=10` measures it)."]
+    return [f"Between random splits a weight varies by up to {evidence.omega_std.max():.2f} (standard deviation)."]
 
 
 def _show(evidence: Evidence, low: float, high: float) -> str:
     """A difference's interval in percentage points, or as it is for R2."""
     if evidence.metric == "accuracy":
-        return f"{100 * low:+.2f} to {100 * high:+.2f} points"
-    return f"{low:+.4f} to {high:+.4f} of R2"
+        text = f"{100 * low:+.2f} to {100 * high:+.2f} points"
+    else:
+        text = f"{low:+.4f} to {high:+.4f} of R2"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def _count(flags: np.ndarray, noun: str) -> str:
-    """How many are set: "all 10 rows", "none of the 10 rows", "3 of 10 rows"."""
+    """How many are set: "all 10 classes", "none of the 10 classes", "3 of 10 classes"."""
     n, total = int(flags.sum()), flags.size
-    plural = f"{noun}{'s' * (total > 1)}"
+    plural = _plural(noun) if total > 1 else noun
     if n == total:
         return f"all {total} {plural}" if total > 1 else f"the one {noun}"
     return f"none of the {total} {plural}" if n == 0 else f"{n} of {total} {plural}"
 
 
-def _name(flags: np.ndarray, targets: Sequence[str]) -> str:
-    """Which rows are set, by name if they are few."""
+def _name(flags: np.ndarray, targets: Sequence[str], noun: str) -> str:
+    """Which classes or outputs are set, by name if they are few."""
     chosen = [target for flag, target in zip(flags, targets, strict=True) if flag]
     if len(chosen) == len(targets) > 1:
-        return "all rows"
+        return f"all {_plural(noun)}"
     if len(chosen) > _MOST_NAMES:
-        return f"{len(chosen)} of {len(targets)} rows"
-    return f"{'rows' if len(chosen) > 1 else 'row'} {', '.join(chosen)}"
+        return f"{len(chosen)} of {len(targets)} {_plural(noun)}"
+    return f"{_plural(noun) if len(chosen) > 1 else noun} {', '.join(chosen)}"

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 
 from nftk_jax.commands.files import reason, try_writing
+from nftk_jax.commands.flag_help import flag_registry
 from nftk_jax.commands.streams import usable_streams
 
 Config = TypeVar("Config")
@@ -57,10 +58,14 @@ def _raise_again(lost: Any) -> None:
         sys.__unraisablehook__(lost)
 
 
-def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str) -> int:
-    """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error."""
+def run(main: Callable[[Config], None], config_type: type[Config], *, prog: str, description: str | None) -> int:
+    """Parse the arguments, run `main`, and return the exit status: errors are one line on standard error.
+
+    The description may be the docstring of the command's module; its name before the colon is left out.
+    """
+    name, colon, does = (description or "").partition("`: ")
     with usable_streams() as lost:
-        status = _run(main, config_type, prog, description)
+        status = _run(main, config_type, prog, does[:1].upper() + does[1:] if colon else name)
     if lost and not status:
         print(f"{prog}: all is done, but standard output was lost ({reason(lost[0])})", file=sys.stderr)
         return EXIT_FAILURE
@@ -106,11 +111,11 @@ def interrupt_status(stop: KeyboardInterrupt) -> int:
 
 
 def _parse(config_type: type[Config], prog: str, description: str) -> Config:
-    """tyro's parser, with its boxed errors folded into one line; flags do not carry the names of nested settings."""
+    """Parse the arguments; the parser's boxed errors are folded into one line."""
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            config = tyro.cli(config_type, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+            config = _cli(config_type, prog=prog, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -122,6 +127,11 @@ def _parse(config_type: type[Config], prog: str, description: str) -> Config:
         found = re.search(r"Error parsing (?!-)[\w.]+: (.*?)(?: For full helptext|$)", message)  # settings refused it
         raise CommandError(found[1] if found else message) from None
     return _expand_homes(config)
+
+
+def _cli(config_type: type[Config], **settings: Any) -> Config:
+    """tyro's parser of a configuration, whose flags do not carry the names of nested settings."""
+    return tyro.cli(config_type, config=(tyro.conf.OmitArgPrefixes,), registry=flag_registry(), **settings)
 
 
 def _expand_homes(config: Any) -> Any:
@@ -146,7 +156,7 @@ def _about_flags(message: str, config_type: type[Any]) -> str | None:
     if not unknown:
         return f"unexpected {', '.join(map(repr, words))}, since every value follows a flag"
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
-        tyro.cli(config_type, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+        _cli(config_type, args=["--help"])
     flags = set(re.findall(r"--\w[\w-]*", shown.getvalue()))
     near = [difflib.get_close_matches(flag, sorted(flags), n=1) for flag in unknown]
     said = [f"{flag} (did you mean {close[0]}?)" if close else flag for flag, close in zip(unknown, near, strict=True)]

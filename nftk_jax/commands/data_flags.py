@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
-    """What is learned from.
+    """What is learned from, and how the inputs are prepared.
 
     Raises:
       ValueError: the seed is no whole number from 0 to 2^32 - 1.
     """
 
     dataset: str = "mnist-small"
-    """mnist-small or imdb-small (bundled), mnist, fashion-mnist, imdb, FILE.npz with x_train, y_train, x_test, y_test,
-    or a table, FILE.csv or FILE.parquet, with --target."""
+    """mnist-small or imdb-small, which come with the package; mnist, fashion-mnist or imdb; FILE.npz with x_train,
+    y_train, x_test and y_test; or a table, FILE.csv or FILE.parquet, with --target."""
     target: str | None = None
-    """Of a table: the name of the column to predict. Text, and whole numbers of at most 20 values, are labels."""
+    """Column of the table to predict. Text, and whole numbers with at most 20 values, are labels."""
     test: str | None = None
-    """Of a table: another one with the test rows."""
+    """Another table, with the test rows."""
     test_size: float | None = None
-    """Of a table without --test: the share of the rows that are test rows, stratified by class; default 0.25."""
+    """Share of the table's rows that become test rows, without --test. Default: 0.25."""
     data_dir: pathlib.Path | None = None
-    """Where mnist.npz, IDX files or aclImdb (packed or not) live; default $NFTK_DATA, then ~/.cache/nftk_jax."""
+    """Directory of mnist.npz, the IDX files or aclImdb. Default: $NFTK_DATA, then ~/.cache/nftk_jax."""
     embeddings: str | None = None
-    """Of imdb: model whose token table embeds the reviews; a directory with model.safetensors and tokenizer.json, an
-    installed package that ships one, or a name on the Hugging Face hub; default gpt2."""
+    """For imdb, the model whose token table embeds the reviews: a directory with model.safetensors and tokenizer.json,
+    an installed package that has them, or a name on the Hugging Face hub. Default: gpt2."""
     tensor: str | None = None
-    """Of imdb: the token table's name in model.safetensors; default wte.weight and other usual ones."""
+    """For imdb, the name of the token table in model.safetensors. Default: wte.weight and other usual names."""
     n_train: int | None = None
-    """Use a stratified random subset of this many training rows."""
+    """Use only this many training rows, drawn at random from every class."""
     n_test: int | None = None
-    """Use a stratified random subset of this many test rows."""
+    """Use only this many test rows, drawn in the same way."""
     seed: int = 0
-    """Draws everything that is random, subsets first."""
+    """Seed of everything that is drawn at random."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -78,9 +78,8 @@ class RunFlags:
     """Which rows are held out together."""
 
     runs: str | None = None
-    """The run (session, subject, day) of every training row; whole runs are then held out. FILE.npy with one label per
-    row, or the name of an array in FILE.npz. Default the array runs of FILE.npz, where it has one; none leaves that
-    out."""
+    """Hold out whole runs (sessions, subjects, days): FILE.npy with one label per training row, or the name of an array
+    in FILE.npz. Default: the array runs of FILE.npz, if there is one; none ignores it."""
 
     def apply(self, dataset: Dataset, data: DataFlags) -> Dataset:
         """The data set with the runs that are asked for.

@@ -27,13 +27,13 @@ class KernelFlags:
     """Which kernels Omega weighs."""
 
     depths: str | None = None
-    """Which depths are combined, such as 1,3,5; --depth is then the largest. Default all up to --depth."""
+    """Combine only these depths, such as 1,3,5, instead of all up to --depth."""
     groups: str | None = None
-    """Give every group of features its own kernels: patches:RxC, rows:N or columns:N of images; columns, each column of
-    a table; or FILE.json, an object of names with lists of column numbers (of a table's column names), "rest" or "all".
-    Default the array groups of FILE.npz, where it has one; none leaves that out."""
+    """Give every group of features its own kernels. For images: patches:RxC, rows:N or columns:N. For a table: columns,
+    one group per column. For all: FILE.json, an object with a list of column numbers or names for every group, or
+    "rest" or "all". Default: the array groups of FILE.npz, if there is one; none ignores it."""
     members: Annotated[tuple[MemberName, ...], tyro.conf.arg(name="with")] = ()
-    """Further kernels for Omega to weigh, on all features or on every group; those of a distance in three widths."""
+    """Further kernels, on all features or on every group. rbf, laplace and matern come in three widths."""
 
     @property
     def depth_numbers(self) -> list[int] | None:

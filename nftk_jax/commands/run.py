@@ -43,26 +43,26 @@ WITHOUT_EFFECT = frozenset({"data_dir", "output", "overwrite", "resume", "dry_ru
 
 @dataclasses.dataclass(frozen=True)
 class OutputFlags:
-    """Where the result goes."""
+    """How the command runs, and where its result goes."""
 
     output: pathlib.Path | None = None
-    """Output directory; by default a new one in runs, named after the data set and the time."""
+    """Directory of the result. Default: a new one in runs, named after the data set and the time."""
     overwrite: bool = False
     """Replace an earlier result in the output directory."""
     figure_format: FigureFormat = "png"
-    """Of the files in figures/; report.html holds its own."""
+    """Format of the files in figures/."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumableFlags(OutputFlags):
-    """Where the result goes, and whether an interrupted run goes on.
+    """How the command runs, and where its result goes.
 
     Raises:
       ValueError: `resume` without the output to go on with.
     """
 
     resume: bool = False
-    """Take up an interrupted run with the same flags and output directory."""
+    """Continue an interrupted run. Repeat its flags and its --output."""
 
     def __post_init__(self) -> None:
         if self.resume and self.output is None:

@@ -22,6 +22,7 @@ from nftk_jax.datasets.validation import (
     warn_of_labels,
 )
 from nftk_jax.preprocessing.table import TablePreparation
+from nftk_jax.preprocessing.targets import name_outputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,11 +79,7 @@ class Dataset:
     @property
     def class_names(self) -> list[str]:
         """A printable name for every output: the classes', or for regression y0, y1, ... unless there are titles."""
-        if self.titles is not None:
-            return list(self.titles)
-        if self.classes is None:
-            return [f"y{output}" for output in range(self.n_outputs)]
-        return [str(label) for label in self.classes.tolist()]
+        return name_outputs(self.classes, self.n_outputs) if self.titles is None else list(self.titles)
 
     def describe(self) -> dict[str, Any]:
         """The block `dataset` of metrics.json."""

@@ -36,20 +36,20 @@ def lower_decay(name: str, decay: float, rate_name: str, rate: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FiniteSettings:
-    """What a network of finite width has besides its depth and activation; fields of `NetworkSettings`.
+    """The networks of finite width, besides their depth and activation. Fields of `NetworkSettings`.
 
     Raises:
       ValueError: the width is not a whole number >= 1, or a name is not known.
     """
 
     width: int = 256
-    """Units of every hidden layer of the finite networks."""
+    """Units in every hidden layer of the finite networks."""
     parametrisation: ParametrisationName = "standard"
-    """standard: Xavier normal; ntk: unit normal, scaled by the width in the forward pass."""
+    """standard: weights start Xavier normal; ntk: unit normal, and scaled by the width in the forward pass."""
     omega_start: OmegaStartName = "xavier"
-    """Omega of the finite network at the start; half of a Xavier draw is negative, so zero after the first step."""
+    """Omega of the finite networks at the start. Half of a Xavier draw is negative, and so zero after one step."""
     omega_positivity: PositivityName = "project"
-    """How Omega >= 0 is kept: by projection after every step, or as max(Omega, 0) in the forward pass."""
+    """How Omega stays at least 0. project: after every step; clip: as max(Omega, 0) in the forward pass."""
 
     def __post_init__(self) -> None:
         check_count("width", self.width)
@@ -60,24 +60,24 @@ class FiniteSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How a network is trained by steps on theta and Omega together. The defaults are the paper's for MNIST.
+    """How the finite networks are trained. The defaults are the paper's for MNIST.
 
     Raises:
       ValueError: a value is out of range.
     """
 
     batch_size: int = 50
-    """Rows of a step; the last batch of an epoch may be smaller."""
+    """Rows per step. The last batch of an epoch may be smaller."""
     learning_rate: float = 0.02
-    """eta_theta, of all parameters but Omega."""
+    """Learning rate of all parameters but Omega, the paper's eta_theta."""
     omega_learning_rate: float = 0.05
-    """eta_Omega."""
+    """Learning rate of Omega, the paper's eta_Omega."""
     weight_decay: float = 2e-6
-    """Of all parameters and of Omega."""
+    """Weight decay of all parameters, Omega included."""
     momentum: float = 0.0
-    """Of the steps on theta and Omega, from 0 (none) to below 1."""
+    """Momentum, at least 0 (none) and below 1."""
     loss: LossName = "mse"
-    """Batch mean of the squared error summed over outputs, or of the softmax's cross-entropy."""
+    """mse: the mean over a batch of the squared error, summed over outputs; cross-entropy: that of the softmax."""
     epochs: int = 10
     """Passes over the training rows."""
 

@@ -10,33 +10,41 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numba
+import jax
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from nftk_jax.kernels import tiles
+from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
 from nftk_jax.kernels.angles import arccos_polynomial
+from nftk_jax.kernels.loops import (
+    ROWS,
+    STEP,
+    Network,
+    Series,
+    add_block,
+    add_tiles,
+    fill_block,
+    fill_network_block,
+    to_angles,
+)
+from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.series import Form, slopes
 
 if TYPE_CHECKING:
-    from nftk_jax.kernels.series import Form
+    from nftk_jax.kernels.series import KernelSeries
 
-#: Rows of a tile that the loops below take at once, written out; tiles have a multiple of so many.
-ROWS = 4
-#: A series has a multiple of so many coefficients, and is evaluated so many at a time, in registers.
-_STEP = 4
 #: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
 _BLOCK = (1024, 512)
-
-# sums may be reordered, so that they use all lanes; infinities and NaN keep their meaning
-_MATHS = {"reassoc", "contract", "nsz"}
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_MATHS)
-_inlined = numba.njit(inline="always", error_model="numpy", fastmath=_MATHS)
+#: Rows of a block of which all entries are wanted.
+_FILLED_ROWS = 256
 
 
 def multiply_tiles(
-    form: Form,
+    form: Form | None,
     starts: np.ndarray,
     factors: np.ndarray,
     angles: np.ndarray,
@@ -47,7 +55,7 @@ def multiply_tiles(
     """Kernels times vectors, from stored angles of the upper triangle's tiles.
 
     Args:
-      form: of the series.
+      form: of the series; None where tiles keep the entries of one kernel, and tables its weight.
       starts: first row and column of every tile, shape (tiles, 2).
       factors: what every tile and its mirror image count, shape (tiles, 2).
       angles: shape (tiles, size, size), `size` a multiple of `ROWS`.
@@ -62,7 +70,7 @@ def multiply_tiles(
 
     def some(first: int) -> np.ndarray:
         out = np.zeros(w.shape)
-        _add_tiles(np.arange(first, len(angles), threads), angles, starts, factors, series, w, out)
+        add_tiles(np.arange(first, len(angles), threads), angles, starts, factors, series, w, out)
         return out
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -72,14 +80,34 @@ def multiply_tiles(
         return functools.reduce(np.add, parts)
 
 
+def fill_angles(u: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+    """The angles that `multiply_tiles` takes; cosines by the BLAS.
+
+    Args:
+      u: unit vectors, shape (n, p).
+      starts: first row and column of every tile, shape (tiles, 2).
+      size: rows and columns of a tile, a multiple of `ROWS`.
+
+    Returns:
+      Shape (tiles, size, size), dtype of `u`.
+    """
+    out, arccos, threads = np.empty((len(starts), size, size), u.dtype), _arccos(u.dtype), _threads()
+
+    def fill(tile: int) -> None:
+        left, right = (u[start : start + size] for start in starts[tile])
+        np.matmul(left, right.T, out=out[tile])
+        if _has_near(out[tile]):
+            out[tile] = _exact_angles(left, right)
+        else:
+            to_angles(out[tile], arccos)
+
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, range(len(out))))
+    return out
+
+
 def multiply_rectangle(
-    form: Form,
-    u1: np.ndarray,
-    u2: np.ndarray,
-    near_angles: Callable[[float, np.ndarray, np.ndarray], np.ndarray | None],
-    table: np.ndarray,
-    ends: np.ndarray,
-    w: np.ndarray,
+    form: Form, u1: np.ndarray, u2: np.ndarray, table: np.ndarray, ends: np.ndarray, w: np.ndarray
 ) -> np.ndarray:
     """Kernels between rows times vectors, from their unit vectors; cosines by the BLAS, and nothing is stored.
 
@@ -87,8 +115,6 @@ def multiply_rectangle(
       form: of the series.
       u1: unit vectors, shape (n1, p).
       u2: unit vectors, shape (n2, p), of the same dtype.
-      near_angles: from the largest |cos| of a block of rows and these rows to their angles, if the cosines have lost
-        them, or None.
       table, ends: as of `multiply_tiles`.
       w: the vectors, shape (m, n2).
 
@@ -96,9 +122,9 @@ def multiply_rectangle(
       The products, shape (m, n1), float64.
     """
     series = _series(form, table, ends)
-    arccos = np.asarray(arccos_polynomial(table.dtype.name), table.dtype)
-    arccos = np.pad(arccos, (0, -len(arccos) % _STEP))
-    parts = _threads() * max(1, round(len(u1) / (_threads() * _BLOCK[0])))
+    arccos = _arccos(table.dtype)
+    threads = _threads()
+    parts = threads * max(1, round(len(u1) / (threads * _BLOCK[0])))
     height = max(1, -(-len(u1) // parts))
     out = np.zeros((len(w), len(u1)))
 
@@ -110,16 +136,148 @@ def multiply_rectangle(
             right = u2[start : start + _BLOCK[1]]
             block = np.zeros((whole, len(right)), u1.dtype)
             np.matmul(left, right.T, out=block[: len(left)])
-            angles = near_angles(max(block.max(), -block.min()), left, right)
-            if angles is not None:
-                block[: len(left)] = angles
+            near = _has_near(block)
+            if near:
+                block[: len(left)] = _exact_angles(left, right)
             own = np.ascontiguousarray(w[:, start : start + len(right)])
-            _add_block(block, angles is not None, arccos, series, own, found)
+            add_block(block, near, arccos, series, own, found)
         out[:, first : first + len(left)] = found[:, : len(left)]
+
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some, range(0, len(u1), height)))
+    return out
+
+
+def has_entries(kernel: Any, series: KernelSeries | None) -> bool:
+    """Whether `fill_rectangle` evaluates such a kernel."""
+    if series is not None:
+        return isinstance(series.form, Form) and series.form.is_series
+    return (
+        isinstance(kernel, MLP)
+        and kernel.basis != "layers"
+        and parse_activation(kernel.activation)[0] in HOMOGENEOUS
+        and kernel.b_std >= 1e-6  # its square is a divisor
+        and any(slopes(kernel))
+    )
+
+
+def fill_rectangle(
+    kernel: Any,
+    series: KernelSeries | None,
+    omega: np.ndarray,
+    x1: np.ndarray,
+    x2: np.ndarray,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """sum_l omega[c, l] K^(l)(x1, x2), where `has_entries`.
+
+    Args:
+      kernel: L kernels.
+      series: of the kernel on these inputs; None for the recursion.
+      omega: weights of the unscaled kernels, shape (C, L).
+      x1: inputs, shape (n1, p), float32 or float64.
+      x2: inputs, shape (n2, p), of the same dtype.
+      out: where to write, as what is returned: memory that is new takes a third of the time.
+
+    Returns:
+      Shape (C, n1, n2), dtype of the inputs.
+    """
+    (u1, r1), (u2, r2) = ([np.asarray(a) for a in _unit_rows(x)] for x in (x1, x2))
+    out = np.empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
+    dtype = x1.dtype.type
+    arccos = _arccos(x1.dtype)
+    if series is None:
+        scale = 1 / np.sqrt(max(1, x1.shape[1]))
+        network = _network(kernel, omega, dtype)
+        left, right = _layers(kernel, network, scale * r1, dtype), _layers(kernel, network, scale * r2, dtype)
+
+        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+            if is_angle:  # complements, exact where they are small
+                block[:] = 2 * np.sin(block / 2) ** 2
+            beside = np.ascontiguousarray(right[columns].transpose(1, 2, 0))
+            fill_network_block(block, is_angle, arccos, network, left[rows], beside, out, rows.start, columns.start)
+
+    else:
+        table = (omega @ np.asarray(series.coefficients, np.float64)).astype(dtype)
+        angle = _series(series.form, table, np.arange(1, len(omega) + 1))
+        left, right = (r1, r2) if series.radial else (np.ones_like(r1), np.ones_like(r2))
+
+        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+            fill_block(block, is_angle, arccos, angle, left[rows], right[columns], out, rows.start, columns.start)
+
+    height = max(1, min(_FILLED_ROWS, -(-len(x1) // _threads())))
+
+    def some(first: int) -> None:
+        rows = slice(first, min(first + height, len(u1)))
+        left = u1[rows]
+        block = np.zeros((-(-len(left) // ROWS) * ROWS, _BLOCK[1]), dtype)
+        for start in range(0, len(u2), _BLOCK[1]):
+            columns = slice(start, min(start + _BLOCK[1], len(u2)))
+            beside = u2[columns]
+            own = block if len(beside) == block.shape[1] else np.zeros((len(block), len(beside)), dtype)
+            np.matmul(left, beside.T, out=own[: len(left)])
+            near = _has_near(own)
+            if near:
+                own[: len(left)] = _exact_angles(left, beside)
+            fill(own, near, rows, columns)
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
         list(pool.map(some, range(0, len(u1), height)))
+    if series is not None and series.bias is not None:
+        out += (omega @ series.bias).astype(dtype)[:, None, None]
     return out
+
+
+def _network(mlp: MLP, omega: np.ndarray, dtype: Any) -> Network:
+    below, above = slopes(mlp)
+    constant = omega.sum(axis=1)
+    if mlp.basis == "increments":  # in terms of the depths
+        omega, constant = omega - np.pad(omega[:, 1:], ((0, 0), (0, 1))), omega[:, 0]
+    used = int(np.flatnonzero(omega.any(axis=0)).max(initial=-1)) + 1
+    even, odd = ((below + above) / 2) ** 2, ((above - below) / 2) ** 2
+    return Network(
+        dtype(mlp.b_std**2),
+        dtype(even),
+        dtype(odd),
+        dtype(mlp.w_std**2),
+        mlp.kind == "ntk",
+        np.ascontiguousarray(omega[:, :used].T.astype(dtype)),
+        (constant * (mlp.readout_bias**2 - mlp.b_std**2)).astype(dtype),
+    )
+
+
+def _layers(mlp: MLP, network: Network, radius: np.ndarray, dtype: Any) -> np.ndarray:
+    """Standard deviations of every layer without and with its bias, and 1 / the latter, shape (n, depth + 1, 3)."""
+    gain = mlp.w_std**2 * float(network.even + network.odd)
+    square, found = (mlp.w_std * radius.astype(np.float64)) ** 2, []
+    for _ in range(len(network.layers) + 1):
+        whole = np.sqrt(square + mlp.b_std**2)
+        found.append((np.sqrt(square), whole, 1 / whole))
+        square = gain * (square + mlp.b_std**2)
+    return np.array(found).transpose(2, 0, 1).astype(dtype, order="C")
+
+
+def _has_near(cos: np.ndarray) -> bool:
+    """Whether rows are so nearly parallel that their cosines have lost the angle."""
+    return max(cos.max(), -cos.min()) > tiles.near_threshold(cos.dtype)
+
+
+def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
+    with enable_x64():  # of the thread, which does not inherit it
+        return np.asarray(_angles_by_differences(u1, u2))
+
+
+_unit_rows = jax.jit(tiles.unit_rows)
+
+
+@jax.jit
+def _angles_by_differences(u1: jax.Array, u2: jax.Array) -> jax.Array:
+    return tiles.exact_angles(u1, u2, None)[0]
+
+
+def _arccos(dtype: np.dtype) -> np.ndarray:
+    polynomial = np.asarray(arccos_polynomial(dtype.name), dtype)
+    return np.pad(polynomial, (0, -len(polynomial) % STEP))
 
 
 @functools.cache
@@ -128,178 +286,13 @@ def _threads() -> int:
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
 
 
-class _Series(NamedTuple):
-    """Kernels as the loops take them.
-
-    Attributes:
-      monomial: whether the coefficients are those of monomials, or of Chebyshev polynomials.
-      slope, warp: the variable is slope t / (t + warp) - 1; a warp of 0 stands for slope t - 1.
-      coefficients: shape (A, size), zeros beyond the degree.
-      ends: where the vectors of each kernel end, shape (A,).
-    """
-
-    monomial: bool
-    slope: np.generic
-    warp: np.generic
-    coefficients: np.ndarray
-    ends: np.ndarray
-
-
-def _series(form: Form, table: np.ndarray, ends: np.ndarray) -> _Series:
-    number, monomial = table.dtype.type, form.basis == "monomial"
+def _series(form: Form | None, table: np.ndarray, ends: np.ndarray) -> Series:
+    number = table.dtype.type
+    if form is None:
+        return Series(True, number(1), number(0), number(0), np.pad(table, ((0, 0), (1, STEP - 2))), ends)
+    monomial = form.basis == "monomial"
     finite = not math.isinf(form.warp)
     slope = 2 * (math.pi + form.warp) / math.pi if finite else 2 / math.pi
     # the constant of Chebyshev series, which ends them, is apart
-    padded = np.pad(table, ((0, 0), (0, -(table.shape[1] - (not monomial)) % _STEP)))
-    return _Series(monomial, number(slope), number(form.warp if finite else 0), padded, ends)
-
-
-@_compiled
-def _add_tiles(numbers, angles, starts, factors, series, w, out):
-    """Add the products of some tiles. All arrays are contiguous: others would take one lane at a time."""
-    size, m = angles.shape[1], len(w)
-    v, k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
-    left, right = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
-    here, mirrored = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
-    for tile in numbers:
-        i, j = starts[tile]
-        left[:], right[:] = w[:, i : i + size], w[:, j : j + size]
-        here[:], mirrored[:] = 0, 0
-        for row in range(0, size, ROWS):
-            _to_variable(angles[tile], row, series.slope, series.warp, v)
-            first = 0
-            for a in range(len(series.ends)):
-                _evaluate(series, a, v, k, before)
-                for b in range(first, series.ends[a]):
-                    _multiply_rows(k, row, left[b], right[b], here[b], mirrored[b])
-                first = series.ends[a]
-        for b in range(m):
-            for c in range(size):
-                out[b, i + c] += factors[tile, 0] * here[b, c]
-                out[b, j + c] += factors[tile, 1] * mirrored[b, c]
-
-
-@_compiled
-def _add_block(block, is_angle, arccos, series, w, out):
-    """Add the products of one block of cosines, or angles."""
-    size = block.shape[1]
-    t, v = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
-    k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
-    for row in range(0, len(block), ROWS):
-        t[:] = block[row : row + ROWS]
-        if not is_angle:
-            _to_angle(t, arccos, v, k)
-        _to_variable(t, 0, series.slope, series.warp, v)
-        first = 0
-        for a in range(len(series.ends)):
-            _evaluate(series, a, v, k, before)
-            for b in range(first, series.ends[a]):
-                _sum_rows(k, row, w[b], out[b])
-            first = series.ends[a]
-
-
-@_inlined
-def _to_angle(t, arccos, v, k):
-    """The angles of cosines in place, as `angles.angle`."""
-    one, pi = v.dtype.type(1), v.dtype.type(math.pi)
-    for r in range(ROWS):
-        for j in range(t.shape[1]):
-            magnitude = abs(t[r, j])
-            magnitude = magnitude if magnitude < one else one
-            v[r, j] = magnitude + magnitude - one
-    _sum_monomials(arccos, v, k)
-    for r in range(ROWS):
-        for j in range(t.shape[1]):
-            cos = t[r, j]
-            magnitude = abs(cos)
-            magnitude = magnitude if magnitude < one else one
-            value = k[r, j] * np.sqrt(one - magnitude)
-            t[r, j] = pi - value if cos < 0 else value
-
-
-@_inlined
-def _to_variable(t, row, slope, warp, v):
-    one = v.dtype.type(1)  # a plain 1 would make float64 of float32
-    for r in range(ROWS):
-        if warp == 0:
-            for j in range(t.shape[1]):
-                v[r, j] = t[row + r, j] * slope - one
-        else:
-            for j in range(t.shape[1]):
-                v[r, j] = t[row + r, j] * slope / (t[row + r, j] + warp) - one
-
-
-@_inlined
-def _evaluate(series, a, v, k, before):
-    """Four rows of kernel `a`; `before` is scratch."""
-    if series.monomial:
-        _sum_monomials(series.coefficients[a], v, k)
-    else:
-        _sum_chebyshev(series.coefficients[a], v, k, before)
-
-
-@_inlined
-def _sum_monomials(c, v, k):
-    """Horner's rule, four coefficients at a time."""
-    for r in range(ROWS):
-        for j in range(v.shape[1]):
-            k[r, j] = 0
-        for s in range(len(c) - _STEP, -1, -_STEP):
-            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
-            for j in range(v.shape[1]):
-                x = v[r, j]
-                k[r, j] = (((k[r, j] * x + c3) * x + c2) * x + c1) * x + c0
-
-
-@_inlined
-def _sum_chebyshev(c, v, k, before):
-    """Clenshaw's rule, four coefficients at a time; `k` and `before` hold its last two sums."""
-    for r in range(ROWS):
-        for j in range(v.shape[1]):
-            k[r, j] = 0
-            before[r, j] = 0
-        for s in range(len(c) - _STEP, 0, -_STEP):
-            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
-            for j in range(v.shape[1]):
-                twice = v[r, j] + v[r, j]
-                third = c3 + (twice * k[r, j] - before[r, j])
-                second = c2 + (twice * third - k[r, j])
-                before[r, j] = c1 + (twice * second - third)
-                k[r, j] = c0 + (twice * before[r, j] - second)
-        for j in range(v.shape[1]):
-            k[r, j] = c[0] + (v[r, j] * k[r, j] - before[r, j])
-
-
-@_inlined
-def _multiply_rows(k, row, left, right, here, mirrored):
-    """Add four rows of a kernel times `right`, and their mirror image times `left`."""
-    x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
-    s0 = s1 = s2 = s3 = right.dtype.type(0)
-    for j in range(k.shape[1]):
-        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
-        y = right[j]
-        s0 += k0 * y
-        s1 += k1 * y
-        s2 += k2 * y
-        s3 += k3 * y
-        mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
-    here[row] += s0
-    here[row + 1] += s1
-    here[row + 2] += s2
-    here[row + 3] += s3
-
-
-@_inlined
-def _sum_rows(k, row, right, here):
-    """Add four rows of a kernel times `right`."""
-    s0 = s1 = s2 = s3 = right.dtype.type(0)
-    for j in range(k.shape[1]):
-        y = right[j]
-        s0 += k[0, j] * y
-        s1 += k[1, j] * y
-        s2 += k[2, j] * y
-        s3 += k[3, j] * y
-    here[row] += s0
-    here[row + 1] += s1
-    here[row + 2] += s2
-    here[row + 3] += s3
+    padded = np.pad(table, ((0, 0), (0, -(table.shape[1] - (not monomial)) % STEP)))
+    return Series(monomial, number(slope), number(form.warp if finite else 0), number(1), padded, ends)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,23 @@ def depth_ntks(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Arra
 
     Raises:
       ValueError: the inputs are not matrices with the same number of columns.
+
+    Warns:
+      UserWarning: the inputs are float64, and the kernels are float32.
     """
+    if jnp.result_type(float) == jnp.float32 and any(_is_double(x) for x in (x1, x2)):
+        warnings.warn(
+            "depth_ntks returns float32 for float64 inputs, because JAX's x64 mode is off; say "
+            "jax.config.update('jax_enable_x64', True) for float64, or pass float32 inputs",
+            stacklevel=3,
+        )
     return jnp.stack(list(_sweep(mlp, x1, x2, "ntk")))
+
+
+def _is_double(x: Any) -> bool:
+    """Whether an array is of floating-point numbers wider than 32 bits."""
+    dtype = getattr(x, "dtype", None)
+    return isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize > 4
 
 
 def depth_nngps(mlp: MLP, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:

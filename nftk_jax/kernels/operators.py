@@ -2,7 +2,7 @@
 
 `ring` has the tiles and the devices' programs. As many tiles as the memory allows keep the angles of their pairs, and a
 pass over them is a polynomial and two thin products per class. On one CPU, where numba is installed, `native` does the
-tiles whose angles are kept.
+tiles whose angles are kept, and those of a single kernel whose entries are.
 """
 
 from __future__ import annotations
@@ -92,9 +92,12 @@ def _groups_first(rows: Any) -> Any:
 
 
 class StoredTiles(NamedTuple):
-    """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays."""
+    """What `native.multiply_tiles` takes of one CPU's tiles: their series' form, and a `Tiling` in NumPy arrays.
 
-    form: Form
+    Without a form they keep the entries of the only kernel.
+    """
+
+    form: Form | None
     starts: np.ndarray
     factors: np.ndarray
     angles: np.ndarray
@@ -273,12 +276,20 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     each = size * size * dtype.itemsize * _stored_arrays(evaluator, len(diagonals))
     kept = min(len(pairs), int(store_bytes // each))
     schedule, on_devices = ring.schedule(counts, kept), place(pairs, mesh)
-    store = ring.fill_store(evaluator, size, mesh, schedule, placed, on_devices)
+    form = evaluator.plan.form if isinstance(evaluator.plan, tiles.Plan) else None
+    is_native = bool(kept and (form or (evaluator.plan is None and len(diagonals) == 1)) and has_native_code(mesh))
+    if is_native and form:
+        from nftk_jax.kernels.native import fill_angles
+
+        store = fill_angles(np.asarray(rows), pairs[:kept], size)
+    else:
+        store = ring.fill_store(evaluator, size, mesh, schedule, placed, on_devices)
     native, rest = None, Tiling(on_devices, place(factors.astype(dtype), mesh), store)
-    if kept and isinstance(evaluator.plan, tiles.Plan) and has_native_code(mesh):
-        native = StoredTiles(evaluator.plan.form, pairs[:kept], factors[:kept].astype(dtype), np.asarray(store))
-        fresh = len(pairs) - kept
-        schedule, rest = ring.schedule([fresh], 0), Tiling(rest.pairs[kept:], rest.factors[kept:], store[:0])
+    if is_native:
+        entries = np.asarray(store).reshape(kept, size, size)
+        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), entries)
+        fresh, none = len(pairs) - kept, place(entries[:0], mesh)
+        schedule, rest = ring.schedule([fresh], 0), Tiling(rest.pairs[kept:], rest.factors[kept:], none)
         rest = rest if fresh else None
     share = kept / len(pairs)
     return GramOperator(

@@ -17,14 +17,16 @@ from jax import lax
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle
+from nftk_jax.kernels.branches import by_itself, visit_flagged
 from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
 from nftk_jax.kernels.devices import has_accelerator
 from nftk_jax.kernels.fusion import Work
-from nftk_jax.kernels.branches import by_itself, visit_flagged
 from nftk_jax.kernels.series import Form, evaluate
 
 #: Columns of a tile of angles: with a few hundred rows it stays in a cache, or fills an accelerator.
 _COLUMNS, _ACCELERATOR_COLUMNS = 1024, 2**16
+#: Entries of a tile whose kernels have machine code but no series.
+_ENTRIES = 2**22
 
 
 def is_tiled(work: Work) -> bool:
@@ -68,6 +70,8 @@ class RowProducts:
             self._prepared[plan] = x2 if series is None else _prepare(plan, x2, series.stretch)
         if self._native and series is not None and isinstance(plan, tiles.Plan):
             return self._by_machine_code(plan, series, omega, x1[:n1])
+        if self._native and work.series is None and (found := self._by_entries(work, omega, x1[:n1])) is not None:
+            return found
         counts, left = [], n1
         for rows in tile_rows:
             counts.append(left // rows if rows != tile_rows[-1] else -(-left // rows))
@@ -85,23 +89,31 @@ class RowProducts:
         w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
         table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)
         ends = m * np.arange(1, c + 1)
-        out = native.multiply_rectangle(plan.form, u1, u2, _near_angles, table, ends, w).reshape(c, m, len(u1))
+        out = native.multiply_rectangle(plan.form, u1, u2, table, ends, w).reshape(c, m, len(u1))
         out = out * r1 if plan.radial else out
         if series.bias is not None:
             out = out + np.einsum("cl,l,cnm->cm", omega, series.bias, v, dtype=np.float64)[:, :, None]
         return out.transpose(2, 0, 1)
 
+    def _by_entries(self, work: Work, omega: np.ndarray, x1: jax.Array) -> np.ndarray | None:
+        """Of a kernel without a series whose entries have machine code; None for others."""
+        from nftk_jax.kernels import native
+
+        if not native.has_entries(work.kernel, None):
+            return None
+        (c, n2, m), (left, right) = self._v.shape, (np.asarray(x1), np.asarray(self._x2))
+        v, out = np.asarray(self._v), np.empty((len(left), c, m), left.dtype)
+        size = max(64, _ENTRIES // max(1, c * n2))
+        k = np.empty((c, size, n2), left.dtype)
+        for start in range(0, len(left), size):
+            tile = left[start : start + size]
+            k = k if len(tile) == size else np.empty((c, len(tile), n2), left.dtype)
+            native.fill_rectangle(work.kernel, None, omega, tile, right, k)
+            out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
+        return out
+
 
 _unit_rows = jax.jit(tiles.unit_rows)
-
-
-@jax.jit
-def _exact_angles(u1: jax.Array, u2: jax.Array) -> jax.Array:
-    return tiles.exact_angles(u1, u2, None)[0]
-
-
-def _near_angles(largest: float, u1: np.ndarray, u2: np.ndarray) -> np.ndarray | None:
-    return np.asarray(_exact_angles(u1, u2)) if largest > tiles.near_threshold(u1.dtype) else None
 
 
 @functools.partial(jax.jit, static_argnums=0)

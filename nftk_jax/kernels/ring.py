@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nftk_jax.kernels import tiles
-from nftk_jax.kernels.devices import AXIS, shard_map
 from nftk_jax.kernels.branches import by_itself, visit_flagged
+from nftk_jax.kernels.devices import AXIS, shard_map
 
 if TYPE_CHECKING:
     from nftk_jax.kernels.operators import Evaluator

@@ -18,9 +18,9 @@ import numpy as np
 from jax import lax
 
 from nftk_jax.kernels.angles import angle
+from nftk_jax.kernels.branches import visit_flagged
 from nftk_jax.kernels.cover import pairs, tile_starts, triangle_tiles
 from nftk_jax.kernels.devices import has_accelerator
-from nftk_jax.kernels.branches import visit_flagged
 from nftk_jax.kernels.series import Form, evaluate
 from nftk_jax.kernels.windows import write
 

@@ -123,10 +123,11 @@ def learn_weights(
     """Learn Omega as `learn_omega` does, and every class's ridge, from `ridge` on, where the settings say "learned"."""
     if _has_many_targets(problem, settings):
         return _learn_many(problem, ridge, settings, report)
-    return _weights_of(problem, ridge, learn_omega(problem, ridge, settings, report=report))
+    return weights_of(problem, ridge, learn_omega(problem, ridge, settings, report=report))
 
 
-def _weights_of(problem: SearchProblem, ridge: np.ndarray, descent: DescentResult | None) -> Weights:
+def weights_of(problem: SearchProblem, ridge: np.ndarray, descent: DescentResult | None) -> Weights:
+    """What a descent found, for every class."""
     if descent is None:
         return Weights(uniform_omega(problem.n_classes, problem.depth), ridge, None)
     omega = np.broadcast_to(descent.omega, (problem.n_classes, problem.depth)).copy()
@@ -181,8 +182,8 @@ def _learn_batch(
     elif free:
         omega = omega * (ridge / unit)[:, None]
     modelled = ModelledObjective(HeldOutObjective.of(problem, ridge), model, unit / ridge)
-    descent = _descend(problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2))
-    return _weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values), made))
+    descent = descend(problem, ridge, settings, modelled, omega, lambda done, total: report((total + done) // 2))
+    return weights_of(problem, ridge, descent.preceded_by(np.array(seconds), np.array(values), made))
 
 
 def learn_omega(
@@ -212,10 +213,10 @@ def learn_omega(
         return None
     named = make_objective(problem, ridge, settings)
     start = named.start(1 if settings.weights == "shared" else problem.n_classes, problem.depth)
-    return _descend(problem, ridge, settings, named, start, report)
+    return descend(problem, ridge, settings, named, start, report)
 
 
-def _descend(
+def descend(
     problem: SearchProblem,
     ridge: np.ndarray,
     settings: SearchSettings,

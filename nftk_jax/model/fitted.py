@@ -276,8 +276,7 @@ class NFTKModel:
     def posterior_covariance(self, x: np.ndarray, *, covariance: KindName = "ntk") -> np.ndarray:
         """Covariances of f_c(x) and f_c(x') for any two rows, see `posterior`; their diagonals are squared deviations.
 
-        Args:
-          x, covariance: see `posterior_std`.
+        The arguments are those of `posterior_std`.
 
         Returns:
           Shape (m, m, C), float64, in squared units of the targets.

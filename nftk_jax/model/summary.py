@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nftk_jax.preprocessing.targets import name_outputs
+
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel
 
@@ -35,7 +37,7 @@ def _facts(model: NFTKModel) -> dict[str, str]:
     labels = [str(label) for label in model.kernel.labels]
     n, p = model.x_train.shape
     lowest, highest = f"{model.ridge.min():.3g}", f"{model.ridge.max():.3g}"
-    outputs = _output_names(model)
+    outputs = name_outputs(model.classes, len(model.omega))
     return {
         "kernels": f"{len(labels)}: {_list(labels)}",
         "rows": f"{n} {'landmarks' if model.landmarks else 'training rows'} of {p} feature{'s' * (p != 1)}",
@@ -46,12 +48,6 @@ def _facts(model: NFTKModel) -> dict[str, str]:
     }
 
 
-def _output_names(model: NFTKModel) -> list[str]:
-    if model.classes is None:
-        return [str(number) for number in range(1, len(model.omega) + 1)]
-    return [str(label) for label in model.classes.tolist()]
-
-
 def _list(names: Sequence[str]) -> str:
     """Names with commas; of many the first and the last."""
     shown = names if len(names) <= _NAMES else [*names[: _NAMES - 2], "...", names[-1]]
@@ -59,7 +55,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _omega_table(model: NFTKModel) -> str:
-    labels, outputs = model.kernel.labels, _output_names(model)
+    labels, outputs = model.kernel.labels, name_outputs(model.classes, len(model.omega))
     columns = [html.escape(str(label)) for label in labels[:TABLE_COLUMNS]]
     rows = []
     for name, weights in zip(outputs[:TABLE_ROWS], model.omega, strict=False):

@@ -25,7 +25,7 @@ from nftk_jax.preprocessing.padding import pad_rows, padded_size
 from nftk_jax.preprocessing.stack import KernelStack
 from nftk_jax.settings import KindName
 from nftk_jax.solvers.cholesky import factor_ridge, solve_factor
-from nftk_jax.solvers.plan import this_machine
+from nftk_jax.solvers.machine import this_machine
 
 if TYPE_CHECKING:
     from nftk_jax.model.fitted import NFTKModel

@@ -21,6 +21,30 @@ class Targets:
     scale: np.ndarray
 
 
+def name_outputs(classes: np.ndarray | None, n_outputs: int, y: Any = None) -> list[str]:
+    """A printable name for every class or target.
+
+    Args:
+      classes: the labels; None for real targets.
+      n_outputs: number of classes or targets.
+      y: the targets as they were given; a DataFrame or Series names them.
+
+    Returns:
+      The labels, or the names that `y` has, or else y0, y1, ...
+
+    >>> name_outputs(None, 2), name_outputs(np.array(["ant", "bee"]), 2)
+    (['y0', 'y1'], ['ant', 'bee'])
+    """
+    if classes is not None:
+        return [str(label) for label in classes.tolist()]
+    given = getattr(y, "columns", None)
+    if given is None and getattr(y, "name", None) is not None:
+        given = [y.name]
+    if given is not None and len(given) == n_outputs:
+        return [str(name) for name in given]
+    return [f"y{output}" for output in range(n_outputs)]
+
+
 def group_by_presence(y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The targets that are missing (NaN) in the same rows, of real targets of shape (n, k).
 

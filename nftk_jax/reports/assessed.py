@@ -59,7 +59,7 @@ def assess(
     *,
     baselines: BaselinesName = "auto",
     resamples: int = 0,
-    name: str = "data",
+    name: str = "",
     verbose: bool = False,
 ) -> Assessment:
     """Judge a fitted estimator on test rows, as `python -m nftk_jax.fit` does.
@@ -73,12 +73,13 @@ def assess(
       model: a fitted estimator, or its `model_`. A pipeline's last step takes inputs that the steps before have
         transformed.
       x_test: inputs of rows that the fit has not seen, shape (m, p), m >= 2.
-      y_test: their labels, shape (m,), or targets, shape (m,) or (m, C), NaN where a target is missing.
+      y_test: their labels, shape (m,), or targets, shape (m,) or (m, C), NaN where a target is missing. The columns of
+        a DataFrame name the targets in the report.
       baselines: "auto" for all of them, above 20,000 training rows on the search rows; "all", always on all training
         rows; "quick" for those that cost little; or "none".
       resamples: learn Omega again on this many random splits, for its spread and for an interval of the method. 0, or
         at least 2.
-      name: of the data, for the summary and the report.
+      name: of the data, for the titles of summary and report; none by default.
       verbose: show the progress on standard error.
 
     Returns:

@@ -125,9 +125,9 @@ def _interval(block: Metrics) -> str:
 def _accuracy_text(metrics: Metrics) -> str:
     seeds = len(metrics["models"]["mlp"]["test_accuracy_by_seed"])
     return (
-        f"All models are judged on the same test rows. Finite networks: mean over {seeds} seed{'s' * (seeds > 1)}; the "
-        "advantage of the infinite network is its accuracy minus theirs, paired over test rows (95 % interval of the "
-        "first seed's)."
+        f"All models are judged on the same test rows. Numbers of finite networks are means over {seeds} "
+        f"seed{'s' * (seeds > 1)}. The advantage of the infinite network is its accuracy minus theirs, with a paired "
+        "95 % interval for the first seed."
     )
 
 

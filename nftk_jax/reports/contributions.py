@@ -20,14 +20,14 @@ def contributions_section(metrics: Metrics, *figures: str) -> str:
     word, several = shares.word, len(shares.values) > 1
     without = metrics["contributions"].get("without_group") or {}
     text = (
-        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}: a share below 0 lowers it, and a "
-        f"grey or hatched one says nothing by itself, because its 95 % interval (small print) holds 0 or because "
-        f"another {word} has nearly the same kernel."
+        f"The shares of {one_noun(metrics)} add up to its R² on {_rows(metrics)}. A share below 0 lowers it. A grey or "
+        f"hatched share says nothing by itself: its 95 % interval (small print) holds 0, or another {word} has nearly "
+        f"the same kernel."
     )
     if without:
         text += (
-            " What is lost without a group is how much better the whole model is than one that was fitted without the "
-            "group: little, even for a large share, where the others can replace it."
+            " The last column compares the whole model with one that was fitted without the group. A group with a "
+            "large share may be missed little, if the others can replace it."
         )
     return page.section(
         f"What each {page.as_text(word)} contributes",

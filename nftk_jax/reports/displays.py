@@ -16,6 +16,7 @@ from nftk_jax.kernels.kernel import KernelLabel
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.mkl.similarity import centred_alignment
 from nftk_jax.model import NFTKModel
+from nftk_jax.preprocessing.targets import name_outputs
 from nftk_jax.reports import bars, figures, heatmaps
 from nftk_jax.reports.columns import columns_of
 from nftk_jax.reports.formats import clean, fixed, weight
@@ -97,7 +98,8 @@ class OmegaDisplay(_HeatmapDisplay):
         """
         found = _model_of(model)
         omega = normalise_rows(found.omega) if normalise else found.omega
-        display = cls(omega, labels=found.kernel.labels, output_names=_outputs(found), noun=_noun(found))
+        outputs = name_outputs(found.classes, len(omega))
+        display = cls(omega, labels=found.kernel.labels, output_names=outputs, noun=_noun(found))
         return display.plot(ax=ax, **options)
 
     def draw(self, ax: figures.Axes, *, cmap: str | None = None, highest: float | None = None) -> None:
@@ -229,7 +231,8 @@ class ContributionDisplay:
             shares = np.stack([shares[:, owner == k].sum(axis=1) for k in range(len(names))], axis=1)
         else:
             names = [str(label) for label in labels]
-        return cls(shares, names=names, output_names=_outputs(found), noun=_noun(found)).plot(ax=ax, **options)
+        outputs = name_outputs(found.classes, len(shares), y)
+        return cls(shares, names=names, output_names=outputs, noun=_noun(found)).plot(ax=ax, **options)
 
     def plot(
         self, *, ax: figures.Axes | None = None, most: int = 7, include_values: bool = True
@@ -310,14 +313,6 @@ def _model_of(model: Any) -> NFTKModel:
         return model
     check_is_fitted(model)
     return model.model_
-
-
-def _outputs(model: NFTKModel) -> list[str]:
-    return (
-        [f"y{i}" for i in range(len(model.omega))]
-        if model.classes is None
-        else [str(c) for c in model.classes.tolist()]
-    )
 
 
 def _noun(model: NFTKModel) -> str:

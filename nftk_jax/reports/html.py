@@ -33,23 +33,23 @@ from nftk_jax.reports.reading import (
 from nftk_jax.reports.weights import weights_section
 
 _FIGURES = {
-    "inference": "What a test can say of every weight: its most likely value and its interval, jointly for all weights "
+    "inference": "The most likely value of every weight and its interval. The intervals hold together for all weights "
     "of {one}. Filled dots are needed. One panel may stand for several {kernel}s that cannot be told apart.",
-    "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images: the "
-    "darker the blue, the more weight. A pixel in several groups shows the mean of their weights, smaller groups "
-    "counting more; the weight of groups that hold the whole image stands below.",
-    "contributions": "The shares of R² of every {noun}. The diamond is the R² of the whole model; shares left of 0 "
+    "omega_maps": "The weights of the groups of pixels for every {noun}, over the mean of its training images. Darker "
+    "blue is more weight. A pixel in several groups shows the mean of their weights, in which smaller groups count "
+    "more. The weight of groups that hold the whole image stands below.",
+    "contributions": "The shares of R² of every {noun}. The diamond is the R² of the whole model. Shares left of 0 "
     "lower it. Pale hatched shares say nothing by themselves.",
     "contribution_maps": "The same on the images: blue parts raise the R² of {one}, orange parts lower it. The "
     "share of groups that hold the whole image stands below.",
     "influence": "Test images beside the training images that raise (blue) and lower (orange) their largest score "
     "most, with what each adds to it.",
-    "suspects": "Their images, with the label and, after the arrow, what they look like without it.",
-    "baselines": "Scores on the test rows, and what this model gains on each baseline, with 95 % intervals. The axes "
-    "do not start at zero.",
-    "identifiability": "How alike the kernels of any two {kernel}s are, and the eigenvalues of that comparison: "
-    "directions below 0.001 of the largest do not count.",
-    "search": "How the search's objective fell with time, relative to its start, and its projected gradient.",
+    "suspects": "The images of these rows, with their label and, after the arrow, what the model without them says.",
+    "baselines": "Scores on the test rows, and how much better this model is than each baseline, with 95 % intervals. "
+    "The axes do not start at zero.",
+    "identifiability": "How alike any two kernels are, and the eigenvalues of that table. Directions below 0.001 of "
+    "the largest do not count.",
+    "search": "The objective of the search against time, relative to its start, and its projected gradient.",
 }
 
 _CONSTRAINTS = {
@@ -66,11 +66,11 @@ _CERTIFICATE = {
     "iterations": "Steps of the iterative solver; a direct solve needs none.",
     "relative_residual": "What the solution leaves unexplained: y − (K + λI)α relative to y, for the worst {noun}. "
     "Recomputed in double precision, kernel entries included, on a random block of training rows; not the solver's own "
-    "figure. 0.001 or less is as it should be.",
-    "precision": "In which the system was solved and the scores are computed.",
+    "figure. It should be 0.001 or less.",
+    "precision": "The precision in which the system was solved and the scores are computed.",
     "condition_estimate": "How much the system can magnify an error in its entries, for the worst {noun}: at 1e6, six "
-    "digits are at stake. A lower bound.",
-    "jitter": "What had to be added to the ridge before the system could be solved. 0 is as it should be.",
+    "digits can be lost. A lower bound.",
+    "jitter": "What had to be added to the ridge before the system could be solved. It should be 0.",
     "max_prediction_difference_float64": "The largest change in a score when the kernel entries and sums behind it are "
     "evaluated in double precision, on a random block of test rows.",
 }
@@ -101,7 +101,7 @@ def render_report(metrics: Metrics, figures: Mapping[str, Path | bytes], *, omeg
         page.timings_section(metrics),
         page.reproduction_section(metrics),
     ]
-    return page.render_page(f"NFT-K on {clean(metrics['dataset']['name'])}", sections)
+    return page.render_page(_title(metrics), sections)
 
 
 def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) -> str:
@@ -110,6 +110,12 @@ def _figure(metrics: Metrics, figures: Mapping[str, Path | bytes], name: str) ->
     words = {"noun": noun(metrics), "one": one_noun(metrics), "kernel": kernel_noun(metrics)}
     caption = capital(_FIGURES[name].format(**words))
     return page.figure(figures[name], caption, photo=name in ("influence", "suspects") and has_photos(metrics))
+
+
+def _title(metrics: Metrics) -> str:
+    """What was run, and on which data where they have a name."""
+    name = clean(metrics["dataset"]["name"])
+    return f"NFT-K on {name}" if name else "NFT-K"
 
 
 def _head(metrics: Metrics) -> str:
@@ -148,7 +154,7 @@ def _head(metrics: Metrics) -> str:
         (significant(certificate.get("relative_residual"), 2), "relative residual of the solve", ""),
         (duration(metrics["timings"].get("total_s")), "in all", ""),
     ]
-    title = f"NFT-K on {page.as_text(data['name'])}: test {score.name} {score.value(ours.score)}"
+    title = page.as_text(f"{_title(metrics)}: test {score.name} {score.value(ours.score)}")
     return f"<header><h1>{title}</h1>{page.paragraph(text, 'muted')}</header>\n{page.tiles(tiles)}\n{_method(metrics)}"
 
 
@@ -168,7 +174,9 @@ def _method(metrics: Metrics) -> str:
     named = page.as_text(_SOLVERS.get(certificate.get("solver"), certificate.get("solver") or DASH))
     precision = f", in {page.as_text(certificate['precision'])}" if certificate.get("precision") else ""
     facts = [("Weights", weights)]
-    facts += [("Rows of the search", count(data.get("n_search")))] if search else []
+    widened = (search or {}).get("widened")
+    started = f"; started on {count(widened['start_rows'])}, whose kernels fit memory" if widened else ""
+    facts += [("Rows of the search", f"{count(data.get('n_search'))}{started}")] if search else []
     facts += [("Held-out rows", page.as_text(held_out))] if held_out else []
     facts += [
         ("Ridge", f"{ridge}, {_RIDGES[config['ridge']]}" if config.get("ridge") in _RIDGES else ridge),
@@ -199,13 +207,13 @@ def _baselines(metrics: Metrics, figures: Mapping[str, Path | bytes]) -> str:
         rows.append(page.row(cells, "ours" if row.key == "ours" else ""))
     headers = ["model", f">test {score.name}", f">this model minus it{unit}", "in words"]
     text = (
-        "Every model is scored on the same test rows, with the same solver. Small print: 95 % intervals of these "
-        "fitted models. They do not say what other training rows would have given. Those of the "
-        "differences are paired: they compare two models row by row, and are narrower than the intervals of the scores "
-        "suggest. Where such an interval holds 0, this run does not tell the two models apart."
+        "Every model is scored on the same test rows, with the same solver. The small print has 95 % intervals for "
+        "these fitted models; other training rows could have given something else. Intervals of differences are "
+        "paired: they compare two models row by row, and so they are narrower than the intervals of the scores "
+        "suggest. If such an interval holds 0, this run cannot tell the two models apart."
     )
     note = metrics.get("baselines_note")
-    extra = page.paragraph(page.as_text(note), "warn") if note else ""
+    extra = page.paragraph(page.as_prose(note), "warn") if note else ""
     figure = _figure(metrics, figures, "baselines")
     return page.section(
         "Is it better than something simpler?",
@@ -296,7 +304,7 @@ def _certificate(metrics: Metrics) -> str:
             )
         )
     intro = "The numbers above rest on one linear solve. This is what was checked about it."
-    wrong = page.as_text(certificate.get("warning") or "")
+    wrong = page.as_prose(certificate.get("warning") or "")
     warning = page.paragraph(wrong, "warn") if wrong else ""
     return page.section(
         "Is the solve right?", page.paragraph(intro), warning, page.table(["check", ">value"], rows, "wide")

@@ -40,8 +40,8 @@ def influence_section(metrics: Metrics, figure: str, suspects: str) -> str:
     heads += [] if seen else ["raise it most", "lower it most"]
     what = "score" if classes else "prediction"
     text = (
-        f"A training row adds to a {what} what the {what} would lose without the row. This is exact, at fixed weights, "
-        f"ridge and scaling. The {what} without them is the one that the model would give without the "
+        f"The number beside a training row is what the {what} would lose without that row. It is exact at fixed "
+        f'weights, ridge and scaling. "Without them" is the {what} that the model would give without the '
         f"{len(block['predictions'][0]['positive']) or 'few'} rows that raise it most."
     )
     return page.section(

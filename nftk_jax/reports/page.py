@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
@@ -43,6 +44,12 @@ def render_page(title: str, sections: Iterable[str]) -> str:
 def as_text(value: Any) -> str:
     """Anything as HTML text, safe between tags and inside quoted attributes."""
     return escape(clean(value), quote=True)
+
+
+def as_prose(text: str) -> str:
+    """A sentence as HTML text. Flags, and what stands in backticks, become code that does not wrap."""
+    words = re.sub(r"`([^`]+)`|(?<![\w-])(--[a-z][\w-]*(?: [\d.]+\b)?)", r"<code>\1\2</code>", as_text(text))
+    return words.replace("<code>", '<code class="flag">')
 
 
 def section(title: str, *content: str) -> str:
@@ -185,10 +192,6 @@ def reproduction_section(metrics: Mapping[str, Any]) -> str:
     data = metrics["dataset"]
     digest = f'SHA-256 of the data: <span class="hash">{as_text(data.get("sha256") or DASH)}</span>'
     version = f"nftk_jax {as_text(metrics.get('version') or DASH)}."
+    named = f"Data set {as_text(data['name'])}. " if data["name"] else ""
     tables = [folded(name, pairs(metrics.get(key) or {})) for name, key in _REPEAT.items()]
-    return section(
-        "Run it again",
-        f"<pre>{command}</pre>",
-        paragraph(f"{version} Data set {as_text(data['name'])}. {digest}"),
-        *tables,
-    )
+    return section("Run it again", f"<pre>{command}</pre>", paragraph(f"{version} {named}{digest}"), *tables)

@@ -19,12 +19,12 @@ _CAPTIONS = {
     "reconstruction": "Left: every output on every test row, as the network gives it and as the sum of the training "
     "samples' terms. Right: the loss along training.",
     "influences": "Test images with the training images whose terms raised and lowered their largest output most. "
-    "Above each test image the class of that output and its value, orange where it is wrong; above each training image "
-    "its term.",
+    "Above each test image stand the class of that output and its value, in orange if it is wrong. Above each training "
+    "image stands its term.",
     "classes": "Mean over the test rows of one class (rows): what all training rows of another class (columns) added "
     "to the test rows' true output.",
-    "layers": "What the movement of every layer's parameters added to an output, all training samples together; mean "
-    "over the test rows of the output's class.",
+    "layers": "What the movement of every layer's parameters added to an output, for all training samples together. "
+    "Each cell is a mean over the test rows of the output's class.",
 }
 
 
@@ -59,7 +59,7 @@ def _error_words(metrics: Metrics) -> str:
     share = block["bisections"] / block["steps_times_queries"]
     return (
         f"{count(block['intervals'])} quadrature intervals, {count(block['bisections'])} of them by bisection "
-        f"({fixed(share, 2)} a step and test row)."
+        f"({fixed(share, 2)} per step and test row)."
     )
 
 
@@ -149,10 +149,11 @@ def _descent_words(metrics: Metrics) -> str:
 
 def _reconstruction(metrics: Metrics, figure: str) -> str:
     text = (
-        "Every step of the optimiser moves the parameters by a sum over samples, so what a step changes in an "
-        "output is a sum over samples too: the integral, along the step, of the product of the output's gradient "
-        "with each sample's. Summed over all steps, that is the sample's term. The output before training, the effect "
-        "of weight decay and all terms together are the trained network's output, up to the error of the integrals."
+        "Every step of the optimiser moves the parameters by a sum over samples. The change of an output in a step is "
+        "therefore a sum over samples too. Each sample's part is an integral along the step: the product of the "
+        "output's gradient with the sample's gradient. Its sum over all steps is the sample's term. Add all terms to "
+        "the output before training and the effect of weight decay: the sum is the trained network's output, up to the "
+        "error of the integrals."
     )
     bound = metrics["reconstruction"]["measured_quadrature_error"]
     measured = (
@@ -188,9 +189,9 @@ def _influences(metrics: Metrics, figure: str) -> str:
         rows.append(page.row(cells))
     headers = [">test row", "its class", "largest output", *(f">{name}" for name in parts.values()), ">missing"]
     text = (
-        "The terms of some test rows in their largest output. Value = start + weight decay + positive + negative "
-        "terms, up to what is missing. The kernel takes the test row's gradient along each step and the sample's at "
-        "its start; so a term belongs to this training and this test row, not to leaving the sample out."
+        "The terms in the largest output of some test rows. Value = start + weight decay + positive + negative terms, "
+        "up to what is missing. A term says what the sample did to this output in this training run. It does not say "
+        "what would happen without the sample."
     )
     table = page.table(headers + ([] if shown else ["raise it most", "lower it most"]), rows)
     return page.section("Which samples made a prediction", page.paragraph(text), figure, table, _texts(metrics))
@@ -224,7 +225,8 @@ def _layers(metrics: Metrics, figure: str) -> str:
     text = "The inner product of gradients is a sum over parameters, so every term splits by layer."
     if metrics["layers"]["omega"] is not None:
         text += (
-            " Below it Omega, the weight of every depth's readout in the trained network. The first says which layers "
-            "moved the outputs while the network learned, the second which readouts it uses now."
+            " The lower picture is Omega, the weight of every depth's readout in the trained network. The upper one "
+            "shows which layers moved the outputs during training, and the lower one which readouts the network uses "
+            "now."
         )
     return page.section("Which layers made it", page.paragraph(text), figure)

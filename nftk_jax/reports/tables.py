@@ -74,7 +74,8 @@ def _headline(metrics: Metrics) -> Padding:
     text.append(f"  (95 % interval {score.interval(ours.interval)}, for this fitted model)")
     if not score.is_accuracy:
         text.append(f"  mean squared error {significant(metrics.get('test_mse'))}")
-    text.append(f"\n{clean(data['name'])}: {count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
+    name = f"{clean(data['name'])}: " if data["name"] else ""
+    text.append(f"\n{name}{count(data['n_train'])} training and {count(data['n_test'])} test rows, ")
     text.append(f"{data['n_classes']} {noun(metrics) if data['n_classes'] == 1 else nouns(metrics)}; ")
     text.append(family_words(metrics))
     if search:
@@ -135,7 +136,7 @@ def _groups(metrics: Metrics) -> list[RenderableType]:
     shares = {name: float(np.mean(values)) for name, values in (found.get("by_group") or {}).items()}
     if not shares:
         return []
-    text = Text("What do the groups of features give? ", style="bold")
+    text = Text("What does each group of features contribute? ", style="bold")
     mean = f", mean over {nouns(metrics)}" if len(class_names(metrics)) > 1 else ""
     text.append(f"Shares of R²{mean}: ", style="not bold")
     text.append(_first(sorted(shares, key=lambda name: -shares[name]), lambda name: fixed(shares[name], 3)))
@@ -153,7 +154,7 @@ def _groups(metrics: Metrics) -> list[RenderableType]:
 
     if rows:
         points = ", points" if score.unit else ""
-        text.append(f" Lost in {score.name} where the model is solved without a group{points}: ")
+        text.append(f" {score.name.capitalize() if score.unit else score.name} lost without a group{points}: ")
         text.append(_first(clear, loss) if clear else "nothing clear for any of them.")
     return [Text(), _wrapped(text)]
 
@@ -182,9 +183,9 @@ def _trust(metrics: Metrics) -> Padding:
     )
     difference = certificate.get("max_prediction_difference_float64")
     if finite(difference) is not None:
-        plain += f"; the scores differ from double-precision sums by at most {significant(difference, 2)}"
+        plain += f". In double precision the scores change by at most {significant(difference, 2)}"
     if jitter:
-        plain += f"; {significant(jitter, 2)} had to be added to the ridge"
+        plain += f". The ridge had to be raised by {significant(jitter, 2)}"
     text.append(plain + ".\n", style="not bold")
     if certificate.get("warning"):
         text.append(f"{clean(certificate['warning'])}\n", style="bold red")

@@ -28,6 +28,7 @@ from nftk_jax.reports.reading import (
 
 _MOST_CELLS = 4000
 _MOST_PAIRS = 1000
+_TALL = 7  # rows from which the verdict stands beside the table
 _WIDEST_HEAD = 8  # letters; the heads of narrow columns stand upright if one has more
 _VIEWS = (("n", "unit rows Ω<sub>n</sub>"), ("w", "weights"), ("k", "kernel weights"))
 
@@ -46,11 +47,11 @@ def weights_section(metrics: Metrics, omega_csv: str, *figures: str) -> str:
     dropped = dropped_kernels(metrics)
     if dropped:
         intro += f" No {one} uses {page.as_text(dropped)}."
-    verdict = "<ul>" + "".join(f"<li>{page.as_text(line)}</li>" for line in verdict_lines(metrics)) + "</ul>"
+    verdict = "<ul>" + "".join(f"<li>{page.as_prose(line)}</li>" for line in verdict_lines(metrics)) + "</ul>"
     if needed_of(metrics) is not None:
         verdict += page.paragraph(
             f"Framed cells are needed: a test finds that the {one} is not explained without that {kernel}, or without "
-            "those that cannot be told from it. The line below the table has the interval of a chosen cell."
+            "the ones that cannot be told from it. Choose a cell, and the line below the table shows its interval."
         )
     why = page.paragraph(f'<a href="#alike">Why: how alike the {kernel}s are</a>')
     aside = f'<aside class="verdict"><h3>Can these weights be read?</h3>{verdict}{why}</aside>'
@@ -58,11 +59,12 @@ def weights_section(metrics: Metrics, omega_csv: str, *figures: str) -> str:
         f'<button type="button" value="{value}" aria-pressed="{"true" if value == "n" else "false"}">{label}</button>'
         for value, label in _VIEWS
     )
-    told = "Colours show the unit rows: the darker the more, on a dark page the brighter. A grey 0 is exactly zero."
+    told = "Colours show the unit rows: darker is more, or brighter on a dark page. A grey 0 is exactly zero."
     table = page.heatmap(
         _weights(metrics), f"Weights of the {kernel}s", told, f'<div class="views" hidden>{views}</div>'
     )
-    beside = f'<div class="beside">{table}{aside}</div>'
+    style = "beside" if len(metrics["omega"]) >= _TALL else "stacked"  # a low table leaves a gap beside the verdict
+    beside = f'<div class="{style}">{table}{aside}</div>'
     title = f"Which {kernel}s each {one} uses"
     return page.section(title, page.paragraph(intro), beside, _products(metrics), *figures)
 

@@ -134,7 +134,7 @@ def spread_ridge(ridge: np.ndarray | float, weight: np.ndarray, dtype: Any) -> n
 
 
 def factor_ridge(
-    k: jax.Array, *, ridge: float, jitter: bool = False, weight: np.ndarray | None = None
+    k: jax.Array | np.ndarray, *, ridge: float, jitter: bool = False, weight: np.ndarray | None = None
 ) -> CholeskyFactor:
     """Factor K + ridge W^(-1) for sample weights W; without weights K + ridge I.
 

@@ -26,7 +26,7 @@ from nftk_jax.solvers.spread import SpreadVectors
 #: Relative residual at which a class has converged, by the preconditioner (a low rank takes many passes) and precision.
 TOLERANCE = {
     ("factor", "float32"): 1e-4,
-    ("low-rank", "float32"): 1e-3,
+    ("low-rank", "float32"): 8e-4,  # what is found on some rows in float64 is then still below 1e-3
     ("factor", "float64"): 1e-10,
     ("low-rank", "float64"): 1e-10,
 }

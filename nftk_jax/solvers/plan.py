@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from nftk_jax.memory import GIB, available_memory
+from nftk_jax.memory import GIB
 from nftk_jax.settings import SolverName
+from nftk_jax.solvers.machine import Machine
+
+if TYPE_CHECKING:
+    from nftk_jax.solvers.search_plan import SearchPlan
 
 PreconditionerName = Literal["factor", "low-rank"]
 
@@ -21,67 +24,21 @@ PreconditionerName = Literal["factor", "low-rank"]
 RANKS = (256, 512, 1024, 2048, 4096, 8192)
 #: Pivots of it that are drawn at once: a matrix product wants hundreds.
 BLOCK = 256
+#: Rows for each landmark in the preconditioner of Nystroem's method, and the passes over all rows that it then takes.
+SAMPLE, SAMPLED_PASSES = 3, 8
 #: Landmarks of Nystroem's method unless told otherwise.
 LANDMARKS = 4096
-#: Use Cholesky if one factorisation per class takes at most this many seconds.
-DIRECT_SECONDS = 10.0
+#: Use Cholesky if one factorisation per class takes at most so many seconds; above so many, "auto" approximates.
+DIRECT_SECONDS, EXACT_SECONDS = 10.0, 3600.0
 #: From so many distinct kernels of sums in memory on, one is factored for so many; what is not takes conjugate
-#: gradients, so many steps of a solve and for all that an evaluation of the search solves with (`solvers.anchors`).
-MANY, PER_FACTOR, STEPS, SEARCH_STEPS = 32, 16, 10, 12
-#: Evaluations of a search: of a few targets each; of many at shared weights, and by themselves.
-EVALUATIONS, SHARED_EVALUATIONS, OWN_EVALUATIONS = 8, 5, 4
+#: gradients, so many steps of a solve (`solvers.anchors`).
+MANY, PER_FACTOR, STEPS = 32, 16, 10
 #: Compiling the iterative solver.
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
 EXACTER = 0.85
-#: Rows of the largest matrix whose entries 32 bits count, as in LAPACK and the solvers of accelerators.
-_FACTOR_ROWS = math.isqrt(2**31)
 #: How many times longer the thin products that build a low rank take than square ones.
 TALL = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What a plan is made for.
-
-    Attributes:
-      devices: of all processes.
-      memory: bytes free for each process's arrays, or for each device's where it has its own memory.
-      shared_memory: devices that draw on one such memory.
-      flops: single-precision operations a second of one device in large matrix products.
-      entries: kernel entries per second of one device when angles are cached, both matrix-vector products included.
-      stored_entries: the same in the passes of conjugate gradients.
-      factor_rows: rows of the largest matrix that its Cholesky factorisation takes; None is any.
-    """
-
-    devices: int
-    memory: int
-    shared_memory: int
-    flops: float
-    entries: float
-    stored_entries: float
-    factor_rows: int | None = None
-
-
-#: One NVIDIA H100 with 80 GB, by its data sheet: 67 TFLOP/s in float32 outside the tensor cores, of which two thirds,
-#: and 3.35 TB/s, of which an entry takes 16 bytes.
-H100 = Machine(devices=1, memory=72 * GIB, shared_memory=1, flops=4.4e13, entries=2e11, stored_entries=2e11)
-
-
-def this_machine() -> Machine:
-    """The devices that JAX has, and the memory that is free now."""
-    import jax
-
-    from nftk_jax.kernels.devices import device_mesh, expects_native_code
-
-    local = jax.local_device_count()
-    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-        return dataclasses.replace(H100, devices=jax.device_count(), memory=free, factor_rows=_FACTOR_ROWS)
-    cores = (os.cpu_count() or 1) / local
-    stored = (2.2e9 if expects_native_code(device_mesh()) else 1.2e9) * cores
-    return Machine(jax.device_count(), available_memory(), local, 4e10 * cores, 1.2e9 * cores, stored, _FACTOR_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +56,7 @@ class Sizes:
 
     The search holds a third of its rows out once, or every one of several `folds`. Kernels of groups of features have
     `geometries`, sets of cosines, of `n_columns` columns together; None is `n_features`.
+    A search that needs no matrix may start on `start_rows`; None is one that needs all kernels of its rows.
     """
 
     n_train: int
@@ -113,6 +71,7 @@ class Sizes:
     folds: int = 1
     geometries: int = 1
     n_columns: int | None = None
+    start_rows: int | None = None
 
     @property
     def kernels(self) -> int:
@@ -150,6 +109,7 @@ class SolvePlan:
       tolerance: relative residual at which cg stops; None is `conjugate_gradient.TOLERANCE`.
       seed: draws the pivots of a low rank, or the landmarks.
       fallback: whether the classes that cg cannot solve to its tolerance are factored; their memory is there.
+      sample: rows of the preconditioner of Nystroem's method; 0 if its normal equations are summed and factored.
     """
 
     solver: SolverName
@@ -162,6 +122,7 @@ class SolvePlan:
     tolerance: float | None = None
     seed: int = 0
     fallback: bool = False
+    sample: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -174,9 +135,10 @@ class SolvePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Stages in their order, the solve among them, what else there was to choose from, and the memory at hand."""
+    """Stages in their order, search and solve among them, what else could solve, and the memory at hand."""
 
     stages: tuple[Stage, ...]
+    search: SearchPlan
     solve: SolvePlan
     alternatives: tuple[SolvePlan, ...]
     sizes: Sizes
@@ -198,6 +160,8 @@ class Plan:
         worst = max(self.stages, key=lambda stage: stage.bytes)
         rows = _largest_that_fits(self)
         remedies = [f"`n_train={rows}`"] if rows else []
+        if fewer := _largest_search_that_fits(self):
+            remedies.insert(0, f"`n_search={fewer}`")
         remedies += [
             f"`solver='{plan.solver}'`"
             for plan in self.alternatives
@@ -218,12 +182,12 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
       machine: what it runs on.
       solver: as asked for; "auto" see `choose_solve`.
     """
+    from nftk_jax.solvers.search_plan import plan_search  # which is made of solves
+
     s, flops = sizes, machine.flops * machine.shared_memory * 4 / sizes.itemsize
     entries = machine.entries * machine.shared_memory * 4 / s.itemsize
     data = s.itemsize * s.n_features * (s.n_train + s.n_test)
-    train = math.ceil(s.n_search * (2 / 3 if s.folds == 1 else 1 - 1 / s.folds))
-    search_bytes = s.itemsize * s.depth * (s.n_search**2 + s.folds * train * s.n_search)
-    search_seconds = s.folds * _search_operations(s.n_classes, s.depth, train) / flops
+    search = plan_search(sizes, machine)
     alternatives = plan_solves(sizes, machine)
     solve = choose_solve(alternatives, machine, solver)
     direct = alternatives[0]
@@ -231,28 +195,11 @@ def plan_fit(sizes: Sizes, machine: Machine, solver: SolverName = "auto") -> Pla
         solve = dataclasses.replace(direct, reason="its kernels are in memory, and few factors serve all of them")
     rows = s.basis if solve.solver == "nystroem" else s.n_train
     stages = (
-        Stage("kernels", data + 2 * s.itemsize * s.depth * s.n_search**2, s.depth * s.n_search**2 / entries),
-        Stage("search", data + search_bytes + 3 * s.itemsize * train**2 + _search_vectors(s), search_seconds),
+        *search.stages,
         *solve.stages,
         Stage("predict", data + 2**29, s.n_test * rows * (2 * s.columns / flops + s.geometries * s.kernels / entries)),
     )
-    return Plan(stages, solve, alternatives, sizes, machine)
-
-
-def _search_operations(n_classes: int, depth: int, n: int) -> float:
-    """Of the search and the grid of ridges, on the n rows of one fold."""
-    factor = n**3 / 3 + 4 * depth * n**2
-    if n_classes < MANY:
-        return (EVALUATIONS * n_classes + 17) * factor
-    few = n_classes / PER_FACTOR * factor
-    shared = few + n_classes * 2 * (depth + 1) * (depth + 3) * n**2
-    own = few + n_classes * min(2 * SEARCH_STEPS * (depth + 1) * n**2, factor)
-    return 17 * factor + SHARED_EVALUATIONS * shared + OWN_EVALUATIONS * own
-
-
-def _search_vectors(s: Sizes) -> int:
-    """Bytes of the vectors of a chunk of targets, and of the models of a batch, of a search of many."""
-    return 3 * 2**28 if s.n_classes >= MANY else 0
+    return Plan(stages, search, solve, alternatives, sizes, machine)
 
 
 def plan_solves(sizes: Sizes, machine: Machine) -> tuple[SolvePlan, ...]:
@@ -274,10 +221,16 @@ def _cost(plan: SolvePlan) -> float:
 
 
 def choose_solve(plans: tuple[SolvePlan, ...], machine: Machine, solver: SolverName) -> SolvePlan:
-    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker one."""
+    """The solver asked for; "auto": Cholesky where it fits and takes ten seconds or less, else the quicker exact one.
+
+    Where that takes longer than `EXACT_SECONDS`, "auto" is Nystroem's method, if it fits.
+    """
     by_name = {plan.solver: plan for plan in plans}
     if solver != "auto":
         return dataclasses.replace(by_name[solver], reason="as asked")
+    few = by_name["nystroem"]
+    if min(by_name[name].seconds for name in ("cholesky", "cg")) > EXACT_SECONDS and few.peak_bytes <= machine.memory:
+        return dataclasses.replace(few, reason="the exact solvers would take more than an hour")
     direct, iterative = by_name["cholesky"], by_name["cg"]
     fits = {plan.solver: plan.peak_bytes <= machine.memory for plan in (direct, iterative)}
     if fits["cholesky"] and direct.seconds <= (max(DIRECT_SECONDS, iterative.seconds) if fits["cg"] else math.inf):
@@ -338,7 +291,8 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
         held = int(s.itemsize * (n * rank * share + here * rank**2))
         extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
         make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
-    angles = s.geometries * s.itemsize * n * (n + 512) / 2 * share
+    side = n + machine.tile_rows - 1  # at most, of whole tiles
+    angles = s.geometries * s.itemsize * side * (side + machine.tile_rows) / 2 * share
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
     product = s.columns * n**2 / flops
     missing = 1 - store / angles
@@ -355,7 +309,7 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
 def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: int = 1) -> float:
     """Passes of an average class to a relative residual of 1e-4; the slowest takes two or three times as many.
 
-    Preconditioners are compared at one residual, although a low rank stops at 1e-3 by default. 4/3 of what was measured
+    Preconditioners are compared at one residual, although a low rank stops at 8e-4 by default. 4/3 of what was measured
     to 1e-3 on images with ten Omegas of two depths each, n from 6,000 to 20,000 and n / rank from 3 to 23. Kernels of
     several groups are not alike, so that the preconditioner of their mean helps little: the slowest of ten sparse
     Omegas over 17 patches of images took 210, and the average is put at eight times that of kernels that are alike.
@@ -365,13 +319,26 @@ def passes(preconditioner: PreconditionerName, n: int, rank: int, geometries: in
 
 
 def _nystroem(s: Sizes, machine: Machine) -> SolvePlan:
+    """The normal equations are summed, or on the host iterated on where that is quicker, see `nystroem`."""
     n, m, here = s.n_train, s.basis, machine.shared_memory
     flops = machine.flops * machine.devices * 4 / s.itemsize
     held = s.itemsize * here * (5 * m**2 + 6 * 1024 * m)
-    seconds = START_SECONDS + s.kernels * (3 * n * m**2 + 2 * s.columns * n * m + m**3) / flops
-    return SolvePlan(
-        "nystroem", (Stage("solve", int(_data_bytes(s, _copies(machine)) + held + 2**29), seconds),), rank=m
+    entries = n * m * (2 * s.columns / flops + s.geometries / machine.entries / machine.devices * s.itemsize / 4)
+    sample, summed = SAMPLE * m, 3 * n * m**2 / flops + entries
+    iterated = 3 * (sample + m) * m**2 / flops + SAMPLED_PASSES * entries
+    if machine.factor_rows is None or sample + m >= n or iterated >= summed:
+        sample, iterated = 0, summed
+    seconds = START_SECONDS + s.kernels * (iterated + m**3 / flops)
+    stages = (Stage("solve", int(_data_bytes(s, _copies(machine)) + held + 2**29), seconds),)
+    return SolvePlan("nystroem", stages, rank=m, sample=sample)
+
+
+def _largest_search_that_fits(plan: Plan) -> int:
+    """Rows of the search, in thousands, where fewer would make the fit possible; 0 where they would not."""
+    sizes = (
+        dataclasses.replace(plan.sizes, n_search=1000 * rows) for rows in range(plan.sizes.n_search // 1000, 0, -1)
     )
+    return next((one.n_search for one in sizes if plan_fit(one, plan.machine, plan.solve.solver).fits), 0)
 
 
 def _largest_that_fits(plan: Plan) -> int:

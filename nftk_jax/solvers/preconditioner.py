@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from threadpoolctl import threadpool_limits
 
 from nftk_jax.kernels.devices import is_host, local_copy, spread_copy
 from nftk_jax.kernels.rows import Rows
@@ -255,19 +256,24 @@ class HostFactor:
         self.matrix = np.zeros((count * block, rows.n), rows.dtype).T  # columns lie together
         self._done, self._inner = 0, None
 
-    def eliminate(self, columns: jax.Array, chosen: np.ndarray, jitter: float) -> np.ndarray:
-        before, factor = self._done, self.matrix
-        left = np.asfortranarray(np.asarray(columns)[: len(factor)])
+    def eliminate(self, columns: Any, chosen: np.ndarray, jitter: float) -> np.ndarray:
+        before, self._done = self._done, self._done + len(chosen)
+        earlier, new = self.matrix[:, :before], self.matrix[:, before : self._done]
+        columns = np.asarray(columns)
+        # in place: fresh memory for the intermediate results would take as long as the products
+        for start in range(0, len(new), BLOCK):  # of one order into the other, by squares that a cache holds
+            new[start : start + BLOCK] = columns[start : min(start + BLOCK, len(new))]
+        gemm, trsm = scipy.linalg.get_blas_funcs(("gemm", "trsm"), (new,))
         if before:
-            left -= multiply(factor[:, :before], np.ascontiguousarray(factor[chosen, :before]).T)
-        square = left[chosen]
-        lower = factor_in_place(np.ascontiguousarray((square + square.T) / 2), jitter)
-        self._done = before + len(chosen)
+            gemm(-1.0, earlier, earlier[chosen], beta=1.0, c=new, trans_b=1, overwrite_c=1)
+        square = new[chosen]
+        with threadpool_limits(1, "blas"):  # threads that are started for so little take a hundred times as long
+            lower = factor_in_place((square + square.T) / 2, jitter)
         if not np.isfinite(lower[-1, -1]):
-            return np.zeros(len(factor))
-        (solve,) = scipy.linalg.get_blas_funcs(("trsm",), (left,))
-        new = solve(1.0, lower, left, side=1, lower=1, trans_a=1, overwrite_b=1)
-        factor[:, before : self._done] = new
+            self._done = before
+            new[:] = 0
+            return np.zeros(len(new))
+        trsm(1.0, lower, new, side=1, lower=1, trans_a=1, overwrite_b=1)
         return np.einsum("nb,nb->n", new, new, dtype=np.float64)
 
     def divide(self, root: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
 
@@ -51,7 +52,9 @@ def test_the_model_and_the_learned_one_say_the_same_as_the_estimator(data, fitte
     again = infer(fitted.model_, x, y)
     np.testing.assert_array_equal(table.cluster_p_value, again.cluster_p_value)
     with learn(TrainingRows(x, y), fitted.model_.kernel, LearnSettings()) as learned:
-        own = infer_learned(learned, 0.05, lambda *_: None)
+        own = infer_learned(
+            learned, [f"y{output}" for output in range(len(learned.model.omega))], 0.05, lambda *_: None
+        )
     assert own.clusters == table.clusters
     np.testing.assert_allclose(own.cluster_p_value, table.cluster_p_value, rtol=1e-4, atol=1e-12)
 
@@ -134,9 +137,9 @@ def test_the_display_has_a_line_for_every_weight(data, fitted):
     display = InferenceDisplay.from_table(table)
     labels = [tick.get_text() for tick in display.ax_.get_yticklabels()]
     assert len(labels) == 4 * len(table.clusters)
-    one = InferenceDisplay.from_table(table, target="1")
+    one = InferenceDisplay.from_table(table, target="y1")
     assert [tick.get_text() for tick in one.ax_.get_yticklabels()] == list(table.cluster_names)
-    with pytest.raises(ValueError, match="target must be one of 0, 1, 2, 3; got '9'"):
+    with pytest.raises(ValueError, match="target must be one of y0, y1, y2, y3; got '9'"):
         InferenceDisplay.from_table(table, target="9")
 
 
@@ -148,3 +151,12 @@ def test_a_level_of_the_search_of_one_keeps_what_was_learned(data):
     assert not (free.omega_ == 0.25).all()
     with pytest.raises(ValueError, match="uniform_level must be a number above 0 and at most 1"):
         SearchSettings(uniform_level=0)
+
+
+def test_targets_have_the_names_of_a_data_frame_or_else_numbers(data, fitted):
+    x, y = data
+    named = infer(fitted, x, pd.DataFrame(y, columns=[f"voxel {c}" for c in range(y.shape[1])]), intervals=False)
+    assert named.targets == tuple(f"voxel {c}" for c in range(y.shape[1]))
+    plain = infer(fitted, x, y, intervals=False)
+    assert plain.targets == tuple(f"y{c}" for c in range(y.shape[1]))
+    assert "voxel 1 " in str(named)

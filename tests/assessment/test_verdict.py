@@ -37,49 +37,53 @@ def against(**intervals):
 @pytest.mark.parametrize(
     ("change", "said", "not_said"),
     [
-        ({}, "better than equal ones (+1.00 to +2.00 points, paired 95 % interval", "does as well"),
-        (against(uniform=(-0.01, 0.02)), "learned weights cannot be told from equal ones", "better than equal"),
+        ({}, "better than equal ones (+1.00 to +2.00 points; paired 95 % interval", "does as well"),
+        (
+            against(uniform=(-0.01, 0.02)),
+            "learned and equal weights are not clearly different (−1.00 to +2.00",
+            "better than equal",
+        ),
         (against(uniform=(-0.02, -0.01)), "worse than equal ones", "better than equal"),
         (against(uniform=(None, None)), "give no interval for the difference", "better than equal"),
         (
             against(best_single_depth=(-0.004, 0.005)),
-            "One depth for all (2) does as well to within 0.5 points of accuracy (-0.40 to +0.50 points).",
-            "One row of weights for all does as well",
+            "One depth for all classes (2) does as well, to within 0.5 points of accuracy (−0.40 to +0.50 points).",
+            "One set of weights for all classes does as well",
         ),
         (
-            against(shared=(-0.01, 0.01)) | {"metric": "R2"},
-            "One row of weights for all does as well to within 0.01 of R2",
-            "One depth for all (2) does as well",
+            against(shared=(-0.01, 0.01)) | {"metric": "R2", "output": "output"},
+            "One set of weights for all outputs does as well, to within 0.01 of R2",
+            "One depth for all outputs (2) does as well",
         ),
-        ({}, "One depth for all (2) has a lower accuracy than the learned weights (", "R2"),
-        ({"metric": "R2"}, "One row of weights for all has a lower R2 than the learned weights", "accuracy"),
+        ({}, "One depth for all classes (2) has a lower accuracy than the learned weights (", "R2"),
+        ({"metric": "R2"}, "One set of weights for all classes has a lower R2 than the learned weights", "accuracy"),
         (
             against(shared=(-0.01, 0.01)),
-            "Not shown: that one row of weights for all does as well",
-            "One row of weights for all does as well",
+            "It is not shown that one set of weights for all classes does as well",
+            "One set of weights for all classes does as well",
         ),
-        ({}, "Equal weights are rejected for 1 of 2 rows of Omega (each at level 5 %).", "all 2"),
-        ({}, "Needed: depth 1 for row cat. All others could be absent.", "dog"),
-        ({}, "These cannot be told apart and were tested together: depth 2 and depth 3.", "No two depths"),
+        ({}, "Equal weights are rejected for 1 of 2 classes, each at level 5 %.", "all 2"),
+        ({}, "Needed: depth 1 for class cat. Every other weight could be zero.", "dog"),
+        ({}, "Cannot be told apart, and so were tested together: depth 2 and depth 3.", "separately"),
         (
             {"table": dataclasses.replace(TABLE, cluster_p_value=np.ones((2, 2)))},
-            "No depth is shown to be needed: each could be absent (level 5 % in a row).",
+            "No depth is shown to be needed: any one could be left out (level 5 % per class).",
             "Needed",
         ),
         (
             {"table": dataclasses.replace(TABLE, clusters=[[0, 1, 2]], cluster_p_value=np.zeros((2, 1)))},
-            "No two depths can be tested apart",
+            "The depths cannot be tested separately",
             "Needed",
         ),
-        ({"omega": np.array([[0.5, 0.5, 0], [0, 0, 1]])}, "Needed: depth 1 for row cat", "left out"),
+        ({"omega": np.array([[0.5, 0.5, 0], [0, 0, 1]])}, "Needed: depth 1 for class cat", "left out"),
         (
             {"omega": np.array([[0, 0.5, 0.5], [0, 0, 1]])},
-            "The search left out kernels that the tests call needed for row cat",
-            "row dog",
+            "For class cat the search left out kernels that the tests call needed.",
+            "dog",
         ),
         ({"table": None}, "The weights were not tested.", "Needed"),
-        ({"kept_uniform": np.array([True, False])}, "1 of 2 rows of Omega kept equal weights", "--"),
-        ({}, "50 % of the weights are exactly zero; the same search leaves 60 % at zero where", "not measured."),
+        ({"kept_uniform": np.array([True, False])}, "1 of 2 classes kept equal weights", "--"),
+        ({}, "exactly zero. If equal weights were true, the same search would leave 60 % at zero.", "not measured."),
         ({"zeros": (0.5, None)}, "How many would be zero under equal weights was not measured.", "the same search"),
         ({"omega_std": None}, "`resamples=10` measures it", "varies"),
         ({"omega_std": np.array([[0.1, 0.25]])}, "varies by up to 0.25", "resamples=10"),
@@ -91,11 +95,15 @@ def against(**intervals):
             "Increment 2",
         ),
         ({"kernel": "increment", "indefinite": [3]}, "Increment 3 has negative eigenvalues", "Increments"),
-        ({"kernel": "increment"}, "The 3 increments' kernels span 2 dimensions", "layer"),
-        ({"kernel": "increment"} | against(best_single_depth=(-0.004, 0)), "One depth for all (2)", "One increment"),
-        ({"kernel": "layer"} | against(best_single_depth=(-0.004, 0)), "One layer for all (2)", "One depth"),
-        ({"kernel": "kernel"} | against(best_single_depth=(-0.004, 0)), "One kernel for all (2)", "One depth"),
-        ({"kernel": "kernel"}, "The 3 kernels span 2 dimensions", "kernels' kernels"),
+        ({"kernel": "increment"}, "The 3 increments' kernels span only 2 dimensions", "layer"),
+        (
+            {"kernel": "increment"} | against(best_single_depth=(-0.004, 0)),
+            "One depth for all classes (2)",
+            "One increment",
+        ),
+        ({"kernel": "layer"} | against(best_single_depth=(-0.004, 0)), "One layer for all classes (2)", "One depth"),
+        ({"kernel": "kernel"} | against(best_single_depth=(-0.004, 0)), "One kernel for all classes (2)", "One depth"),
+        ({"kernel": "kernel"}, "The 3 kernels span only 2 dimensions", "kernels' kernels"),
     ],
 )
 def test_the_verdict_says_what_the_evidence_holds(change, said, not_said):
@@ -114,7 +122,7 @@ def test_a_simpler_model_does_as_well_only_where_the_whole_interval_is_within_th
     margin = MARGINS[metric]
     for high in (0.08, margin + 1e-6, margin, 0.002):
         text = verdict(dataclasses.replace(EVIDENCE, metric=metric, **against(**{name: (low, high)})))
-        shown = "all does as well" in text or "all (2) does as well" in text
-        claimed = shown and "Not shown: that one" not in text
+        shown = "classes does as well" in text or "classes (2) does as well" in text
+        claimed = shown and "not shown that one" not in text
         assert claimed == (low >= -margin and high <= margin)
     assert "does as well" not in verdict(dataclasses.replace(EVIDENCE, **against(**{name: (None, None)})))

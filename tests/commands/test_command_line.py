@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -249,7 +250,28 @@ def test_help_does_not_wait_for_numpy_or_jax():
         done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
         assert done.stdout.endswith("[]\n")
         assert "--output" in done.stdout
-        assert "search." not in done.stdout
+        assert "--search." not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["fit", "compare", "paths", "predict"])
+def test_every_group_of_the_help_fits_a_screen_of_40_lines(name):
+    command = [sys.executable, "-m", "nftk_jax", name, "--help"]
+    screen = {**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    page = subprocess.run(command, capture_output=True, encoding="utf-8", env=screen, check=True).stdout
+    boxes = [box.count("\n") + 1 for box in re.findall(r"╭.*?╯", page, re.DOTALL)]
+    assert len(boxes) == {"fit": 6, "compare": 7, "paths": 3, "predict": 1}[name]
+    assert max(boxes) <= 40
+    assert "{None}" not in page.replace("--tolerance {None}", "")
+    assert "(default: None)" not in page
+
+
+def test_help_wraps_a_docstring_where_the_screen_ends_and_not_where_its_source_does(monkeypatch, capsys, run):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(functools.partial(command_line.run, print, SearchSettings, prog="p", description=""), "--help")
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    first = next(place for place, line in enumerate(lines) if line.startswith("What Omega minimises."))
+    assert all(len(line) > 55 for line in lines[first : first + 4])
 
 
 @dataclasses.dataclass(frozen=True)

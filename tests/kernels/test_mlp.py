@@ -1,5 +1,7 @@
 """What an architecture accepts, and how a refusal names the field."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +59,24 @@ def test_inputs_of_any_real_type_have_the_kernels_of_the_same_numbers(dtype, x64
     plain = x.astype(np.float64 if x64 and dtype not in ("float16", ">f4") else np.float32)
     with enable_x64(x64):
         for kernels in (depth_ntks, lambda mlp, x: combined_ntk(mlp, np.eye(2), x)):
-            found, expected = kernels(MLP(depth=2), x), kernels(MLP(depth=2), plain)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "depth_ntks returns float32")
+                found, expected = kernels(MLP(depth=2), x), kernels(MLP(depth=2), plain)
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
+
+
+def test_float64_inputs_give_float64_or_one_warning(rng):
+    x = rng.normal(size=(4, 3))
+    with enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = depth_ntks(MLP(depth=2), x)
+        assert exact.dtype == depth_ntks(MLP(depth=2), x.astype(np.float32)).dtype == np.float64
+    with enable_x64(False):
+        with pytest.warns(UserWarning, match="depth_ntks returns float32 for float64 inputs") as caught:
+            found = depth_ntks(MLP(depth=2), x, x)
+        assert (len(caught), caught[0].filename, found.dtype) == (1, __file__, np.float32)
+        np.testing.assert_allclose(found, exact, rtol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert depth_ntks(MLP(depth=2), x.astype(np.float32)).dtype == np.float32

@@ -10,6 +10,7 @@ from numpy.polynomial import chebyshev, polynomial
 
 from nftk_jax.kernels import devices, native, operators, rows
 from nftk_jax.kernels.devices import has_native_code
+from nftk_jax.kernels.distance import RBF, Laplace
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.series import Form
 
@@ -38,7 +39,7 @@ def in_float64(form, starts, factors, angles, table, ends, w):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [2, 5, 12, 13])
+@pytest.mark.parametrize("size", [2, 5, 12, 13, 17])
 @pytest.mark.parametrize("form", [Form("monomial"), Form("monomial", 2.0), Form("chebyshev"), Form("chebyshev", 0.7)])
 def test_products_are_those_of_whole_matrices(form, size, dtype, rng):
     tiles, table = sampled(rng, dtype), rng.normal(size=(3, size)).astype(dtype)
@@ -71,14 +72,8 @@ def test_products_between_rows_are_those_of_whole_matrices(form, dtype, rng, mon
     table, ends, w = rng.normal(size=(2, 7)), np.array([1, 3]), rng.normal(size=(3, 41))
     t, visited = np.arccos(np.clip(u1 @ u2.T, -1, 1)), []
 
-    def near_angles(largest, one, other):
-        cosines = one.astype(float) @ other.T.astype(float)
-        assert largest == pytest.approx(np.abs(cosines).max(), rel=1e-6)
-        if largest <= 0.999:
-            return None
-        visited.append((one.shape, other.shape))
-        return np.arccos(np.clip(cosines, -1, 1))
-
+    exact = native._exact_angles
+    monkeypatch.setattr(native, "_exact_angles", lambda *sides: visited.append(sides) or exact(*sides))
     expected = np.zeros((3, 37))
     for b, a in enumerate((0, 1, 1)):
         s = 2 * (math.pi + form.warp) / math.pi if math.isfinite(form.warp) else None
@@ -86,13 +81,25 @@ def test_products_between_rows_are_those_of_whole_matrices(form, dtype, rng, mon
         series = polynomial.polyval if form.basis == "monomial" else chebyshev.chebval
         expected[b] = series(v, table[a]) @ w[b]
     given = [a.astype(dtype) for a in (u1, u2, table, w)]
-    found = native.multiply_rectangle(form, *given[:2], near_angles, given[2], ends, given[3])
-    # float32 loses half of its digits of the cosine of the same direction
-    np.testing.assert_allclose(found, expected, atol=(2e-3 if dtype == np.float32 else 1e-6) * np.abs(expected).max())
-    others = np.setdiff1d(np.arange(37), [5, 20])
-    atol = 300 * np.finfo(dtype).eps * np.abs(expected).max()
-    np.testing.assert_allclose(found[:, others], expected[:, others], atol=atol)
-    assert 0 < len(visited) < len(range(0, 41, 16)) * 37
+    found = native.multiply_rectangle(form, *given[:2], given[2], ends, given[3])
+    np.testing.assert_allclose(found, expected, atol=300 * np.finfo(dtype).eps * np.abs(expected).max())
+    assert 0 < len(visited) < len(range(0, 41, 16)) * len(range(0, 37, 8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_stored_angles_are_exact_also_of_nearly_parallel_rows(dtype, rng):
+    u = rng.normal(size=(3 * SIZE, 6))
+    u[40], u[70] = u[3] + 1e-5 * rng.normal(size=6), -u[35]
+    u = (u / np.linalg.norm(u, axis=1, keepdims=True)).astype(dtype)
+    starts, exact = np.array([(0, 1), (1, 2), (2, 2), (0, 2)]) * SIZE, u.astype(float)
+    found = native.fill_angles(u, starts, SIZE)
+    assert found.dtype == dtype
+    for tile, (i, j) in zip(found, starts, strict=True):
+        left, right = exact[i : i + SIZE], exact[j : j + SIZE]
+        # the angle by Kahan's formula, which is exact for all of them
+        minus = np.linalg.norm(left[:, None] - right, axis=2)
+        expected = 2 * np.arctan2(minus, np.linalg.norm(left[:, None] + right, axis=2))
+        np.testing.assert_allclose(tile, expected, rtol=1e-3, atol=8 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("kernel", [MLP(3), MLP(3, readout_bias=0.5), MLP(3, b_std=0.3)], ids=str)
@@ -124,18 +131,22 @@ def test_a_vector_that_is_not_finite_spoils_its_own_products_and_no_others(bad, 
     assert not np.isfinite(found[0, SIZE : 2 * SIZE]).any()
 
 
-def test_stored_angles_take_this_way_where_numba_is_installed(rng, monkeypatch):
-    x, v, calls = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=(40, 1)), []
+@pytest.mark.parametrize("kernel", [MLP(2), RBF(3.0), Laplace(2.0)])
+def test_what_tiles_keep_takes_this_way_where_numba_is_installed(kernel, rng, monkeypatch):
+    x, v, calls = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=(40, 3)), []
+    omega = np.outer([1.0, 0.5, 2.0], np.eye(kernel.n_kernels)[0])
     original = native.multiply_tiles
     monkeypatch.setattr(native, "multiply_tiles", lambda *a: calls.append(a) or original(*a))
-    bound = MLP(2).bind(x, store_bytes=10**6)
+    bound = kernel.bind(x, store_bytes=10**6)
     assert has_native_code(bound.mesh)
-    with_numba = bound.apply(np.eye(2)[:1], v)
+    with_numba = bound.apply(omega, v)
     assert len(calls) == 1
     monkeypatch.setattr(operators, "has_native_code", lambda mesh: False)
-    without = MLP(2).bind(x, store_bytes=10**6).apply(np.eye(2)[:1], v)
+    without = kernel.bind(x, store_bytes=10**6).apply(omega, v)
     assert len(calls) == 1
     np.testing.assert_allclose(with_numba, without, atol=2e-6 * np.abs(without).max())
+    dense = np.asarray(kernel.bind(x.astype(float)).gram(omega))
+    np.testing.assert_allclose(with_numba, np.einsum("cij,jc->ic", dense, v), atol=1e-5 * np.abs(without).max())
 
 
 def test_a_numba_that_cannot_be_imported_leaves_the_way_by_xla(rng, monkeypatch):

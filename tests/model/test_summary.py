@@ -100,7 +100,7 @@ def test_landmarks_and_outputs_of_a_regression_are_called_so():
     lines = repr(learn(TrainingRows(x, np.hstack([x, x**2])), MLP(2, b_std=0.5), settings).model).splitlines()
     assert lines[2:6] == [
         "  rows     8 landmarks of 1 feature",
-        "  outputs  2: 1, 2",
+        "  outputs  2: y0, y1",
         "  ridge    0.1",
         "  solver   landmarks (nystroem), float64",
     ]

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from nftk_jax.reports.html import render_report
+from nftk_jax.reports.page import as_prose
+from nftk_jax.reports.weights import weights_section
 from tests.reports.samples import make_metrics, weighing
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -286,3 +288,17 @@ def test_kernels_that_no_class_uses_are_named_by_their_labels():
     metrics["omega"] = [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     text = Page(render_report(metrics, {})).text
     assert "No class uses kernels \u201crbf width 2\u201d and \u201claplace width 1\u201d." in text
+
+
+def test_flags_and_names_in_backticks_are_code_in_a_sentence():
+    said = as_prose("a < b (`resamples=10`): --uniform-level 1 or --resamples 10, not well--known")
+    assert said == (
+        'a &lt; b (<code class="flag">resamples=10</code>): <code class="flag">--uniform-level 1</code> or '
+        '<code class="flag">--resamples 10</code>, not well--known'
+    )
+
+
+def test_the_verdict_stands_below_a_low_table_and_beside_a_tall_one():
+    low, tall = (weights_section(make_metrics(n_classes=number), "omega.csv") for number in (3, 10))
+    assert '<div class="stacked">' in low
+    assert '<div class="beside">' in tall

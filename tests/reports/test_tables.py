@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from nftk_jax.reports.reading import family_words
+from nftk_jax.reports.reading import comparisons, family_words
 from nftk_jax.reports.tables import summary
-from tests.reports.samples import weighing
+from tests.reports.samples import grouped, make_metrics, weighing
 
 
 def printed(metrics, width: int = 80) -> str:
@@ -111,3 +111,21 @@ def test_groups_say_what_they_give_and_what_is_lost_without_them():
 )
 def test_the_kernels_are_said_in_words(labels, word, said):
     assert said in family_words(weighing(labels, 2, word))
+
+
+def test_kernels_of_groups_are_counted_per_group():
+    patient = {"age": [0], "blood pressure": [1, 2]}
+    assert family_words(grouped(patient, [2], 3)) == (
+        "2 kernels, one for each group of features (\u201cage\u201d and \u201cblood pressure\u201d)"
+    )
+    assert family_words(grouped(patient, [1, 2, 3], 3)).startswith("6 kernels, 3 for each group of features (")
+
+
+def test_a_model_that_scores_differently_when_the_largest_score_decides_is_a_second_line():
+    metrics = make_metrics(3)
+    metrics["baselines_rows"] = {"n_train": metrics["dataset"]["n_train"], "test_accuracy": metrics["test_accuracy"]}
+    assert [row.label for row in comparisons(metrics)][:2] == ["this model", "uniform weights"]
+    metrics["baselines_rows"]["test_accuracy"] -= 0.01
+    first, second, *_ = comparisons(metrics)
+    assert (first.label, second.label) == ("this model", "this model, largest score")
+    assert second.score == pytest.approx(first.score - 0.01)

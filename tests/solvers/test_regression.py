@@ -12,12 +12,14 @@ import pytest
 import scipy.spatial
 
 from nftk_jax.kernels import combined
+from nftk_jax.kernels import rows as rows_module
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.distance import RBF
 from nftk_jax.kernels.kernel import Kernel, KernelLabel
 from nftk_jax.kernels.mlp import MLP
-from nftk_jax.kernels.operators import Evaluator
 from nftk_jax.kernels.rows import unit_diagonal_scale
+from nftk_jax.solvers import nystroem
+from nftk_jax.solvers.conjugate_gradient import FallbackWarning
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.regression import prepare
 from nftk_jax.solvers.solver import RidgeSolver
@@ -155,16 +157,82 @@ def test_nystroem_on_few_rows_solves_the_normal_equations(weighted, problem):
         np.testing.assert_allclose(solution.dual_coef[:, c], expected, rtol=1e-6)
 
 
-def test_nystroem_traces_its_kernels_once_whatever_the_classes(rng, x64, monkeypatch):
+def test_nystroem_without_machine_code_traces_its_kernels_once_whatever_the_classes(rng, x64, monkeypatch):
     jax.clear_caches()  # of programs that other tests have compiled
-    x = rng.normal(size=(170, 7))
-    wide, square, rectangle, block = [], [], Evaluator.rectangle, combined.tiles.rectangle
-    monkeypatch.setattr(Evaluator, "rectangle", lambda *args: (wide.append(args[2].shape), rectangle(*args))[1])
-    monkeypatch.setattr(combined.tiles, "rectangle", lambda *args: (square.append(args[2].shape), block(*args))[1])
+    monkeypatch.setattr(rows_module, "has_native_code", lambda mesh: False)
+    monkeypatch.setattr(nystroem, "TILE_ENTRIES", 64 * 32)
+    x, traced, rectangle = rng.normal(size=(170, 7)), [], combined.tiles.rectangle
+    monkeypatch.setattr(
+        combined.tiles, "rectangle", lambda *args: (traced.append((len(args[2]), len(args[3]))), rectangle(*args))[1]
+    )
     with prepare(MLP(3).bind(x), SolvePlan("nystroem", (), rank=32), omega=np.ones(3), ridge=0.1) as solver:
         solver.solve(rng.dirichlet(np.ones(3), 3), RIDGE, rng.normal(size=(170, 3)))
-    # K_nm and K_mm (columns of zeros beside it), not one a class
-    assert (wide, [shape for shape in square if shape[1] == 16]) == ([(170, 7)], [(32, 16)])
+    # tiles of K_nm, the last of which is filled up, and K_mm: not one a class
+    assert sorted(traced) == [(32, 32), (64, 32)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_nystroem_iterated_finds_what_the_normal_equations_have(name, weighted, rng, x64, monkeypatch):
+    kernel, n, m, summed = KERNELS[name], 400, 20, []
+    monkeypatch.setattr(nystroem, "TILE_ENTRIES", 64 * m)
+    add = nystroem.HostEquations.sum
+    monkeypatch.setattr(
+        nystroem.HostEquations, "sum", lambda *args: (summed.append((len(args[1]), args[5])), add(*args))[1]
+    )
+    x, y, omega = rng.normal(size=(n, 4)), rng.normal(size=(n, 3)), rng.dirichlet(np.ones(3), 3)
+    weight = rng.uniform(0.5, 2, n) if weighted else np.ones(n)
+    rows, plan = kernel.bind(x), SolvePlan("nystroem", (), rank=m, sample=60, seed=3)
+    with prepare(rows, plan, omega=omega[0], ridge=0.1, weight=weight if weighted else None) as solver:
+        solution = solver.solve(omega, RIDGE, y)
+    assert set(summed) == {(80, "preconditioner")}  # all rows were never summed
+    assert 3 < solution.iterations < 30
+    k = grams(kernel, np.ones(3), x)
+    for c in range(3):
+        wide = np.tensordot(omega[c], k, 1)[:, solution.landmarks]
+        left = (wide.T * weight) @ wide + RIDGE[c] * wide[solution.landmarks]
+        expected = wide @ np.linalg.solve(left, wide.T @ (weight * y[:, c]))
+        np.testing.assert_allclose(wide @ solution.dual_coef[:, c], expected, atol=1e-6)
+
+
+def test_nystroem_goes_on_where_it_was_interrupted(rng, x64, monkeypatch):
+    x, y, omega = rng.normal(size=(300, 4)), rng.normal(size=(300, 3)), rng.dirichlet(np.ones(3), 3)
+    plan, journal, passes, stop = SolvePlan("nystroem", (), rank=20, sample=60), {}, [], 0
+    apply = nystroem.HostEquations.apply
+
+    def counted(self, *args):
+        passes.append(1)
+        if len(passes) == stop:
+            raise KeyboardInterrupt
+        return apply(self, *args)
+
+    monkeypatch.setattr(nystroem.HostEquations, "apply", counted)
+    solver = prepare(MLP(3).bind(x), plan, omega=omega[0], ridge=0.1)
+    whole = solver.solve(omega, RIDGE, y)
+    every = len(passes)
+    passes.clear()
+    stop = every // 2
+    with pytest.raises(KeyboardInterrupt):
+        solver.solve(omega, RIDGE, y, journal=journal)
+    passes.clear()
+    stop = 0
+    again = solver.solve(omega, RIDGE, y, journal=journal)
+    assert len(passes) == every - every // 2 + 1
+    np.testing.assert_array_equal(again.dual_coef, whole.dual_coef)
+
+
+def test_nystroem_sums_the_normal_equations_where_the_iteration_gets_nowhere(rng, x64, monkeypatch):
+    monkeypatch.setattr(nystroem, "MAX_PASSES", 2)
+    x, y, omega = rng.normal(size=(300, 4)), rng.normal(size=(300, 1)), np.ones((1, 3)) / 3
+
+    def solve(**sample):
+        plan = SolvePlan("nystroem", (), rank=20, **sample)
+        with prepare(MLP(3).bind(x), plan, omega=omega[0], ridge=0.1) as solver:
+            return solver.solve(omega, RIDGE[:1], y)
+
+    with pytest.warns(FallbackWarning, match="the normal equations are summed"):
+        found = solve(sample=60)
+    np.testing.assert_array_equal(found.dual_coef, solve().dual_coef)
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,39 @@ class HeldOutSplit:
         return jnp.asarray(share(self.weight_held, len(self.y_held)), omega.dtype)
 
 
+class Split(Protocol):
+    """The error of one split, by whatever solves."""
+
+    @property
+    def mass(self) -> float:
+        """Sum of the held-out rows' weights."""
+        ...
+
+    def evaluate(self, omega: Any, active: Any, tolerance: np.ndarray | None = None) -> Evaluation:
+        """See `Minimand.evaluate`."""
+        ...
+
+
+def mean_over_splits(
+    parts: Sequence[Split], omega: Any, active: Any, tolerance: np.ndarray | None = None
+) -> Evaluation:
+    """The mean error by the splits' masses, with what is known of it on all of them."""
+    total = sum(part.mass for part in parts)
+    found = [part.evaluate(omega, active, tolerance) for part in parts]
+    shares = [part.mass / total for part in parts]
+
+    def mean(arrays: Sequence[Any]) -> Any:
+        return sum(weight * array for weight, array in zip(shares, arrays, strict=True))
+
+    value, gradient, hessian, counts = zip(*found, strict=True)
+    return Evaluation(
+        mean(value),
+        mean(gradient),
+        None if any(one is None for one in hessian) else mean(hessian),
+        None if any(count is None for count in counts) else sum(counts),
+    )
+
+
 @objective("validation", "kfold")
 @dataclasses.dataclass(frozen=True)
 class HeldOutObjective(Objective):
@@ -170,16 +203,7 @@ class HeldOutObjective(Objective):
         return cls.of(problem, ridge)
 
     def evaluate(self, omega: jax.Array, active: jax.Array, tolerance: np.ndarray | None = None) -> Evaluation:
-        total = sum(part.mass for part in self.parts)
-        found = [part.evaluate(omega, active, tolerance) for part in self.parts]
-        shares = [part.mass / total for part in self.parts]
-
-        def mean(arrays: Sequence[Any]) -> Any:
-            return sum(weight * array for weight, array in zip(shares, arrays, strict=True))
-
-        known = all(part.hessian is not None for part in found)
-        value, gradient, hessian, counts = zip(*found, strict=True)
-        return Evaluation(mean(value), mean(gradient), mean(hessian) if known else None, sum(counts))
+        return mean_over_splits(self.parts, omega, active, tolerance)
 
     def reduce(self, omega: np.ndarray) -> ReducedObjective:
         """Models of the errors about weights of shape (C, L)."""

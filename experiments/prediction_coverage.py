@@ -1,6 +1,6 @@
 """How often deviations, intervals and sets of labels hold the truth, on draws whose truth is known.
 
-    python experiments/coverage.py [--rows 100 300] [--designs 8] [--results FILE.json]
+    python experiments/prediction_coverage.py [--rows 100 300] [--designs 8] [--results FILE.json]
 
 Two sets of kernels: the NTKs of depths 1 to 10, nearly collinear, whose truth has equal weights; and the NTKs of depth
 2 of five pairs of features, of which two have weight. Functions are drawn from the Gaussian process of the true kernel,

@@ -1,0 +1,373 @@
+"""The loops of `native` that numba compiles. Four rows of a kernel at a time stay in the nearest cache.
+
+All arrays are contiguous: others would take one lane at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba.core.codegen import get_host_cpu_features
+
+#: Rows of a tile that the loops below take at once, written out; tiles have a multiple of so many.
+ROWS = 4
+#: A series has a multiple of `STEP` coefficients. Registers hold so many at a time, or `_LONG_STEP` of monomials.
+STEP, _LONG_STEP = 4, 8
+
+# LLVM takes registers of 256 bits where the loops of this module are up to twice as fast with 512. The setting holds
+# for what numba compiles from now on in this process.
+if numba.config.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features():
+    numba.config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
+
+# sums may be reordered, so that they use all lanes; infinities and NaN keep their meaning
+_MATHS = {"reassoc", "contract", "nsz"}
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_MATHS)
+_inlined = numba.njit(inline="always", error_model="numpy", fastmath=_MATHS)
+
+
+class Series(NamedTuple):
+    """Kernels as the loops take them.
+
+    Attributes:
+      monomial: whether the coefficients are those of monomials, or of Chebyshev polynomials.
+      slope, warp, shift: the variable is slope t / (t + warp) - shift; a warp of 0 stands for slope t - shift.
+      coefficients: shape (A, size), zeros beyond the degree.
+      ends: where the vectors of each kernel end, shape (A,).
+    """
+
+    monomial: bool
+    slope: np.generic
+    warp: np.generic
+    shift: np.generic
+    coefficients: np.ndarray
+    ends: np.ndarray
+
+
+class Network(NamedTuple):
+    """A network as the loops take it, numbers of the dtype of the inputs.
+
+    Attributes:
+      bias: b_std^2.
+      even, odd: r and s of `recursion`'s docstring.
+      weight: w_std^2.
+      tangent: whether the kernel is the NTK, or the NNGP kernel.
+      layers: weights of the kernels of every depth in every sum, shape (depth, C).
+      constant: of every sum, shape (C,).
+    """
+
+    bias: np.generic
+    even: np.generic
+    odd: np.generic
+    weight: np.generic
+    tangent: bool
+    layers: np.ndarray
+    constant: np.ndarray
+
+
+@_compiled
+def add_tiles(numbers, angles, starts, factors, series, w, out):
+    """Add the products of some tiles to `out`; see `native.multiply_tiles`."""
+    size, m = angles.shape[1], len(w)
+    v, k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
+    left, right = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
+    here, mirrored = np.empty((m, size), w.dtype), np.empty((m, size), w.dtype)
+    for tile in numbers:
+        i, j = starts[tile]
+        left[:], right[:] = w[:, i : i + size], w[:, j : j + size]
+        here[:], mirrored[:] = 0, 0
+        for row in range(0, size, ROWS):
+            _to_variable(angles[tile], row, series, v)
+            first = 0
+            for a in range(len(series.ends)):
+                _evaluate(series, a, v, k, before)
+                for b in range(first, series.ends[a] - 1, 2):
+                    _multiply_two(k, row, b, left, right, here, mirrored)
+                if (series.ends[a] - first) % 2:
+                    b = series.ends[a] - 1
+                    _multiply_one(k, row, left[b], right[b], here[b], mirrored[b])
+                first = series.ends[a]
+        for b in range(m):
+            for c in range(size):
+                out[b, i + c] += factors[tile, 0] * here[b, c]
+                out[b, j + c] += factors[tile, 1] * mirrored[b, c]
+
+
+@_compiled
+def to_angles(cos, arccos):
+    """The angles of a tile's cosines, in place."""
+    v, k = np.empty((ROWS, cos.shape[1]), cos.dtype), np.empty((ROWS, cos.shape[1]), cos.dtype)
+    for row in range(0, len(cos), ROWS):
+        _to_angle(cos[row : row + ROWS], arccos, v, k)
+
+
+@_compiled
+def add_block(block, is_angle, arccos, series, w, out):
+    """Add the products of one block of cosines, or angles, to `out`."""
+    size = block.shape[1]
+    t, v = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
+    k, before = np.empty((ROWS, size), w.dtype), np.empty((ROWS, size), w.dtype)
+    for row in range(0, len(block), ROWS):
+        t[:] = block[row : row + ROWS]
+        if not is_angle:
+            _to_angle(t, arccos, v, k)
+        _to_variable(t, 0, series, v)
+        first = 0
+        for a in range(len(series.ends)):
+            _evaluate(series, a, v, k, before)
+            for b in range(first, series.ends[a] - 1, 2):
+                _sum_two(k, row, b, w, out)
+            if (series.ends[a] - first) % 2:
+                _sum_one(k, row, w[series.ends[a] - 1], out[series.ends[a] - 1])
+            first = series.ends[a]
+
+
+@_inlined
+def _to_angle(t, arccos, v, k):
+    """The angles of cosines in place, as `angles.angle`."""
+    one, pi = v.dtype.type(1), v.dtype.type(math.pi)
+    for r in range(ROWS):
+        for j in range(t.shape[1]):
+            magnitude = abs(t[r, j])
+            magnitude = magnitude if magnitude < one else one
+            v[r, j] = magnitude + magnitude - one
+    _sum_monomials(arccos, v, k)
+    for r in range(ROWS):
+        for j in range(t.shape[1]):
+            cos = t[r, j]
+            magnitude = abs(cos)
+            magnitude = magnitude if magnitude < one else one
+            value = k[r, j] * np.sqrt(one - magnitude)
+            t[r, j] = pi - value if cos < 0 else value
+
+
+@_inlined
+def _to_variable(t, row, series, v):
+    for r in range(ROWS):
+        if series.warp == 0:
+            for j in range(t.shape[1]):
+                v[r, j] = t[row + r, j] * series.slope - series.shift
+        else:
+            for j in range(t.shape[1]):
+                v[r, j] = t[row + r, j] * series.slope / (t[row + r, j] + series.warp) - series.shift
+
+
+@_inlined
+def _evaluate(series, a, v, k, before):
+    """Four rows of kernel `a`; `before` is scratch."""
+    if series.monomial:
+        _sum_monomials(series.coefficients[a], v, k)
+    else:
+        _sum_chebyshev(series.coefficients[a], v, k, before)
+
+
+@_inlined
+def _sum_monomials(c, v, k):
+    """Horner's rule, from the highest power down."""
+    for r in range(ROWS):
+        s = len(c) - STEP
+        c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+        for j in range(v.shape[1]):
+            x = v[r, j]
+            k[r, j] = ((c3 * x + c2) * x + c1) * x + c0
+        while s >= _LONG_STEP:
+            s -= _LONG_STEP
+            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+            c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                high = (((k[r, j] * x + c7) * x + c6) * x + c5) * x + c4
+                k[r, j] = (((high * x + c3) * x + c2) * x + c1) * x + c0
+        if s > 0:
+            c0, c1, c2, c3 = c[0], c[1], c[2], c[3]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                k[r, j] = (((k[r, j] * x + c3) * x + c2) * x + c1) * x + c0
+
+
+@_inlined
+def _sum_chebyshev(c, v, k, before):
+    """Clenshaw's rule, four coefficients at a time; `k` and `before` hold its last two sums."""
+    for r in range(ROWS):
+        for j in range(v.shape[1]):
+            k[r, j] = 0
+            before[r, j] = 0
+        for s in range(len(c) - STEP, 0, -STEP):
+            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+            for j in range(v.shape[1]):
+                twice = v[r, j] + v[r, j]
+                third = c3 + (twice * k[r, j] - before[r, j])
+                second = c2 + (twice * third - k[r, j])
+                before[r, j] = c1 + (twice * second - third)
+                k[r, j] = c0 + (twice * before[r, j] - second)
+        for j in range(v.shape[1]):
+            k[r, j] = c[0] + (v[r, j] * k[r, j] - before[r, j])
+
+
+@_inlined
+def _multiply_one(k, row, left, right, here, mirrored):
+    """Add four rows of a kernel times the vector `right`, and their mirror image times `left`."""
+    x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
+    s0 = s1 = s2 = s3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
+        y = right[j]
+        s0 += k0 * y
+        s1 += k1 * y
+        s2 += k2 * y
+        s3 += k3 * y
+        mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+    here[row] += s0
+    here[row + 1] += s1
+    here[row + 2] += s2
+    here[row + 3] += s3
+
+
+@_inlined
+def _multiply_two(k, row, b, left, right, here, mirrored):
+    """The same for the vectors `b` and b + 1, so that the kernel is read once for both."""
+    x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
+    z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
+        y, z = right[b, j], right[b + 1, j]
+        s0 += k0 * y
+        s1 += k1 * y
+        s2 += k2 * y
+        s3 += k3 * y
+        q0 += k0 * z
+        q1 += k1 * z
+        q2 += k2 * z
+        q3 += k3 * z
+        mirrored[b, j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+        mirrored[b + 1, j] += (k0 * z0 + k1 * z1) + (k2 * z2 + k3 * z3)
+    here[b, row] += s0
+    here[b, row + 1] += s1
+    here[b, row + 2] += s2
+    here[b, row + 3] += s3
+    here[b + 1, row] += q0
+    here[b + 1, row + 1] += q1
+    here[b + 1, row + 2] += q2
+    here[b + 1, row + 3] += q3
+
+
+@_inlined
+def _sum_one(k, row, right, here):
+    """Add four rows of a kernel times the vector `right`."""
+    s0 = s1 = s2 = s3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        y = right[j]
+        s0 += k[0, j] * y
+        s1 += k[1, j] * y
+        s2 += k[2, j] * y
+        s3 += k[3, j] * y
+    here[row] += s0
+    here[row + 1] += s1
+    here[row + 2] += s2
+    here[row + 3] += s3
+
+
+@_inlined
+def _sum_two(k, row, b, right, here):
+    """The same for the vectors `b` and b + 1."""
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    for j in range(k.shape[1]):
+        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
+        y, z = right[b, j], right[b + 1, j]
+        s0 += k0 * y
+        s1 += k1 * y
+        s2 += k2 * y
+        s3 += k3 * y
+        q0 += k0 * z
+        q1 += k1 * z
+        q2 += k2 * z
+        q3 += k3 * z
+    here[b, row] += s0
+    here[b, row + 1] += s1
+    here[b, row + 2] += s2
+    here[b, row + 3] += s3
+    here[b + 1, row] += q0
+    here[b + 1, row + 1] += q1
+    here[b + 1, row + 2] += q2
+    here[b + 1, row + 3] += q3
+
+
+@_compiled
+def fill_block(block, is_angle, arccos, series, left, right, out, top, start):
+    """Write the rows from `top` and the columns from `start` on of some kernels, from a block of cosines, or angles."""
+    size = block.shape[1]
+    t, v = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    k, before = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    for row in range(0, len(block), ROWS):
+        t[:] = block[row : row + ROWS]
+        if not is_angle:
+            _to_angle(t, arccos, v, k)
+        _to_variable(t, 0, series, v)
+        for a in range(len(out)):
+            _evaluate(series, a, v, k, before)
+            for r in range(min(ROWS, out.shape[1] - top - row)):
+                length = left[row + r]
+                for j in range(size):
+                    out[a, top + row + r, start + j] = k[r, j] * (length * right[j])
+
+
+@_compiled
+def fill_network_block(block, is_complement, arccos, network, left, right, out, top, start):
+    """The same of networks with biases, from a block of cosines, or of complements 1 - cos."""
+    size, one, two, zero = block.shape[1], block.dtype.type(1), block.dtype.type(2), block.dtype.type(0)
+    pi = block.dtype.type(math.pi)
+    bias, weight, mean = network.bias, network.weight, network.even + network.odd
+    slope, share = two * network.odd / pi, two * network.odd / pi / mean
+    delta, tangent = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    v, k = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
+    for row in range(0, len(block), ROWS):
+        inside = min(ROWS, out.shape[1] - top - row)
+        for r in range(ROWS):
+            for j in range(size):
+                delta[r, j] = block[row + r, j] if is_complement else one - block[row + r, j]
+        for layer in range(len(network.layers) + 1):
+            if layer:
+                for r in range(ROWS):
+                    for j in range(size):
+                        small = delta[r, j]
+                        small = small if small < one else two - small
+                        v[r, j] = one - two * small
+                _sum_monomials(arccos, v, k)
+                for r in range(ROWS):
+                    for j in range(size):
+                        d = delta[r, j]
+                        small = d if d < one else two - d
+                        root = np.sqrt(small)
+                        t = k[r, j] * root
+                        t = t if d < one else pi - t
+                        tangent[r, j] *= weight * (mean - slope * t)
+                        delta[r, j] = d - share * (root * np.sqrt(two - small) - t * (one - d))
+            for r in range(ROWS):
+                place = min(row + r, len(left) - 1)
+                a1, s1, i1 = left[place, layer, 0], left[place, layer, 1], left[place, layer, 2]
+                c1 = a1 * i1
+                for j in range(size):
+                    a2, i2 = right[layer, 0, j], right[layer, 2, j]
+                    norm, gap = s1 * right[layer, 1, j], a1 - a2
+                    far = bias * gap * gap / (norm + a1 * a2 + bias)
+                    d = c1 * (a2 * i2) * delta[r, j] + far * i1 * i2
+                    d = d if d > zero else zero
+                    d = d if d < two else two
+                    delta[r, j] = d
+                    v[r, j] = norm * (one - d)
+            for r in range(ROWS):
+                for j in range(size):
+                    tangent[r, j] = v[r, j] + (tangent[r, j] if layer else zero)
+            for c in range(len(out)):
+                here = network.layers[layer - 1, c] if layer else network.constant[c]
+                for r in range(inside):
+                    for j in range(size):
+                        if not layer:
+                            out[c, top + row + r, start + j] = here
+                        elif network.tangent:
+                            out[c, top + row + r, start + j] += here * tangent[r, j]
+                        else:
+                            out[c, top + row + r, start + j] += here * v[r, j]

@@ -1,0 +1,98 @@
+"""Entries in machine code against the float64 recursion of the other route, and what uses them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nftk_jax.kernels.combined import combined_kernel
+from nftk_jax.kernels.distance import RBF
+from nftk_jax.kernels.mlp import MLP
+from nftk_jax.kernels.neural_tangents import basis_kernels
+from nftk_jax.kernels.precision import enable_x64
+from nftk_jax.kernels.rows import unit_diagonal_scale
+
+native = pytest.importorskip("nftk_jax.kernels.native")
+
+NETWORKS = {
+    "biased": MLP(4, b_std=0.7, readout_bias=0.3),
+    "leaky increments": MLP(3, b_std=0.3, readout_bias=0.7, activation="leaky_relu(0.1)", basis="increments"),
+    "nngp": MLP(3, b_std=0.3, readout_bias=0.2, kind="nngp"),
+    "abs": MLP(2, b_std=1.0, activation="abs"),
+    "identity": MLP(2, b_std=1.0, activation="identity"),
+    "series": MLP(3, readout_bias=0.2),
+}
+#: Of the largest entry, of the recursion and of a series, which is cut at 1e-10.
+BOUND = {"float32": (2e-6, 2e-6), "float64": (1e-12, 1e-10)}
+
+
+@pytest.fixture
+def pairs(rng):
+    """Rows of many blocks' edges, some of them equal, opposite, parallel or nearly so, or zero."""
+    x1, x2 = rng.normal(size=(261, 7)), rng.normal(size=(517, 7))
+    x1[3], x1[4], x1[5], x1[6], x1[260] = x2[2], -x2[2], 2 * x2[516], x2[8] + 1e-3 * x2[9], 0
+    return x1, x2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
+    network, (x1, x2) = NETWORKS[name], (x.astype(dtype) for x in pairs)
+    with enable_x64():
+        exact = np.asarray(basis_kernels(network, x1.astype(np.float64), x2.astype(np.float64)))
+    with enable_x64(dtype == "float64"):
+        series = network.series(x1, x2, "auto")
+        assert (series is None) == (name != "series")
+        assert native.has_entries(network, series)
+        found = native.fill_rectangle(network, series, np.eye(network.n_kernels), x1, x2)
+    assert found.dtype == dtype
+    # neural_tangents itself loses half the digits of nearly parallel rows
+    near = np.zeros(exact.shape[1:], bool)
+    near[[3, 4, 5, 6], [2, 2, 516, 8]] = True
+    bound = BOUND[dtype][name == "series"] * np.abs(exact).max()
+    assert np.abs(found - exact)[:, ~near].max() < bound
+    with enable_x64():
+        close = np.asarray(
+            combined_kernel(network, np.eye(network.n_kernels), *(x.astype(np.float64) for x in (x1, x2)))
+        )
+    assert np.abs(found - close).max() < bound
+
+
+def test_what_has_no_code_goes_another_way(rng, x64):
+    x, x2, weights = rng.normal(size=(40, 5)), rng.normal(size=(9, 5)), np.array([0.3, 0.2, 0.5])
+    kernel = MLP(1, b_std=0.5) + RBF(1.5) + MLP(1).on([0, 2], group="some")
+    assert not native.has_entries(MLP(2, b_std=1.0, activation="erf"), None)
+    assert not native.has_entries(MLP(2, b_std=1.0, basis="layers"), None)
+    scale = unit_diagonal_scale(kernel, x)
+    rows = kernel.bind(x, scale=scale)
+    expected = np.asarray(combined_kernel(kernel, weights[None] / scale, x2, x))[0]
+    np.testing.assert_allclose(rows.entries(weights, x2), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_write_entries_where_they_are_told(rng):
+    x, x2 = (rng.normal(size=(n, 5)).astype(np.float32) for n in (70, 11))
+    weights = np.array([0.2, 0.0, 0.8])
+    rows = MLP(3, b_std=1.0).bind(x, scale=np.array([1.0, 2.0, 3.0]))
+    memory = np.zeros((1, 11, 70), np.float32)
+    found = rows.entries(weights, x2, memory)
+    assert np.shares_memory(found, memory)
+    np.testing.assert_allclose(found, rows.cross(weights[None], x2)[0], rtol=1e-5)
+
+
+def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch, x64):
+    x, x2, v, omega = rng.normal(size=(600, 5)), rng.normal(size=(90, 5)), rng.normal(size=(600, 2)), np.eye(3)[:2]
+    rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], native.fill_rectangle
+    expected = np.einsum("cij,jc->ic", np.asarray(rows.cross(omega, x2)), v)
+    monkeypatch.setattr(native, "fill_rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
+    np.testing.assert_allclose(rows.predict(omega, v, x2), expected, rtol=1e-10, atol=1e-10)
+    assert calls
+
+
+def test_nearly_parallel_rows_keep_float64_in_every_thread(rng, x64):
+    """The angles of near rows come from JAX, whose float64 is a switch of the thread."""
+    x = rng.normal(size=(700, 6))
+    x2 = x[:5] * (1 + 1e-6)
+    v = rng.normal(size=(700, 1))
+    rows = MLP(2).bind(x)
+    expected = np.asarray(rows.cross(np.eye(2)[1:], x2))[0] @ v
+    np.testing.assert_allclose(rows.predict(np.eye(2)[1:], v, x2), expected, rtol=1e-11)
