@@ -205,7 +205,8 @@ def fill_rectangle(
         def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
             fill_block(block, is_angle, arccos, angle, left[rows], right[columns], out, rows.start, columns.start)
 
-    height = max(1, min(_FILLED_ROWS, -(-len(x1) // _threads())))
+    # of whole groups of rows: threads must not write into each other's
+    height = ROWS * max(1, -(-min(_FILLED_ROWS, -(-len(x1) // _threads())) // ROWS))
 
     def some(first: int) -> None:
         rows = slice(first, min(first + height, len(u1)))

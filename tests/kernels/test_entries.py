@@ -96,3 +96,22 @@ def test_nearly_parallel_rows_keep_float64_in_every_thread(rng, x64):
     rows = MLP(2).bind(x)
     expected = np.asarray(rows.cross(np.eye(2)[1:], x2))[0] @ v
     np.testing.assert_allclose(rows.predict(np.eye(2)[1:], v, x2), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("rows", [3, 61, 130])
+def test_threads_write_their_own_rows_alone(threads, rows, rng, monkeypatch, x64):
+    network, x1, x2 = MLP(2, b_std=0.5), rng.normal(size=(rows, 5)), rng.normal(size=(40, 5))
+    monkeypatch.setattr(native, "_threads", lambda: 1)
+    alone, written = native.fill_rectangle(network, None, np.eye(2), x1, x2), []
+    monkeypatch.setattr(native, "_threads", lambda: threads)
+    fill = native.fill_network_block
+
+    def spy(block, *others):
+        written.append((others[-2], others[-2] + len(block)))
+        return fill(block, *others)
+
+    monkeypatch.setattr(native, "fill_network_block", spy)
+    np.testing.assert_array_equal(native.fill_rectangle(network, None, np.eye(2), x1, x2), alone)
+    ends = sorted(written)
+    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
