@@ -249,7 +249,7 @@ def _network(mlp: MLP, omega: np.ndarray, dtype: Any) -> Network:
 
 def _layers(mlp: MLP, network: Network, radius: np.ndarray, dtype: Any) -> np.ndarray:
     """Standard deviations of every layer without and with its bias, and 1 / the latter, shape (n, depth + 1, 3)."""
-    gain = mlp.w_std**2 * float(network.even + network.odd)
+    gain = mlp.w_std**2 * (float(network.even) + float(network.odd))
     square, found = (mlp.w_std * radius.astype(np.float64)) ** 2, []
     for _ in range(len(network.layers) + 1):
         whole = np.sqrt(square + mlp.b_std**2)
