@@ -81,7 +81,7 @@ def test_rows_write_entries_where_they_are_told(rng):
 
 
 def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch, x64):
-    x, x2, v, omega = rng.normal(size=(600, 5)), rng.normal(size=(90, 5)), rng.normal(size=(600, 2)), np.eye(3)[:2]
+    x, x2, v, omega = rng.normal(size=(2100, 5)), rng.normal(size=(90, 5)), rng.normal(size=(2100, 2)), np.eye(3)[:2]
     rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], native.fill_rectangle
     expected = np.einsum("cij,jc->ic", np.asarray(rows.cross(omega, x2)), v)
     monkeypatch.setattr(bound_rows, "PADDED_ROWS", 500)  # more rows go through machine code
@@ -92,9 +92,9 @@ def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch
 
 def test_nearly_parallel_rows_keep_float64_in_every_thread(rng, x64):
     """The angles of near rows come from JAX, whose float64 is a switch of the thread."""
-    x = rng.normal(size=(700, 6))
+    x = rng.normal(size=(2100, 6))
     x2 = x[:5] * (1 + 1e-6)
-    v = rng.normal(size=(700, 1))
+    v = rng.normal(size=(2100, 1))
     rows = MLP(2).bind(x)
     expected = np.asarray(rows.cross(np.eye(2)[1:], x2))[0] @ v
     np.testing.assert_allclose(rows.predict(np.eye(2)[1:], v, x2), expected, rtol=1e-11)
