@@ -16,6 +16,8 @@ NAMES = {
     "askotch": "ASkotch",
 }
 KERNEL_NAMES = {"depths": "ten depths, learned", "laplace": "Laplace", "rbf": "RBF"}
+#: What two accuracies may differ by and count as equal: standard errors are of this size.
+SLACK = 0.001
 STYLES = {"depths": "-", "laplace": "--", "rbf": ":"}
 
 
@@ -37,7 +39,7 @@ def markdown(result: dict[str, Any]) -> str:
         blocks += [
             f"{int(size):,} training rows:",
             "",
-            "| method | kernel | most accurate | after, s | nftk_jax as accurate: same kernel, s | any kernel, s |",
+            "| method | kernel | most accurate | almost so after, s | nftk_jax, same kernel | nftk_jax, any kernel |",
             "|---|---|---|---|---|---|",
         ]
         left = []
@@ -46,13 +48,14 @@ def markdown(result: dict[str, Any]) -> str:
             if not row.get("points"):
                 left.append(f"- {name}, {kernel}: {row.get('cut', row.get('note'))}")
                 continue
-            best = max(row["points"], key=lambda point: point["accuracy"])
+            best = max(point["accuracy"] for point in row["points"])
+            level = best - SLACK
             same = points_of(case, "nftk_jax", row["kernel"])
-            cells = [f"{100 * best['accuracy']:.2f} %", f"{first_at(row['points'], best['accuracy']):.1f}"]
+            cells = [f"{100 * best:.2f} %", _seconds(row["points"], level)]
             if row["method"] == "nftk_jax":
                 cells += ["", ""]
             else:
-                cells += [_seconds(points, best["accuracy"]) for points in (same, points_of(case, "nftk_jax"))]
+                cells += [_seconds(points, level) for points in (same, points_of(case, "nftk_jax"))]
             blocks.append("| " + " | ".join([name, kernel, *cells]) + " |")
         blocks += ["", *left, *([""] if left else [])]
     return "\n".join(blocks).strip()
