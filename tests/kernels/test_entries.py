@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nftk_jax.kernels import rows as bound_rows
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.distance import RBF
 from nftk_jax.kernels.mlp import MLP
@@ -84,7 +83,6 @@ def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch
     x, x2, v, omega = rng.normal(size=(2100, 5)), rng.normal(size=(90, 5)), rng.normal(size=(2100, 2)), np.eye(3)[:2]
     rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], native.fill_rectangle
     expected = np.einsum("cij,jc->ic", np.asarray(rows.cross(omega, x2)), v)
-    monkeypatch.setattr(bound_rows, "PADDED_ROWS", 500)  # more rows go through machine code
     monkeypatch.setattr(native, "fill_rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
     np.testing.assert_allclose(rows.predict(omega, v, x2), expected, rtol=1e-10, atol=1e-10)
     assert calls
