@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -114,4 +116,4 @@ def test_threads_write_their_own_rows_alone(threads, rows, rng, monkeypatch, x64
     monkeypatch.setattr(native, "fill_network_block", spy)
     np.testing.assert_array_equal(native.fill_rectangle(network, None, np.eye(2), x1, x2), alone)
     ends = sorted(written)
-    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
