@@ -47,7 +47,7 @@ def has_native_code(mesh: Mesh) -> bool:
 def _imports(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except ImportError:
+    except (ImportError, AttributeError, OSError, RuntimeError, SystemError, TypeError):  # a numba that does not fit
         return False
     return True
 

@@ -6,9 +6,10 @@ All arrays are contiguous: others would take one lane at a time.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
+import numba.core.config
 import numpy as np
 from numba.core.codegen import get_host_cpu_features
 
@@ -19,8 +20,9 @@ STEP, _LONG_STEP = 4, 8
 
 # LLVM takes registers of 256 bits where the loops of this module are up to twice as fast with 512. The setting holds
 # for what numba compiles from now on in this process.
-if numba.config.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features():
-    numba.config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
+_settings: Any = numba.core.config
+if _settings.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features():
+    _settings.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
 
 # sums may be reordered, so that they use all lanes; infinities and NaN keep their meaning
 _MATHS = {"reassoc", "contract", "nsz"}

@@ -363,7 +363,7 @@ def _prepare(work: Work, x: jax.Array, mesh: Mesh) -> tuple[Evaluator, np.ndarra
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare_rows(plan: stacks.Plan | None, mesh: Mesh, x: jax.Array, stretch: jax.Array | None) -> Any:
+def _prepare_rows(plan: stacks.Plan | None, mesh: Mesh, x: jax.Array, stretch: Any) -> Any:
     """Unit rows and lengths, for every device's own rows: of every stack, or without `plan` of whole rows."""
 
     def local(x):

@@ -48,7 +48,7 @@ SPREAD_ROWS = PlacedRows(P(AXIS), P(AXIS), P(None, AXIS))
 
 
 class Steps(NamedTuple):
-    """Steps of the ring that have as many tiles each: `count`, of which the first `kept` keep their angles.
+    """Steps of the ring that have as many `tiles` each, of which the first `kept` keep their angles.
 
     `first` is the first step's first tile.
     """
@@ -56,7 +56,7 @@ class Steps(NamedTuple):
     steps: int
     first: int
     kept: int
-    count: int
+    tiles: int
 
 
 class Tiling(NamedTuple):
@@ -78,9 +78,9 @@ class Columns(NamedTuple):
     is multiplied by; None is all, in loops whose length the compiler knows.
     """
 
-    table: jax.Array
-    w: jax.Array
-    number: jax.Array | int | None = None
+    table: Any
+    w: Any
+    number: Any = None
 
 
 def deal(across: int, size: int, devices: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -118,7 +118,7 @@ def _round(schedule: tuple[Steps, ...], devices: int, step: Callable[..., Any], 
             passing, state = carry
             if number:
                 passing = _send(passing, devices, 1)
-            return step(part, part.first + k * part.count, passing, state)
+            return step(part, part.first + k * part.tiles, passing, state)
 
         carry = passing, state
         passing, state = once(0, carry) if part.steps == 1 else lax.fori_loop(0, part.steps, once, carry)
@@ -177,7 +177,7 @@ def apply(
     columns: Columns,
 ) -> jax.Array:
     """The kernels of the first `number` rows of the table times their vectors, shape (A, m, padded rows), spread."""
-    devices, is_fresh = mesh.devices.size, any(part.kept < part.count for part in schedule)
+    devices, is_fresh = mesh.devices.size, any(part.kept < part.tiles for part in schedule)
 
     def local(rows, tiling, columns):
         pairs, factors, store = tiling
@@ -208,12 +208,12 @@ def apply(
                 counts = jnp.where(near, 0, 1).astype(w.dtype)
                 return add(tile, counts, first + k, beside, sums), flagged.at[k].set(near)
 
-            sums, fresh = (here, mirrored), (part.kept, part.count)  # the loops' lengths are known to the compiler
+            sums, fresh = (here, mirrored), (part.kept, part.tiles)  # the loops' lengths are known to the compiler
             sums = lax.fori_loop(0, part.kept, add_stored, sums) if part.kept else sums
-            if part.kept < part.count and evaluator.branches:
+            if part.kept < part.tiles and evaluator.branches:
                 sums = lax.fori_loop(*fresh, add_exact, sums)
-            elif part.kept < part.count:  # tiles with nearly parallel rows are visited again
-                sums, flagged = lax.fori_loop(*fresh, add_plain, (sums, jnp.zeros(part.count, bool)))
+            elif part.kept < part.tiles:  # tiles with nearly parallel rows are visited again
+                sums, flagged = lax.fori_loop(*fresh, add_plain, (sums, jnp.zeros(part.tiles, bool)))
                 sums = visit_flagged(flagged, add_exact, sums)
             return (x, beside, sums[1]), sums[0]
 

@@ -256,7 +256,7 @@ class HostFactor:
         self.matrix = np.zeros((count * block, rows.n), rows.dtype).T  # columns lie together
         self._done, self._inner = 0, None
 
-    def eliminate(self, columns: Any, chosen: np.ndarray, jitter: float) -> np.ndarray:
+    def eliminate(self, columns: Any, chosen: Any, jitter: float) -> np.ndarray:
         before, self._done = self._done, self._done + len(chosen)
         earlier, new = self.matrix[:, :before], self.matrix[:, before : self._done]
         columns = np.asarray(columns)

@@ -195,7 +195,7 @@ class SpreadPivots:
         return chosen
 
     @enable_x64()
-    def take(self, chosen: jax.Array, taken: jax.Array) -> None:
+    def take(self, chosen: Any, taken: Any) -> None:
         self._left = _take(self._left, chosen, taken)
 
     @enable_x64()
