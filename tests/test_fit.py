@@ -15,6 +15,7 @@ import pytest
 
 from nftk_jax import MLP, fit, load_model, predict
 from nftk_jax.assessment import comparison
+from nftk_jax.solvers.conjugate_gradient import ConvergenceError
 
 
 def draw(rng, n, labels=("ant", "bee", "cat")):
@@ -391,6 +392,17 @@ def test_all_baselines_are_solved_on_all_rows_however_many(with_baselines, capsy
     assert "baselines, rbf: solve" in capsys.readouterr().out  # what may take long says how far it is
 
 
+def test_a_kernel_that_cannot_be_solved_is_left_out_of_the_comparison(with_baselines, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConvergenceError("the residual stays at 0.1")
+
+    monkeypatch.setattr(comparison.Comparison, "_plan", refuse)
+    found, _ = with_baselines("auto", BASELINE_ROWS=1000)
+    assert list(found["baselines"]) == ["uniform", "best_single_depth", "shared", "shuffled_labels"]
+    for name in ("rbf", "laplace"):
+        assert f"the {name} kernel could not be solved: the residual stays at 0.1" in found["baselines_note"]
+
+
 def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(with_baselines):
     none, output = with_baselines("none")
     every, _ = with_baselines("auto")
@@ -400,7 +412,7 @@ def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(wi
     assert none["baselines_note"] == "no baseline was fitted (--baselines none)"
     assert "On the test rows" in every["identifiability"]["verdict"]
     assert "On the test rows" not in none["identifiability"]["verdict"]
-    assert "no baseline was fitted (--baselines none)" in (output / "report.html").read_text()
+    assert "no baseline was fitted (<code>--baselines none</code>)" in (output / "report.html").read_text()
     assert not (output / "figures" / "baselines.png").exists()
 
 

@@ -18,6 +18,7 @@ from nftk_jax.learn import Learned, make_plan
 from nftk_jax.mkl.problem import SearchProblem, take, uniform_omega
 from nftk_jax.parts import Part, merge
 from nftk_jax.solvers.cholesky import CholeskySolver
+from nftk_jax.solvers.conjugate_gradient import ConvergenceError
 from nftk_jax.solvers.plan import SolvePlan
 from nftk_jax.solvers.regression import PresentRowsSolver, prepare
 from nftk_jax.solvers.solver import Report, RidgeSolution, silent
@@ -158,43 +159,53 @@ class Comparison:
         }
 
     def _compare_distance_kernels(self, chosen: list[dict[str, Any]], report: Report) -> dict[str, dict[str, Any]]:
-        """RBF and Laplace as they were chosen for every part."""
-        classification, parts, table = self._dataset.classes is not None, self._learned.parts, {}
+        """RBF and Laplace as they were chosen for every part; a note instead where one cannot be solved."""
+        table = {}
         for name in DISTANCE_KERNELS:
-            scores, widths, ridges = [], [], []
-            for part, (kernel, ridge) in zip(parts, (found[name] for found in chosen), strict=True):
-                everyone, y = np.ones((len(part.outputs), 1)), self._y[:, part.outputs]
-                plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
-                told = self._named(name, report)
-                rows = kernel.bind(self._rows.x)
-                solver = PresentRowsSolver(
-                    rows,
-                    lambda some, weight, plan=plan, middle=middle, told=told: prepare(
-                        some, plan, omega=np.ones(1), ridge=middle, weight=weight, report=told
-                    ),
-                    weight=self._weight,
-                )
-                solution = solver.solve(everyone, ridge, y, report=told)
-                scores.append(self._predict(rows, everyone, solution, part.outputs).T)
-                widths.append(np.full(len(ridge), kernel.width))
-                ridges.append(ridge)
-            width, ridge = merge(parts, widths), merge(parts, ridges)
-            table[name] = {
-                **compare(self._dataset, self._scores, merge(parts, scores).T),
-                "width": float(width[0]) if len(parts) == 1 else width.tolist(),
-                "ridge": float(ridge[0]) if classification else ridge.tolist(),
-            }
+            try:
+                table[name] = self._compare_distance_kernel(name, [found[name] for found in chosen], report)
+            except ConvergenceError as error:
+                self.note = "; ".join(filter(None, [self.note, f"the {name} kernel could not be solved: {error}"]))
         return table
 
+    def _compare_distance_kernel(
+        self, name: str, chosen: list[tuple[DistanceKernel, np.ndarray]], report: Report
+    ) -> dict[str, Any]:
+        classification, parts = self._dataset.classes is not None, self._learned.parts
+        scores, widths, ridges = [], [], []
+        for part, (kernel, ridge) in zip(parts, chosen, strict=True):
+            everyone, y = np.ones((len(part.outputs), 1)), self._y[:, part.outputs]
+            plan, middle = self._plan(kernel), float(np.exp(np.log(ridge).mean()))
+            told = self._named(name, report)
+            rows = kernel.bind(self._rows.x)
+            solver = PresentRowsSolver(
+                rows,
+                lambda some, weight, plan=plan, middle=middle, told=told: prepare(
+                    some, plan, omega=np.ones(1), ridge=middle, weight=weight, report=told
+                ),
+                weight=self._weight,
+            )
+            solution = solver.solve(everyone, ridge, y, report=told)
+            scores.append(self._predict(rows, everyone, solution, part.outputs).T)
+            widths.append(np.full(len(ridge), kernel.width))
+            ridges.append(ridge)
+        width, ridge = merge(parts, widths), merge(parts, ridges)
+        return {
+            **compare(self._dataset, self._scores, merge(parts, scores).T),
+            "width": float(width[0]) if len(parts) == 1 else width.tolist(),
+            "ridge": float(ridge[0]) if classification else ridge.tolist(),
+        }
+
     def _plan(self, kernel: DistanceKernel) -> SolvePlan:
-        """How one kernel is solved: as the settings ask for; a baseline that cg cannot solve is factored."""
+        """How one kernel is solved: as the settings ask for; what cg cannot solve is factored where it fits."""
         if not self._on_all:
             return SolvePlan("cholesky", ())
         settings, dataset = self._learned.settings, self._dataset
         if dataset.classes is not None:  # one kernel at one ridge
             settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, weights="shared"))
-        plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings).solve
-        return dataclasses.replace(plan, fallback=True)
+        plan = make_plan((self._rows.n, dataset.n_features), dataset.n_outputs, 0, kernel, settings)
+        direct = plan.alternatives[0]
+        return dataclasses.replace(plan.solve, fallback=direct.peak_bytes <= plan.machine.memory)
 
 
 def _search_rows(learned: Learned) -> str:

@@ -73,7 +73,7 @@ def gram_spectrum(alignment: np.ndarray, eps: float) -> tuple[np.ndarray, int, f
     """
     eigenvalues = np.linalg.eigvalsh(alignment)[::-1]
     rank = int((eigenvalues > RANK_RESOLUTION * eigenvalues[0]).sum())
-    condition = min(float(eigenvalues[0] / max(eigenvalues[-1], np.finfo(np.float64).tiny)), 1.0 / eps)
+    condition = float(eigenvalues[0] / max(eigenvalues[-1], eps * eigenvalues[0])) if eigenvalues[0] > 0 else 1.0 / eps
     return eigenvalues, rank, condition
 
 
