@@ -412,7 +412,7 @@ def test_without_baselines_the_model_is_the_same_and_is_compared_with_nothing(wi
     assert none["baselines_note"] == "no baseline was fitted (--baselines none)"
     assert "On the test rows" in every["identifiability"]["verdict"]
     assert "On the test rows" not in none["identifiability"]["verdict"]
-    assert "no baseline was fitted (<code>--baselines none</code>)" in (output / "report.html").read_text()
+    assert 'no baseline was fitted (<code class="flag">--baselines</code> none)' in (output / "report.html").read_text()
     assert not (output / "figures" / "baselines.png").exists()
 
 
