@@ -282,7 +282,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path, run):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(data, tmp_path, monkeypatch, run):
-    monkeypatch.setattr("nftk_jax.solvers.plan.available_memory", lambda: 2**20)
+    monkeypatch.setattr("nftk_jax.solvers.machine.available_memory", lambda: 2**20)
     status, _, error = run(fit.command, "--dataset", data, "--output", tmp_path / "out")
     assert status == 2
     assert "these would fit: a machine with" in error  # too little for any number of rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_command_and_report_say_of_a_solve_that_it_failed_and_how(tmp_path, run)
     assert found["relative_residual"] > 0.01
     assert found["warning"].endswith("Use a larger --ridge or --precision float64.")
     assert found["warning"] in " ".join(out.split())
-    assert found["warning"] in (tmp_path / "bad" / "report.html").read_text()
+    assert found["warning"] in re.sub("<[^<>]*>", "", (tmp_path / "bad" / "report.html").read_text())  # flags are code
     # the ridge that it chooses itself is one that the precision holds
     status, out, _ = run(fit.command, *flags, "--output", tmp_path / "good")
     assert status == 0

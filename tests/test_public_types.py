@@ -32,7 +32,7 @@ def linear(x1: jax.Array, x2: jax.Array) -> jax.Array:
 
 def test_every_public_name_has_complete_types(tmp_path: pathlib.Path) -> None:
     mlp = MLP(depth=2, activation="erf")
-    assert_type(depth_ntks(mlp, X), jax.Array)
+    assert_type(depth_ntks(mlp, X.astype(np.float32)), jax.Array)
     assert_type(combined_ntk(mlp, np.eye(2), X), jax.Array)
 
     classifier = NFTKClassifier(depth=2, objective="kfold", cv=2).fit(X, LABELS)
