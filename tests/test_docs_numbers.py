@@ -197,3 +197,11 @@ def test_the_comparison_in_the_readme():
     assert f"ten kernels on 16,000 rows in {solvers[4]} s instead of {solvers[2]} s" in README
     machine, default = (cell.strip("*") for cell in cells(page("objectives.md").split("\nR2:")[0], "**mean**")[1:3])
     assert f"{default} against {machine} % on average over 13 data sets" in README
+
+
+def test_a_million_rows_and_thirty_thousand():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    found = json.loads((ROOT / "experiments" / "results" / "million.json").read_text())
+    for one, start in zip(found, ("1,000,000 rows, 4,096 landmarks", "30,000 rows, exact"), strict=True):
+        row = f"{one['excess_risk']:.3f}", f"{one['fit_s']:.0f} s", f"{one['peak_gib']:.1f} GiB"
+        assert tuple(cells(page, start)[1:]) == row
