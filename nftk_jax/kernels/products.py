@@ -84,7 +84,7 @@ class RowProducts:
         from nftk_jax.kernels import native
 
         c, n2, m = self._v.shape
-        (u1, r1), (u2, r2) = ([np.asarray(a) for a in side] for side in (_unit_rows(x1), self._prepared[plan]))
+        (u1, r1), (u2, r2) = ([np.asarray(a) for a in side] for side in (native.unit_rows(x1), self._prepared[plan]))
         v = np.asarray(self._v)
         w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
         table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)
@@ -111,9 +111,6 @@ class RowProducts:
             native.fill_rectangle(work.kernel, None, omega, tile, right, k)
             out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
         return out
-
-
-_unit_rows = jax.jit(tiles.unit_rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)
