@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from nftk_jax.kernels import stacks, tiles
 from nftk_jax.kernels.blocks import MEMORY_BUDGET
-from nftk_jax.kernels.devices import has_accelerator
+from nftk_jax.kernels.devices import device_mesh, has_accelerator, has_native_code
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.neural_tangents import as_inputs, own_array
 from nftk_jax.kernels.precision import lenient_jax
@@ -107,8 +107,13 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
     """The combined kernels of one piece of work between whole inputs."""
     kernel, series = work.kernel, work.series
     x1, x2 = work.select(x1), None if x2 is None else work.select(x2)
-    if series is None and not any(isinstance(a, Tracer) for a in (omega, x1, x2)):
+    concrete = not any(isinstance(a, Tracer) for a in (omega, x1, x2))
+    if series is None and concrete:
         found = kernel.looked_up(*(np.asarray(a) for a in (omega, x1, x1 if x2 is None else x2)))
+        if found is not None:
+            return jax.device_put(found)
+    if concrete and max(len(x1), 0 if x2 is None else len(x2)) > PADDED_ROWS and has_native_code(device_mesh()):
+        found = _native(work, np.asarray(omega, np.float64), np.asarray(x1), None if x2 is None else np.asarray(x2))
         if found is not None:
             return jax.device_put(found)
     traced, wide = isinstance(x1, Tracer), widen(kernel, series, *(x1,) if x2 is None else (x1, x2))
@@ -125,6 +130,17 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
     if plan.on_sphere and not traced:  # of every row: the sphere is one up to rounding
         known = jnp.asarray(kernel.diagonals(x1), x1.dtype)
     return _series_gram(plan, omega, arrays, wide[0], known)
+
+
+def _native(work: Work, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray | None) -> np.ndarray | None:
+    """`_combine` in machine code; None of kernels that have none."""
+    from nftk_jax.kernels import native
+
+    if not native.has_entries(work.kernel, work.series):
+        return None
+    if x2 is None:
+        return native.fill_gram(work.kernel, work.series, omega, x1)
+    return native.fill_rectangle(work.kernel, work.series, omega, x1, x2)
 
 
 def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:

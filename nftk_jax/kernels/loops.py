@@ -17,6 +17,8 @@ from numba.core.codegen import get_host_cpu_features
 ROWS = 4
 #: A series has a multiple of `STEP` coefficients. Registers hold so many at a time, or `_LONG_STEP` of monomials.
 STEP, _LONG_STEP = 4, 8
+#: Rows and columns of what is mirrored at a time: rows of it fill lines of the cache.
+_SQUARE = 16
 
 # LLVM takes registers of 256 bits where the loops of this module are up to twice as fast with 512. The setting holds
 # for what numba compiles from now on in this process.
@@ -311,9 +313,22 @@ def fill_block(block, is_angle, arccos, series, left, right, out, top, start):
         for a in range(len(out)):
             _evaluate(series, a, v, k, before)
             for r in range(min(ROWS, out.shape[1] - top - row)):
-                length = left[row + r]
+                length, line = left[row + r], out[a, top + row + r, start : start + size]
                 for j in range(size):
-                    out[a, top + row + r, start + j] = k[r, j] * (length * right[j])
+                    line[j] = k[r, j] * (length * right[j])
+
+
+@_compiled
+def mirror_block(out, top, start, height, width):
+    """Write the mirror image of the block at (top, start) of some symmetric kernels; of a diagonal block, its half."""
+    for a in range(len(out)):
+        for i in range(0, height, _SQUARE):
+            for j in range(i if top == start else 0, width, _SQUARE):
+                for column in range(j, min(width, j + _SQUARE)):
+                    end = min(height, i + _SQUARE, column if top == start else height)
+                    line = out[a, start + column, top + i : top + max(i, end)]
+                    for row in range(len(line)):
+                        line[row] = out[a, top + i + row, start + column]
 
 
 @_compiled

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +30,7 @@ from nftk_jax.kernels.loops import (
     add_tiles,
     fill_block,
     fill_network_block,
+    mirror_block,
     to_angles,
 )
 from nftk_jax.kernels.mlp import MLP
@@ -39,8 +42,10 @@ if TYPE_CHECKING:
 
 #: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
 _BLOCK = (1024, 512)
-#: Rows of a block of which all entries are wanted.
-_FILLED_ROWS = 256
+#: Rows and columns of a block of which all entries are wanted, a multiple of `ROWS`.
+_SIDE = 512
+#: Bytes that the memory of JAX's arrays begins at multiples of.
+_ALIGNMENT = 64
 
 
 def multiply_tiles(
@@ -95,8 +100,11 @@ def fill_angles(u: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
 
     def fill(tile: int) -> None:
         left, right = (u[start : start + size] for start in starts[tile])
-        if not _cosines_or_angles(left, right, out[tile]):
+        same = starts[tile, 0] == starts[tile, 1]
+        if not _cosines_or_angles(left, right, out[tile], same):
             to_angles(out[tile], arccos)
+        if same:
+            np.fill_diagonal(out[tile], 0)
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, range(len(out))))
@@ -176,47 +184,102 @@ def fill_rectangle(
     Returns:
       Shape (C, n1, n2), dtype of the inputs.
     """
-    (u1, r1), (u2, r2) = ([np.asarray(a) for a in unit_rows(x)] for x in (x1, x2))
-    out = np.empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
-    dtype = x1.dtype.type
-    arccos = _arccos(x1.dtype)
-    if series is None:
-        scale = 1 / np.sqrt(max(1, x1.shape[1]))
-        network = _network(kernel, omega, dtype)
-        left, right = _layers(kernel, network, scale * r1, dtype), _layers(kernel, network, scale * r2, dtype)
+    sides = [_Side(*unit_rows(x)) for x in (x1, x2)]
+    out = aligned_empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
+    starts = itertools.product(range(0, len(x1), _SIDE), range(0, len(x2), _SIDE))
+    _fill(kernel, series, omega, *sides, list(starts), out)
+    return out
 
-        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+
+def fill_gram(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`fill_rectangle` of the rows of `x` with themselves, shape (C, n, n): symmetric, with exact diagonals.
+
+    Half of it is evaluated, and written twice.
+    """
+    side = _Side(*unit_rows(x))
+    out = aligned_empty((len(omega), len(x), len(x)), x.dtype)
+    starts = itertools.combinations_with_replacement(range(0, len(x), _SIDE), 2)
+    _fill(kernel, series, omega, side, side, list(starts), out)
+    index = np.arange(len(x))
+    out[:, index, index] = omega @ kernel.diagonals(x)
+    return out
+
+
+class _Side(NamedTuple):
+    """Unit vectors, shape (n, p), and lengths, shape (n,), of the rows on one side of a block."""
+
+    unit: np.ndarray
+    length: np.ndarray
+
+
+def _fill(
+    kernel: Any,
+    series: KernelSeries | None,
+    omega: np.ndarray,
+    left: _Side,
+    right: _Side,
+    starts: list[tuple[int, int]],
+    out: np.ndarray,
+) -> None:
+    """Write the blocks of `_SIDE` rows and columns that begin at `starts`, and, where both sides are one, their mirror
+    images. Of a block on its diagonal the diagonal is left to the caller.
+    """
+    write = _writer(kernel, series, omega, left, right, out)
+    queue = iter(starts)  # of which every thread takes the next when it has done one
+
+    def some(_: int) -> None:
+        memory = np.zeros(_SIDE * _SIDE, out.dtype)
+        for top, start in queue:
+            rows, columns = slice(top, min(top + _SIDE, out.shape[1])), slice(start, min(start + _SIDE, out.shape[2]))
+            height, width = rows.stop - top, columns.stop - start
+            block = memory[: -(-height // ROWS) * ROWS * width].reshape(-1, width)
+            diagonal = left is right and top == start
+            is_angle = _cosines_or_angles(left.unit[rows], right.unit[columns], block[:height], diagonal)
+            write(block, is_angle, rows, columns)
+            if left is right:
+                mirror_block(out, top, start, height, width)
+
+    threads = min(_threads(), len(starts))
+    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(some, range(threads)))
+    if series is not None and series.bias is not None:
+        out += (omega @ series.bias).astype(out.dtype)[:, None, None]
+
+
+def _writer(
+    kernel: Any, series: KernelSeries | None, omega: np.ndarray, left: _Side, right: _Side, out: np.ndarray
+) -> Callable[[np.ndarray, bool, slice, slice], None]:
+    """What writes a block's entries to `out`, from its cosines or angles, its rows and its columns."""
+    dtype, arccos = out.dtype.type, _arccos(out.dtype)
+    if series is None:
+        scale = 1 / np.sqrt(max(1, left.unit.shape[1]))
+        network = _network(kernel, omega, dtype)
+        layers, beside = (_layers(kernel, network, scale * side.length, dtype) for side in (left, right))
+
+        def write_network(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
             if is_angle:  # complements, exact where they are small
                 block[:] = 2 * np.sin(block / 2) ** 2
-            beside = np.ascontiguousarray(right[columns].transpose(1, 2, 0))
-            fill_network_block(block, is_angle, arccos, network, left[rows], beside, out, rows.start, columns.start)
+            own = np.ascontiguousarray(beside[columns].transpose(1, 2, 0))
+            fill_network_block(block, is_angle, arccos, network, layers[rows], own, out, rows.start, columns.start)
 
-    else:
-        table = (omega @ np.asarray(series.coefficients, np.float64)).astype(dtype)
-        angle = _series(series.form, table, np.arange(1, len(omega) + 1))
-        left, right = (r1, r2) if series.radial else (np.ones_like(r1), np.ones_like(r2))
+        return write_network
+    table = (omega @ np.asarray(series.coefficients, np.float64)).astype(dtype)
+    angle = _series(series.form, table, np.arange(1, len(omega) + 1))
+    lengths = [side.length if series.radial else np.ones_like(side.length) for side in (left, right)]
 
-        def fill(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
-            fill_block(block, is_angle, arccos, angle, left[rows], right[columns], out, rows.start, columns.start)
+    def write(block: np.ndarray, is_angle: bool, rows: slice, columns: slice) -> None:
+        own, beside = lengths[0][rows], lengths[1][columns]
+        fill_block(block, is_angle, arccos, angle, own, beside, out, rows.start, columns.start)
 
-    # of whole groups of rows: threads must not write into each other's
-    height = ROWS * max(1, -(-min(_FILLED_ROWS, -(-len(x1) // _threads())) // ROWS))
+    return write
 
-    def some(first: int) -> None:
-        rows = slice(first, min(first + height, len(u1)))
-        left = u1[rows]
-        block = np.zeros((-(-len(left) // ROWS) * ROWS, _BLOCK[1]), dtype)
-        for start in range(0, len(u2), _BLOCK[1]):
-            columns = slice(start, min(start + _BLOCK[1], len(u2)))
-            beside = u2[columns]
-            own = block if len(beside) == block.shape[1] else np.zeros((len(block), len(beside)), dtype)
-            fill(own, _cosines_or_angles(left, beside, own[: len(left)]), rows, columns)
 
-    with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
-        list(pool.map(some, range(0, len(u1), height)))
-    if series is not None and series.bias is not None:
-        out += (omega @ series.bias).astype(dtype)[:, None, None]
-    return out
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX takes over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _network(mlp: MLP, omega: np.ndarray, dtype: Any) -> Network:
@@ -248,9 +311,14 @@ def _layers(mlp: MLP, network: Network, radius: np.ndarray, dtype: Any) -> np.nd
     return np.array(found).transpose(2, 0, 1).astype(dtype, order="C")
 
 
-def _cosines_or_angles(u1: np.ndarray, u2: np.ndarray, out: np.ndarray) -> bool:
-    """Write the cosines of unit vectors to `out`; or their angles, where a cosine has lost its own, and say so."""
+def _cosines_or_angles(u1: np.ndarray, u2: np.ndarray, out: np.ndarray, same: bool = False) -> bool:
+    """Write the cosines of unit vectors to `out`; or their angles, where a cosine has lost its own, and say so.
+
+    Of the `same` rows the cosines of each with itself, which are known, are written as 0.
+    """
     np.matmul(u1, u2.T, out=out)
+    if same:
+        np.fill_diagonal(out, 0)
     near = bool(max(out.max(), -out.min()) > tiles.near_threshold(out.dtype))
     if near:
         out[:] = _exact_angles(u1, u2)
@@ -262,7 +330,20 @@ def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
         return np.asarray(_angles_by_differences(u1, u2))
 
 
-unit_rows = jax.jit(tiles.unit_rows)
+def unit_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`tiles.unit_rows` in the memory of the host, without a program for every shape."""
+    with np.errstate(over="ignore"):
+        square = np.add.reduce(x * x, axis=1)
+    info = np.finfo(x.dtype)
+    if not ((square > info.tiny * 1e8) & (square < info.max)).all():
+        with enable_x64(x.dtype == np.float64):
+            unit, length = _careful_unit_rows(x)
+            return np.asarray(unit), np.asarray(length)
+    length = np.sqrt(square)
+    return x / length[:, None], length
+
+
+_careful_unit_rows = jax.jit(tiles.unit_rows)
 
 
 @jax.jit

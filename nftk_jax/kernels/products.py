@@ -84,7 +84,7 @@ class RowProducts:
         from nftk_jax.kernels import native
 
         c, n2, m = self._v.shape
-        (u1, r1), (u2, r2) = ([np.asarray(a) for a in side] for side in (native.unit_rows(x1), self._prepared[plan]))
+        (u1, r1), (u2, r2) = (native.unit_rows(np.asarray(x1)), (np.asarray(a) for a in self._prepared[plan]))
         v = np.asarray(self._v)
         w = (v.swapaxes(1, 2) * r2 if plan.radial else v.swapaxes(1, 2)).reshape(c * m, n2)
         table = (omega @ np.asarray(series.coefficients, np.float64)).astype(u1.dtype)

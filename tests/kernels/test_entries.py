@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 
+import jax
 import numpy as np
 import pytest
 
+from nftk_jax.kernels import combined, tiles
 from nftk_jax.kernels.combined import combined_kernel
 from nftk_jax.kernels.distance import RBF
 from nftk_jax.kernels.mlp import MLP
@@ -60,6 +62,57 @@ def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
     assert np.abs(found - close).max() < bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gram_matrices_are_rectangles_made_symmetric_with_exact_diagonals(name, dtype, pairs, monkeypatch):
+    monkeypatch.setattr(native, "_SIDE", 32)  # blocks on the diagonal, beside it, and at both edges
+    network, x = NETWORKS[name], pairs[0].astype(dtype)
+    x[200] = -x[7]  # and near rows within a block of the diagonal
+    omega = np.random.default_rng(0).normal(size=(3, network.n_kernels))
+    with enable_x64(dtype == "float64"):
+        series = network.series(x, None, "auto")
+        found = native.fill_gram(network, series, omega, x)
+        expected = native.fill_rectangle(network, series, omega, x, x)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, found.mT)
+    np.testing.assert_allclose(found, expected, atol=30 * np.finfo(dtype).eps * np.abs(expected).max())
+    exact = omega @ network.diagonals(x)
+    np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), exact, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
+
+
+@pytest.mark.parametrize("kernel", [MLP(3), MLP(3, b_std=0.5), MLP(2) + MLP(1, readout_bias=0.5)], ids=str)
+def test_public_kernels_take_this_way_and_agree_with_xla(kernel, rng, monkeypatch):
+    x, x2, omega = rng.normal(size=(70, 5)), rng.normal(size=(33, 5)), rng.dirichlet(np.ones(kernel.n_kernels), 2)
+    x2[3], omega[0, -1], omega[1, :-1] = x[8], 0, 0  # parts of a sum by themselves
+    without = [np.asarray(combined_kernel(kernel, omega, *sides)) for sides in ((x2, x), (x,))]
+    monkeypatch.setattr(combined, "PADDED_ROWS", 16)
+    calls = []
+    for name in ("fill_rectangle", "fill_gram"):
+        original = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, f=original: calls.append(f.__name__) or f(*a))
+    found = [combined_kernel(kernel, omega, *sides) for sides in ((x2, x), (x,))]
+    assert set(calls) == {"fill_rectangle", "fill_gram"}
+    for ours, theirs in zip(found, without, strict=True):
+        assert isinstance(ours, jax.Array)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+    traced = jax.jit(functools.partial(combined_kernel, kernel))(omega, x2, x)  # what is traced goes by XLA
+    np.testing.assert_allclose(traced, without[0], atol=2e-6 * np.abs(without[0]).max())
+    assert len(calls) == 2 * len(kernel.parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_unit_vectors_are_those_of_the_other_way(dtype, rng):
+    x = rng.normal(size=(9, 5)).astype(dtype)
+    x[1], x[2], x[3] = 0, np.sign(x[2]) * np.finfo(dtype).max / 8, x[3] * np.finfo(dtype).tiny * 1e3
+    for rows in (x[4:], x):  # the second needs care
+        with enable_x64(dtype == "float64"):
+            unit, length = (np.asarray(a) for a in jax.jit(tiles.unit_rows)(rows))
+        found = native.unit_rows(rows)
+        assert [a.dtype for a in found] == [dtype, dtype]
+        np.testing.assert_allclose(found[0], unit, rtol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(found[1], length, rtol=4 * np.finfo(dtype).eps)
+
+
 def test_what_has_no_code_goes_another_way(rng, x64):
     x, x2, weights = rng.normal(size=(40, 5)), rng.normal(size=(9, 5)), np.array([0.3, 0.2, 0.5])
     kernel = MLP(1, b_std=0.5) + RBF(1.5) + MLP(1).on([0, 2], group="some")
@@ -105,15 +158,16 @@ def test_nearly_parallel_rows_keep_float64_in_every_thread(rng, x64):
 def test_threads_write_their_own_rows_alone(threads, rows, rng, monkeypatch, x64):
     network, x1, x2 = MLP(2, b_std=0.5), rng.normal(size=(rows, 5)), rng.normal(size=(40, 5))
     monkeypatch.setattr(native, "_threads", lambda: 1)
+    monkeypatch.setattr(native, "_SIDE", 20)
     alone, written = native.fill_rectangle(network, None, np.eye(2), x1, x2), []
     monkeypatch.setattr(native, "_threads", lambda: threads)
     fill = native.fill_network_block
 
     def spy(block, *others):
-        written.append((others[-2], others[-2] + len(block)))
+        written.append((others[-2], others[-1], others[-2] + len(block)))
         return fill(block, *others)
 
     monkeypatch.setattr(native, "fill_network_block", spy)
     np.testing.assert_array_equal(native.fill_rectangle(network, None, np.eye(2), x1, x2), alone)
-    ends = sorted(written)
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+    assert len({(top, start) for top, start, _ in written}) == len(written) == 2 * -(-rows // 20)
+    assert all(end <= top + 20 for top, _, end in written)
