@@ -184,10 +184,10 @@ def fill_rectangle(
     Returns:
       Shape (C, n1, n2), dtype of the inputs.
     """
-    sides = [_Side(*unit_rows(x)) for x in (x1, x2)]
+    left, right = (_Side(*unit_rows(x)) for x in (x1, x2))
     out = aligned_empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
     starts = itertools.product(range(0, len(x1), _SIDE), range(0, len(x2), _SIDE))
-    _fill(kernel, series, omega, *sides, list(starts), out)
+    _fill(kernel, series, omega, left, right, list(starts), out)
     return out
 
 
