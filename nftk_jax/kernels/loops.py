@@ -15,8 +15,10 @@ from numba.core.codegen import get_host_cpu_features
 
 #: Rows of a tile that the loops below take at once, written out; tiles have a multiple of so many.
 ROWS = 4
-#: A series has a multiple of `STEP` coefficients. Registers hold so many at a time, or `_LONG_STEP` of monomials.
-STEP, _LONG_STEP = 4, 8
+#: A series has a multiple of so many coefficients, of monomials and of Chebyshev polynomials.
+STEP, CHEBYSHEV_STEP = 2, 4
+#: Coefficients of monomials that registers hold at a time.
+_LONG_STEP = 8
 #: Rows and columns of what is mirrored at a time: rows of it fill lines of the cache.
 _SQUARE = 16
 
@@ -169,14 +171,31 @@ def _evaluate(series, a, v, k, before):
 
 @_inlined
 def _sum_monomials(c, v, k):
-    """Horner's rule, from the highest power down."""
+    """Horner's rule, from the highest power down: first what `_LONG_STEP` does not divide, then so many at a time."""
     for r in range(ROWS):
-        s = len(c) - STEP
-        c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
-        for j in range(v.shape[1]):
-            x = v[r, j]
-            k[r, j] = ((c3 * x + c2) * x + c1) * x + c0
-        while s >= _LONG_STEP:
+        s = len(c) - ((len(c) - 1) % _LONG_STEP + 1)
+        if len(c) - s == 2:
+            c0, c1 = c[s], c[s + 1]
+            for j in range(v.shape[1]):
+                k[r, j] = c1 * v[r, j] + c0
+        elif len(c) - s == 4:
+            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                k[r, j] = ((c3 * x + c2) * x + c1) * x + c0
+        elif len(c) - s == 6:
+            c0, c1, c2, c3, c4, c5 = c[s], c[s + 1], c[s + 2], c[s + 3], c[s + 4], c[s + 5]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                k[r, j] = ((((c5 * x + c4) * x + c3) * x + c2) * x + c1) * x + c0
+        else:
+            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
+            c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
+            for j in range(v.shape[1]):
+                x = v[r, j]
+                high = ((c7 * x + c6) * x + c5) * x + c4
+                k[r, j] = (((high * x + c3) * x + c2) * x + c1) * x + c0
+        while s > 0:
             s -= _LONG_STEP
             c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
             c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
@@ -184,11 +203,6 @@ def _sum_monomials(c, v, k):
                 x = v[r, j]
                 high = (((k[r, j] * x + c7) * x + c6) * x + c5) * x + c4
                 k[r, j] = (((high * x + c3) * x + c2) * x + c1) * x + c0
-        if s > 0:
-            c0, c1, c2, c3 = c[0], c[1], c[2], c[3]
-            for j in range(v.shape[1]):
-                x = v[r, j]
-                k[r, j] = (((k[r, j] * x + c3) * x + c2) * x + c1) * x + c0
 
 
 @_inlined
@@ -198,7 +212,7 @@ def _sum_chebyshev(c, v, k, before):
         for j in range(v.shape[1]):
             k[r, j] = 0
             before[r, j] = 0
-        for s in range(len(c) - STEP, 0, -STEP):
+        for s in range(len(c) - CHEBYSHEV_STEP, 0, -CHEBYSHEV_STEP):
             c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
             for j in range(v.shape[1]):
                 twice = v[r, j] + v[r, j]

@@ -22,6 +22,7 @@ from nftk_jax.kernels import tiles
 from nftk_jax.kernels.activations import HOMOGENEOUS, parse_activation
 from nftk_jax.kernels.angles import arccos_polynomial
 from nftk_jax.kernels.loops import (
+    CHEBYSHEV_STEP,
     ROWS,
     STEP,
     Network,
@@ -370,5 +371,6 @@ def _series(form: Form | None, table: np.ndarray, ends: np.ndarray) -> Series:
     finite = not math.isinf(form.warp)
     slope = 2 * (math.pi + form.warp) / math.pi if finite else 2 / math.pi
     # the constant of Chebyshev series, which ends them, is apart
-    padded = np.pad(table, ((0, 0), (0, -(table.shape[1] - (not monomial)) % STEP)))
+    missing = -table.shape[1] % STEP if monomial else -(table.shape[1] - 1) % CHEBYSHEV_STEP
+    padded = np.pad(table, ((0, 0), (0, missing)))
     return Series(monomial, number(slope), number(form.warp if finite else 0), number(1), padded, ends)
