@@ -13,7 +13,7 @@ import numpy as np
 
 from nftk_jax.assessment.certificate import certify
 from nftk_jax.assessment.comparison import Comparison
-from nftk_jax.assessment.contributions import find_contributions
+from nftk_jax.assessment.contributions import find_contributions, score
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.inference import infer_learned, zeros_under_uniform
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
@@ -60,7 +60,7 @@ def _assess(
     rng = np.random.default_rng(learned.settings.seed + 1)
     seconds = dict(learned.seconds)
     with _timed(seconds, "predict"):
-        scores = model.decision_function(dataset.x_test, report=lambda *state: report("predict", *state))
+        scores, parts = score(model, dataset.x_test, lambda *state: report("predict", *state))
     if not np.isfinite(scores).all():
         raise ArithmeticError("the model's scores are not finite; raise `ridge` or use `precision='float64'`")
     with _timed(seconds, "baselines"):
@@ -79,7 +79,8 @@ def _assess(
     identifiability = _identifiability(learned, compared["baselines"], inference, (zeros, null_zeros), omega_std)
     y, test = learned.targets.y, (dataset.x_test, scores)
     with _timed(seconds, "contributions"):
-        contributions = find_contributions(dataset, learned, np.array(identifiability["alignment"]), report)
+        alignment = np.array(identifiability["alignment"])
+        contributions = find_contributions(dataset, learned, alignment, report, parts)
     return {
         "dataset": {**dataset.describe(), "n_search": _count_search_rows(learned)},
         "held_out": describe_held_out(learned),

@@ -7,7 +7,7 @@ nearly collinear kernels single shares mean little; beside them stands the share
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from nftk_jax.learn import Learned
 from nftk_jax.mkl.objectives import HeldOutObjective
 from nftk_jax.mkl.problem import SearchProblem, take
 from nftk_jax.mkl.similarity import find_clusters
+from nftk_jax.model import NFTKModel
 from nftk_jax.model.shares import Shares, split_r2
 from nftk_jax.parts import merge
 from nftk_jax.preprocessing.sampling import draw_rows
@@ -33,7 +34,25 @@ _LEAST_ROWS = 500
 _TILE_ENTRIES = 2**25  # of one kernel, between test rows and the rows that are solved on, in memory at a time
 
 
-def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray, report: Report) -> dict[str, Any]:
+def score(model: NFTKModel, x: Any, report: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The scores of test rows, shape (m, C), and each kernel's part of them, shape (L, m, C), where it costs little.
+
+    Args:
+      model: a learned model.
+      x: inputs, as `NFTKModel.decision_function` takes them.
+      report: called with the rows done and their total.
+    """
+    used, distinct = model.omega.any(axis=0).sum(), len(np.unique(model.omega, axis=0))
+    few = len(x) <= (_CELLS / model.omega.size if used <= distinct else _most_rows(model))
+    if not few:
+        return model.decision_function(x, report=report), None
+    parts = model.decision_function(x, split=True, report=report)
+    return parts.sum(axis=0) + model.target_mean, parts
+
+
+def find_contributions(
+    dataset: Dataset, learned: Learned, alignment: np.ndarray, report: Report, parts: np.ndarray | None = None
+) -> dict[str, Any]:
     """The block `contributions` of metrics.json, as plain Python values.
 
     Args:
@@ -41,16 +60,17 @@ def find_contributions(dataset: Dataset, learned: Learned, alignment: np.ndarray
       learned: the model and how it was learned.
       alignment: of the kernels on the search rows, shape (L, L).
       report: called with the stage's name, what is done and the total.
+      parts: what `score` gave for the test rows.
     """
     model, searches = learned.model, learned.parts
     rng = np.random.default_rng(learned.settings.seed + 2)
-    used = max(1, int(model.omega.any(axis=0).sum()))
-    most = min(_ENTRIES / (used * len(model.x_train)), _CELLS / model.omega.size)
-    dataset = _draw_test_rows(dataset, max(_LEAST_ROWS, int(most)), rng)
+    if parts is None:
+        dataset = _draw_test_rows(dataset, _most_rows(model), rng)
     report("contributions", 0, 3)
     held_out = [held_out_shares(part.pose(), model.omega[part.outputs], model.ridge[part.outputs]) for part in searches]
     report("contributions", 1, 3)
-    parts = model.decision_function(dataset.x_test, split=True)
+    if parts is None:
+        parts = model.decision_function(dataset.x_test, split=True)
     y = dataset.y_test if model.classes is None else model.classes[dataset.y_test]
     test = split_r2(parts, model.encode(y, len(y)), model.omega, model.target_mean)
     report("contributions", 2, 3)
@@ -155,6 +175,12 @@ def _without_groups(
     whole, *others = np.split(model.unscaled(scores), models, axis=1)
     found = {name: compare(dataset, whole, theirs) for name, theirs in zip(groups, others, strict=True)}
     return found, rows.n
+
+
+def _most_rows(model: NFTKModel) -> int:
+    """Test rows that every kernel is evaluated on."""
+    used = max(1, int(model.omega.any(axis=0).sum()))
+    return max(_LEAST_ROWS, int(min(_ENTRIES / (used * len(model.x_train)), _CELLS / model.omega.size)))
 
 
 def _draw_test_rows(dataset: Dataset, most: int, rng: np.random.Generator) -> Dataset:

@@ -28,7 +28,6 @@ from nftk_jax.solvers.cholesky import (
     cholesky_lower,
     factor_in_place,
     factor_ridge,
-    multiply,
     solve_factor,
     solve_lower,
     spread_ridge,
@@ -284,8 +283,9 @@ class HostFactor:
         self._inner = factor_in_place(square(1.0, self.matrix, trans=1).T, shift)  # one triangle, the lower
 
     def apply(self, v: np.ndarray) -> np.ndarray:
-        inner = solve_factor(self._inner, multiply(self.matrix.T, v))
-        return v - multiply(self.matrix, inner)
+        # by NumPy's BLAS, which takes half as long as SciPy's for products that are so narrow
+        inner = solve_factor(self._inner, self.matrix.T @ v)
+        return v - (inner.T @ self.matrix.T).T
 
     def spread(self, v: jax.Array) -> jax.Array:
         raise NotImplementedError("the one CPU has no mesh")

@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 
 from nftk_jax import MLP, RBF
 from nftk_jax.assessment import contributions
-from nftk_jax.assessment.contributions import drop_columns, find_contributions, held_out_shares
+from nftk_jax.assessment.contributions import drop_columns, find_contributions, held_out_shares, score
 from nftk_jax.datasets.dataset import make_dataset
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import TrainingRows, learn
@@ -91,6 +91,31 @@ def test_the_block_adds_up_and_is_that_of_refits(classes):
         assert row["difference"] == pytest.approx(refit(model.omega) - without, rel=1e-5, abs=1e-8)
         assert row["difference_interval"][0] <= row["difference"] <= row["difference_interval"][1]
     assert found["without_group"]["a"]["difference_interval"][0] > 0
+
+
+def test_parts_of_the_scores_serve_for_the_shares(monkeypatch):
+    dataset, learned = fitted(classes=True)
+    model, expected = learned.model, judged(dataset, learned)
+    with enable_x64():
+        scores, parts = score(model, dataset.x_test, lambda done, total: None)
+        assert parts is not None
+        np.testing.assert_allclose(scores, model.decision_function(dataset.x_test), rtol=0, atol=1e-8)
+        np.testing.assert_allclose(parts.sum(axis=0) + model.target_mean, scores, rtol=1e-12)
+        alignment = centred_alignment(learned.problem.k)
+        monkeypatch.setattr(type(model), "decision_function", None)  # nothing is evaluated again
+        found = find_contributions(dataset, learned, alignment, silent, parts)
+    np.testing.assert_allclose(found["test"], expected["test"], rtol=0, atol=1e-8)
+
+
+def test_scores_come_without_parts_where_these_would_take_long(monkeypatch):
+    dataset, learned = fitted(classes=True)
+    monkeypatch.setattr(contributions, "_LEAST_ROWS", 30)
+    monkeypatch.setattr(contributions, "_ENTRIES", 1.0)
+    alike = dataclasses.replace(learned.model, omega=np.tile(learned.model.omega[:1], (3, 1)))
+    with enable_x64():
+        scores, parts = score(alike, dataset.x_test, lambda done, total: None)
+        assert parts is None
+        np.testing.assert_array_equal(scores, alike.decision_function(dataset.x_test))
 
 
 def test_few_rows_are_used_where_all_would_take_long(monkeypatch):
