@@ -134,13 +134,13 @@ def _combine(work: Work, omega: jax.Array, x1: jax.Array, x2: jax.Array | None, 
 
 def _native(work: Work, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray | None) -> np.ndarray | None:
     """`_combine` in machine code; None of kernels that have none."""
-    from nftk_jax.kernels import native
+    from nftk_jax.kernels import entries
 
-    if not native.has_entries(work.kernel, work.series):
+    if not entries.has_entries(work.kernel, work.series):
         return None
     if x2 is None:
-        return native.fill_gram(work.kernel, work.series, omega, x1)
-    return native.fill_rectangle(work.kernel, work.series, omega, x1, x2)
+        return entries.fill_gram(work.kernel, work.series, omega, x1)
+    return entries.fill_rectangle(work.kernel, work.series, omega, x1, x2)
 
 
 def _block(kernel: Kernel, plan: Plan | None, budget: int, omega, series, x1, x2) -> jax.Array:

@@ -75,9 +75,10 @@ class DistanceKernel(Kernel):
         Raises:
           ValueError: the width is still "auto".
         """
-        return _at(self.basis, squares, self._width())
+        return _at(self.basis, squares, self.known_width())
 
-    def _width(self) -> float:
+    def known_width(self) -> float:
+        """The width as a number; raises ValueError if it is still "auto"."""
         if isinstance(self.width, str):
             raise ValueError("`width` is 'auto': call fitted(x) with the training inputs first")
         return self.width
@@ -92,7 +93,7 @@ class DistanceKernel(Kernel):
     def profile(self, x1: jax.Array, x2: jax.Array | None, inputs: InputsName) -> KernelSeries | None:
         del x1, x2, inputs
         one = np.ones(1)
-        return KernelSeries(Form(self.basis), True, one[:, None], one, None, 1 / self._width())
+        return KernelSeries(Form(self.basis), True, one[:, None], one, None, 1 / self.known_width())
 
     def widened(self, x: np.ndarray, size: int) -> np.ndarray:
         return pad_features(x, size)

@@ -1,4 +1,4 @@
-"""The loops of `native` that numba compiles. Four rows of a kernel at a time stay in the nearest cache.
+"""The loops of `native` and `entries` that numba compiles. Four rows of a kernel at a time stay in the nearest cache.
 
 All arrays are contiguous: others would take one lane at a time.
 """
@@ -314,7 +314,7 @@ def _sum_two(k, row, b, right, here):
 
 
 @_compiled
-def fill_block(block, is_angle, arccos, series, left, right, out, top, start):
+def fill_block(block, is_angle, arccos, series, left, right, bias, out, top, start):
     """Write the rows from `top` and the columns from `start` on of some kernels, from a block of cosines, or angles."""
     size = block.shape[1]
     t, v = np.empty((ROWS, size), block.dtype), np.empty((ROWS, size), block.dtype)
@@ -329,7 +329,7 @@ def fill_block(block, is_angle, arccos, series, left, right, out, top, start):
             for r in range(min(ROWS, out.shape[1] - top - row)):
                 length, line = left[row + r], out[a, top + row + r, start : start + size]
                 for j in range(size):
-                    line[j] = k[r, j] * (length * right[j])
+                    line[j] = k[r, j] * (length * right[j]) + bias[a]
 
 
 @_compiled

@@ -278,23 +278,41 @@ def gram_operator(work: Work, x: np.ndarray, store_bytes: int, mesh: Mesh) -> Gr
     schedule, on_devices = ring.schedule(counts, kept), place(pairs, mesh)
     form = evaluator.plan.form if isinstance(evaluator.plan, tiles.Plan) else None
     is_native = bool(kept and (form or (evaluator.plan is None and len(diagonals) == 1)) and has_native_code(mesh))
-    if is_native and form:
-        from nftk_jax.kernels.native import fill_angles
-
-        store = fill_angles(np.asarray(rows), pairs[:kept], size)
-    else:
+    store = _native_store(form, kernel, padded, np.asarray(rows), pairs[:kept], size) if is_native else None
+    if store is None:
         store = ring.fill_store(evaluator, size, mesh, schedule, placed, on_devices)
     native, rest = None, Tiling(on_devices, place(factors.astype(dtype), mesh), store)
     if is_native:
-        entries = np.asarray(store).reshape(kept, size, size)
-        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), entries)
-        fresh, none = len(pairs) - kept, place(entries[:0], mesh)
+        values = np.asarray(store).reshape(kept, size, size)
+        native = StoredTiles(form, pairs[:kept], factors[:kept].astype(dtype), values)
+        fresh, none = len(pairs) - kept, place(values[:0], mesh)
         schedule, rest = ring.schedule([fresh], 0), Tiling(rest.pairs[kept:], rest.factors[kept:], none)
         rest = rest if fresh else None
     share = kept / len(pairs)
     return GramOperator(
         n, share, mesh, store, evaluator, size, schedule, placed, tables, bias, length, native, rest, [0, 0]
     )
+
+
+def _native_store(
+    form: Form | None, kernel: Any, x: np.ndarray, unit: np.ndarray, pairs: np.ndarray, size: int
+) -> np.ndarray | None:
+    """The angles of some tiles, or the entries of a kernel without a series, by machine code; None where it has none.
+
+    Args:
+      form: of the series, if there is one.
+      kernel: without a series it is a single one.
+      x: inputs, shape (padded rows, p).
+      unit: their unit vectors, where there is a series.
+      pairs: first row and column of every tile, shape (tiles, 2).
+      size: rows and columns of a tile.
+    """
+    from nftk_jax.kernels.entries import fill_tiles, has_entries
+    from nftk_jax.kernels.native import fill_angles
+
+    if form:
+        return fill_angles(unit, pairs, size)
+    return fill_tiles(kernel, x, pairs, size) if has_entries(kernel, None) else None
 
 
 def _fill_up(table: np.ndarray, size: int) -> np.ndarray:

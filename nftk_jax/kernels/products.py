@@ -97,9 +97,9 @@ class RowProducts:
 
     def _by_entries(self, work: Work, omega: np.ndarray, x1: jax.Array) -> np.ndarray | None:
         """Of a kernel without a series whose entries have machine code; None for others."""
-        from nftk_jax.kernels import native
+        from nftk_jax.kernels import entries
 
-        if not native.has_entries(work.kernel, None):
+        if not entries.has_entries(work.kernel, None):
             return None
         (c, n2, m), (left, right) = self._v.shape, (np.asarray(x1), np.asarray(self._x2))
         v, out = np.asarray(self._v), np.empty((len(left), c, m), left.dtype)
@@ -108,7 +108,7 @@ class RowProducts:
         for start in range(0, len(left), size):
             tile = left[start : start + size]
             k = k if len(tile) == size else np.empty((c, len(tile), n2), left.dtype)
-            native.fill_rectangle(work.kernel, None, omega, tile, right, k)
+            entries.fill_rectangle(work.kernel, None, omega, tile, right, k)
             out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
         return out
 

@@ -169,7 +169,7 @@ class Rows:
         By machine code where there is any. `out` is where it then writes: memory that is new takes a third of the time.
         """
         if has_native_code(self.mesh):
-            from nftk_jax.kernels.native import fill_rectangle, has_entries
+            from nftk_jax.kernels.entries import fill_rectangle, has_entries
 
             x2, unscaled = np.asarray(x2, self.dtype), weights / self.scale
             parts = divide(self.kernel, x2, self.x, self._inputs, unscaled[None] != 0)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from nftk_jax.kernels import combined, tiles
 from nftk_jax.kernels.combined import combined_kernel
-from nftk_jax.kernels.distance import RBF
+from nftk_jax.kernels.distance import RBF, Laplace, Matern
 from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.neural_tangents import basis_kernels
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.rows import unit_diagonal_scale
 
 native = pytest.importorskip("nftk_jax.kernels.native")
+entries = pytest.importorskip("nftk_jax.kernels.entries")
 
 NETWORKS = {
     "biased": MLP(4, b_std=0.7, readout_bias=0.3),
@@ -47,8 +50,8 @@ def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
     with enable_x64(dtype == "float64"):
         series = network.series(x1, x2, "auto")
         assert (series is None) == (name != "series")
-        assert native.has_entries(network, series)
-        found = native.fill_rectangle(network, series, np.eye(network.n_kernels), x1, x2)
+        assert entries.has_entries(network, series)
+        found = entries.fill_rectangle(network, series, np.eye(network.n_kernels), x1, x2)
     assert found.dtype == dtype
     # neural_tangents itself loses half the digits of nearly parallel rows
     near = np.zeros(exact.shape[1:], bool)
@@ -65,14 +68,14 @@ def test_entries_are_those_of_neural_tangents(name, dtype, pairs):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gram_matrices_are_rectangles_made_symmetric_with_exact_diagonals(name, dtype, pairs, monkeypatch):
-    monkeypatch.setattr(native, "_SIDE", 32)  # blocks on the diagonal, beside it, and at both edges
+    monkeypatch.setattr(entries, "_SIDE", 32)  # blocks on the diagonal, beside it, and at both edges
     network, x = NETWORKS[name], pairs[0].astype(dtype)
     x[200] = -x[7]  # and near rows within a block of the diagonal
     omega = np.random.default_rng(0).normal(size=(3, network.n_kernels))
     with enable_x64(dtype == "float64"):
         series = network.series(x, None, "auto")
-        found = native.fill_gram(network, series, omega, x)
-        expected = native.fill_rectangle(network, series, omega, x, x)
+        found = entries.fill_gram(network, series, omega, x)
+        expected = entries.fill_rectangle(network, series, omega, x, x)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, found.mT)
     np.testing.assert_allclose(found, expected, atol=30 * np.finfo(dtype).eps * np.abs(expected).max())
@@ -80,16 +83,18 @@ def test_gram_matrices_are_rectangles_made_symmetric_with_exact_diagonals(name, 
     np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), exact, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
 
 
-@pytest.mark.parametrize("kernel", [MLP(3), MLP(3, b_std=0.5), MLP(2) + MLP(1, readout_bias=0.5)], ids=str)
+@pytest.mark.parametrize("kernel", [MLP(3), MLP(3, b_std=0.5), MLP(2) + MLP(1, readout_bias=0.5), Laplace(2.0)], ids=str)
 def test_public_kernels_take_this_way_and_agree_with_xla(kernel, rng, monkeypatch):
     x, x2, omega = rng.normal(size=(70, 5)), rng.normal(size=(33, 5)), rng.dirichlet(np.ones(kernel.n_kernels), 2)
-    x2[3], omega[0, -1], omega[1, :-1] = x[8], 0, 0  # parts of a sum by themselves
+    if len(kernel.parts) > 1:
+        omega[0, -1], omega[1, :-1] = 0, 0  # parts of a sum by themselves
+    x2[3] = x[8] * (kernel.n_kernels > 1)  # a distance would lose the half of its digits
     without = [np.asarray(combined_kernel(kernel, omega, *sides)) for sides in ((x2, x), (x,))]
     monkeypatch.setattr(combined, "PADDED_ROWS", 16)
     calls = []
     for name in ("fill_rectangle", "fill_gram"):
-        original = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, f=original: calls.append(f.__name__) or f(*a))
+        original = getattr(entries, name)
+        monkeypatch.setattr(entries, name, lambda *a, f=original: calls.append(f.__name__) or f(*a))
     found = [combined_kernel(kernel, omega, *sides) for sides in ((x2, x), (x,))]
     assert set(calls) == {"fill_rectangle", "fill_gram"}
     for ours, theirs in zip(found, without, strict=True):
@@ -113,11 +118,55 @@ def test_unit_vectors_are_those_of_the_other_way(dtype, rng):
         np.testing.assert_allclose(found[1], length, rtol=4 * np.finfo(dtype).eps)
 
 
+DISTANCES = [RBF(3.0), Laplace(2.0), Matern(2.5), Matern(2.5, nu=2.5)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kernel", DISTANCES, ids=str)
+def test_functions_of_the_distance_are_those_of_exact_distances(kernel, dtype, pairs, monkeypatch):
+    monkeypatch.setattr(entries, "_SIDE", 128)
+    x1, x2 = (x.astype(dtype) for x in pairs)
+    exact = cdist(x1.astype(float), x2.astype(float)) / kernel.width
+    r = exact * math.sqrt(2 * getattr(kernel, "nu", 0.5))
+    factor = {"laplace": 1, "matern 1.5": 1 + r, "matern 2.5": 1 + r + r**2 / 3}
+    expected = np.exp(-(exact**2) / 2) if kernel.basis == "rbf" else factor[kernel.basis] * np.exp(-r)
+    found = entries.fill_rectangle(kernel, None, np.array([[1.0], [-0.5]]), x1, x2)
+    assert found.dtype == dtype
+    eps = np.finfo(dtype).eps
+    # a distance from inner products is exact to the root of what its square loses
+    lost = np.sqrt(20 * eps * (1 + exact**2)) if kernel.basis != "rbf" else 40 * eps * (1 + exact**2)
+    assert (np.abs(found[0] - expected) <= np.minimum(lost, 40 * eps * (1 + exact**2) / np.maximum(exact, eps))).all()
+    np.testing.assert_array_equal(found[1], -0.5 * found[0])
+    gram = entries.fill_gram(kernel, None, np.array([[2.0]]), x1)[0]
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_array_equal(np.diag(gram), 2)
+    off = ~np.eye(len(x1), dtype=bool)
+    twice = entries.fill_rectangle(kernel, None, np.array([[2.0]]), x1, x1)[0]
+    np.testing.assert_allclose(gram[off], twice[off], atol=40 * eps)
+
+
+@pytest.mark.parametrize("kernel", [RBF(3.0), MLP(1, b_std=0.5)], ids=str)
+def test_tiles_that_are_kept_are_parts_of_the_gram_matrix(kernel, rng):
+    x, starts = rng.normal(size=(96, 5)), np.array([(0, 0), (0, 32), (32, 64), (64, 64)])
+    gram = entries.fill_gram(kernel, None, np.ones((1, 1)), x)[0]
+    for found, (i, j) in zip(entries.fill_tiles(kernel, x, starts, 32), starts, strict=True):
+        np.testing.assert_allclose(found, gram[i : i + 32, j : j + 32], rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_distances_beyond_the_dtype_are_infinite_and_say_nothing(rng):
+    x = rng.normal(size=(5, 3)).astype(np.float32)
+    x[2] = 1e30
+    found = entries.fill_gram(RBF(1.0), None, np.ones((1, 1)), x)[0]
+    assert found[2, 2] == 1
+    assert (found[2, [0, 1, 3, 4]] == 0).all()
+
+
 def test_what_has_no_code_goes_another_way(rng, x64):
     x, x2, weights = rng.normal(size=(40, 5)), rng.normal(size=(9, 5)), np.array([0.3, 0.2, 0.5])
     kernel = MLP(1, b_std=0.5) + RBF(1.5) + MLP(1).on([0, 2], group="some")
-    assert not native.has_entries(MLP(2, b_std=1.0, activation="erf"), None)
-    assert not native.has_entries(MLP(2, b_std=1.0, basis="layers"), None)
+    assert not entries.has_entries(MLP(2, b_std=1.0, activation="erf"), None)
+    assert not entries.has_entries(MLP(2, b_std=1.0, basis="layers"), None)
     scale = unit_diagonal_scale(kernel, x)
     rows = kernel.bind(x, scale=scale)
     expected = np.asarray(combined_kernel(kernel, weights[None] / scale, x2, x))[0]
@@ -136,9 +185,9 @@ def test_rows_write_entries_where_they_are_told(rng):
 
 def test_predictions_of_networks_with_biases_go_through_entries(rng, monkeypatch, x64):
     x, x2, v, omega = rng.normal(size=(2100, 5)), rng.normal(size=(90, 5)), rng.normal(size=(2100, 2)), np.eye(3)[:2]
-    rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], native.fill_rectangle
+    rows, calls, rectangle = MLP(3, b_std=1.0).bind(x), [], entries.fill_rectangle
     expected = np.einsum("cij,jc->ic", np.asarray(rows.cross(omega, x2)), v)
-    monkeypatch.setattr(native, "fill_rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
+    monkeypatch.setattr(entries, "fill_rectangle", lambda *args: (calls.append(1), rectangle(*args))[1])
     np.testing.assert_allclose(rows.predict(omega, v, x2), expected, rtol=1e-10, atol=1e-10)
     assert calls
 
@@ -157,17 +206,17 @@ def test_nearly_parallel_rows_keep_float64_in_every_thread(rng, x64):
 @pytest.mark.parametrize("rows", [3, 61, 130])
 def test_threads_write_their_own_rows_alone(threads, rows, rng, monkeypatch, x64):
     network, x1, x2 = MLP(2, b_std=0.5), rng.normal(size=(rows, 5)), rng.normal(size=(40, 5))
-    monkeypatch.setattr(native, "_threads", lambda: 1)
-    monkeypatch.setattr(native, "_SIDE", 20)
-    alone, written = native.fill_rectangle(network, None, np.eye(2), x1, x2), []
-    monkeypatch.setattr(native, "_threads", lambda: threads)
-    fill = native.fill_network_block
+    monkeypatch.setattr(entries, "count_threads", lambda: 1)
+    monkeypatch.setattr(entries, "_SIDE", 20)
+    alone, written = entries.fill_rectangle(network, None, np.eye(2), x1, x2), []
+    monkeypatch.setattr(entries, "count_threads", lambda: threads)
+    fill = entries.fill_network_block
 
     def spy(block, *others):
         written.append((others[-2], others[-1], others[-2] + len(block)))
         return fill(block, *others)
 
-    monkeypatch.setattr(native, "fill_network_block", spy)
-    np.testing.assert_array_equal(native.fill_rectangle(network, None, np.eye(2), x1, x2), alone)
+    monkeypatch.setattr(entries, "fill_network_block", spy)
+    np.testing.assert_array_equal(entries.fill_rectangle(network, None, np.eye(2), x1, x2), alone)
     assert len({(top, start) for top, start, _ in written}) == len(written) == 2 * -(-rows // 20)
     assert all(end <= top + 20 for top, _, end in written)

@@ -53,10 +53,10 @@ def test_products_are_those_of_whole_matrices(form, size, dtype, rng):
 def test_threads_share_the_tiles_and_give_the_same_bits_every_time(rng, monkeypatch):
     tiles, table, ends = sampled(rng, np.float32), rng.normal(size=(2, 6)).astype(np.float32), np.array([2, 3])
     w = rng.normal(size=(3, 3 * SIZE)).astype(np.float32)
-    monkeypatch.setattr(native, "_threads", lambda: 1)
+    monkeypatch.setattr(native, "count_threads", lambda: 1)
     alone = native.multiply_tiles(Form("monomial"), *tiles, table, ends, w)
     for threads in (2, 3, 64):  # also more than there are tiles
-        monkeypatch.setattr(native, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(native, "count_threads", lambda threads=threads: threads)
         found = [native.multiply_tiles(Form("monomial"), *tiles, table, ends, w) for _ in range(3)]
         np.testing.assert_allclose(found[0], alone, rtol=1e-12, atol=1e-12 * np.abs(alone).max())
         assert all(np.array_equal(found[0], other) for other in found[1:])
