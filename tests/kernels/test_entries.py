@@ -83,7 +83,10 @@ def test_gram_matrices_are_rectangles_made_symmetric_with_exact_diagonals(name, 
     np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), exact, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
 
 
-@pytest.mark.parametrize("kernel", [MLP(3), MLP(3, b_std=0.5), MLP(2) + MLP(1, readout_bias=0.5), Laplace(2.0)], ids=str)
+PUBLIC = [MLP(3), MLP(3, b_std=0.5), MLP(2) + MLP(1, readout_bias=0.5), Laplace(2.0)]
+
+
+@pytest.mark.parametrize("kernel", PUBLIC, ids=str)
 def test_public_kernels_take_this_way_and_agree_with_xla(kernel, rng, monkeypatch):
     x, x2, omega = rng.normal(size=(70, 5)), rng.normal(size=(33, 5)), rng.dirichlet(np.ones(kernel.n_kernels), 2)
     if len(kernel.parts) > 1:
