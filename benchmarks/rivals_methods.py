@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 WARM_ROWS = 500
-#: EigenPro's epochs, ASkotch's passes, Falkon's iterations (its 20 take 1.5 times as long for at most 0.06 points more).
+#: EigenPro's epochs, ASkotch's passes, Falkon's iterations (20, its default: 1.5 times as long, 0.06 points at most).
 EPOCHS, PASSES, ITERATIONS = 15, 10, 10
 #: Centres of Falkon and components of Nystroem, at most all rows.
 COMPONENTS = (500, 1000, 2000, 4000, 8000, 16_000)
