@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
                 for kernel in (kernel for kernel in KERNELS[method] if kernel in options.kernels):
                     if method in absent:
                         continue
-                    key, facts = f"{method}, {kernel}", {"method": method, "kernel": kernel}
+                    key, facts = f"{method}, {kernel}", {"method": method, "kernel": kernel, "processor": processor()}
                     if n > largest:
                         case["methods"][key] = facts | {"cut": f"not run above {largest:,} rows: {why}"}
                     else:
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json and options.json.exists():
         result = read(options.json)
     if not options.read:
-        result |= {"dataset": options.dataset, "processor": processor(), "cpu_count": os.cpu_count()}
+        result |= {"dataset": options.dataset, "cpu_count": os.cpu_count()}
         measure(options, result)
     if options.figure:
         draw(result, options.figure)
