@@ -374,6 +374,7 @@ def make_plan(
     n, features = shape
     columns = geometry_columns(kernel, features)
     search, n_search = settings.search, settings.search.rows(n, kernel.n_kernels)
+    one_system = search.weights != "per-class" or (kernel.n_kernels == 1 and not isinstance(search.ridge, str))
     without_kernels = OBJECTIVES[search.objective].holds_out_rows and search.weights != "uniform"
     sizes = Sizes(
         n_train=n,
@@ -383,7 +384,7 @@ def make_plan(
         n_classes=n_outputs,
         depth=kernel.n_kernels,
         itemsize=np.dtype(settings.solve.dtype(n)).itemsize,
-        n_kernels=n_outputs if search.weights == "per-class" else 1,
+        n_kernels=1 if one_system else n_outputs,
         landmarks=settings.solve.landmarks,
         folds=folds or search.folds(n_search),
         geometries=len(columns),

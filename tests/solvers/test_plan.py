@@ -8,7 +8,10 @@ import re
 
 import pytest
 
+from nftk_jax import MLP, RBF
 from nftk_jax.kernels import operators
+from nftk_jax.learn import make_plan
+from nftk_jax.settings import LearnSettings, gather
 from nftk_jax.solvers import plan
 from nftk_jax.solvers.machine import H100, Machine
 from nftk_jax.solvers.plan import GIB, Sizes, plan_fit
@@ -134,3 +137,16 @@ def test_a_factor_is_preferred_unless_a_low_rank_saves_much(stored, chosen):
     machine = dataclasses.replace(LAPTOP, stored_entries=stored)
     sizes = dataclasses.replace(rows(8000), n_kernels=10)
     assert plan_fit(sizes, machine, "cg").solve.preconditioner == chosen
+
+
+@pytest.mark.parametrize(
+    ("kernel", "search", "systems"),
+    [
+        (RBF(1.0), {"ridge": 0.1}, 1),
+        (RBF(1.0), {}, 10),  # a ridge of its own for every target, perhaps
+        (MLP(2), {"ridge": 0.1}, 10),
+        (MLP(2), {"weights": "shared"}, 1),
+    ],
+)
+def test_what_has_one_kernel_and_one_ridge_is_factored_once(kernel, search, systems):
+    assert make_plan((5000, 784), 10, 0, kernel, gather(LearnSettings, search)).sizes.kernels == systems
