@@ -149,7 +149,8 @@ def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x1: np.
     if series is None and isinstance(kernel, DistanceKernel):
         return _distance_filler(kernel, omega, x1, x2)
     dtype, arccos = x1.dtype.type, arccos_coefficients(x1.dtype)
-    (u1, r1), (u2, r2) = (unit_rows(x) for x in (x1, x2))
+    u1, r1 = unit_rows(x1)
+    u2, r2 = (u1, r1) if x2 is x1 else unit_rows(x2)  # the BLAS does half of a product of an array with itself
 
     def measure(scratch: np.ndarray, rows: slice, columns: slice, same: bool) -> tuple[np.ndarray, bool]:
         """A block of cosines, or angles, of whole groups of rows, and whether they are angles."""
@@ -185,7 +186,8 @@ def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x1: np.
 def _distance_filler(kernel: DistanceKernel, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> Filler:
     """Of a function of the distance, by NumPy, whose elementary functions use all lanes; as `square_distances`."""
     with np.errstate(over="ignore"):  # infinite distances
-        z1, z2 = (x / x.dtype.type(kernel.known_width()) for x in (x1, x2))
+        z1 = x1 / x1.dtype.type(kernel.known_width())
+        z2 = z1 if x2 is x1 else x2 / x2.dtype.type(kernel.known_width())
         h1, h2 = (np.add.reduce(z * z, axis=1) for z in (z1, z2))
     weights = omega[:, 0].astype(x1.dtype)
 
