@@ -2,7 +2,7 @@
 
 XLA writes every kernel of a tile to memory, and reads it again for each of its two products. In `loops` four rows of a
 kernel at a time stay in the nearest cache, from the series to both products. A pass over stored angles takes 0.6 to
-0.75 times as long (docs/benchmarks.md).
+0.95 times as long, depending on the processor (docs/benchmarks.md).
 """
 
 from __future__ import annotations
