@@ -10,12 +10,15 @@ import os
 import pathlib
 import platform
 import time
+from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
-#: Rows of the matrices of the measured product, and how often it is taken: a tenth of a second at most.
+#: Rows of the matrices of the measured product, and how often it is taken: two tenths of a second at most.
 _ROWS, _REPEATS = 1024, 5
+#: All threads together are at least so much of as many times one thread, unless others take the cores.
+_TOGETHER = 0.7
 
 
 @functools.cache
@@ -30,7 +33,7 @@ def product_rate() -> float:
     threads = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
     name, kept = f"{platform.node()} {platform.machine()}, {threads} threads", _read(file)
     if name not in kept:
-        kept[name] = 2 ** (round(2 * math.log2(_measure())) / 2)
+        kept[name] = 2 ** (round(2 * math.log2(_measure(threads))) / 2)
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}")
@@ -47,11 +50,19 @@ def _read(file: pathlib.Path) -> dict[str, float]:
         return {}
 
 
-def _measure() -> float:
-    a, seconds = np.ones((_ROWS, _ROWS), np.float32), []
+def _measure(threads: int) -> float:
+    """The rate of all threads; at least what their number and the processor time of one say, as others may be busy."""
+    a = np.ones((_ROWS, _ROWS), np.float32)
     out = np.empty_like(a)
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        np.matmul(a, a, out=out)
-        seconds.append(time.perf_counter() - start)
-    return 2 * _ROWS**3 / min(seconds)
+
+    def rate(clock: Callable[[], float]) -> float:
+        seconds = []
+        for _ in range(_REPEATS):
+            start = clock()
+            np.matmul(a, a, out=out)
+            seconds.append(clock() - start)
+        return 2 * _ROWS**3 / max(min(seconds), 1e-9)
+
+    together = rate(time.perf_counter)
+    with threadpool_limits(1, "blas"):
+        return max(together, _TOGETHER * threads * rate(time.thread_time))
