@@ -6,6 +6,7 @@ in a cache. Threads take one block each at a time.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import itertools
 import math
@@ -141,7 +142,10 @@ def _spread(one: Callable[[np.ndarray, Any], None], jobs: Any, dtype: np.dtype, 
             one(scratch, job)
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(some, range(threads)))
+        try:
+            list(pool.map(some, range(threads)))
+        finally:  # after an error or an interrupt, what no thread has begun is left
+            collections.deque(queue, maxlen=0)
 
 
 def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> Filler:

@@ -156,6 +156,23 @@ def test_tiles_that_are_kept_are_parts_of_the_gram_matrix(kernel, rng):
         np.testing.assert_allclose(found, gram[i : i + 32, j : j + 32], rtol=1e-12)
 
 
+def test_an_error_in_one_block_leaves_the_others_undone(rng, monkeypatch):
+    done = []
+
+    def fail(jobs):
+        def one(scratch, job):
+            done.append(job)
+            if job == 1:
+                raise KeyboardInterrupt
+
+        entries._spread(one, jobs, np.dtype(np.float32))
+
+    monkeypatch.setattr(entries, "count_threads", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        fail(range(100))
+    assert done == [0, 1]
+
+
 @pytest.mark.filterwarnings("error")
 def test_distances_beyond_the_dtype_are_infinite_and_say_nothing(rng):
     x = rng.normal(size=(5, 3)).astype(np.float32)
