@@ -106,7 +106,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for axis, (key, chosen), fixed in zip(axes, panels.items(), (f"n = {n}", "depth 10"), strict=True):
         for method in dict.fromkeys(row["method"] for row in single):
             points = sorted((row[key], row["seconds"]) for row in chosen if row["method"] == method)
-            style = {"color": "0.4", "linestyle": "--"} if "matrix product" in method else {}
+            dashes = {"matrix product": "--", "matrix product, XLA": ":"}.get(method)
+            style = {"color": "0.4", "linestyle": dashes} if dashes else {}
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=method, **style)
         axis.set(
             xscale="log", yscale="log", xlabel=key, ylabel="seconds", title=f"time against {key}, {fixed}, float32"
