@@ -17,10 +17,8 @@ from numba.core.codegen import get_host_cpu_features
 ROWS = 4
 #: A series has a multiple of so many coefficients, of monomials and of Chebyshev polynomials.
 STEP, CHEBYSHEV_STEP = 2, 4
-#: Coefficients of monomials that registers hold at a time.
-_LONG_STEP = 8
-#: Rows and columns of what is mirrored at a time: rows of it fill lines of the cache.
-_SQUARE = 16
+#: Coefficients of monomials that registers hold at a time; rows and columns of what is mirrored, lines of the cache.
+_LONG_STEP, _SQUARE = 8, 16
 
 # LLVM takes registers of 256 bits where the loops of this module are up to twice as fast with 512. The setting holds
 # for what numba compiles from now on in this process.
@@ -189,16 +187,14 @@ def _sum_monomials(c, v, k):
                 x = v[r, j]
                 k[r, j] = ((((c5 * x + c4) * x + c3) * x + c2) * x + c1) * x + c0
         else:
-            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
-            c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
+            c0, c1, c2, c3, c4, c5, c6, c7 = c[s], c[s + 1], c[s + 2], c[s + 3], c[s + 4], c[s + 5], c[s + 6], c[s + 7]
             for j in range(v.shape[1]):
                 x = v[r, j]
                 high = ((c7 * x + c6) * x + c5) * x + c4
                 k[r, j] = (((high * x + c3) * x + c2) * x + c1) * x + c0
         while s > 0:
             s -= _LONG_STEP
-            c0, c1, c2, c3 = c[s], c[s + 1], c[s + 2], c[s + 3]
-            c4, c5, c6, c7 = c[s + 4], c[s + 5], c[s + 6], c[s + 7]
+            c0, c1, c2, c3, c4, c5, c6, c7 = c[s], c[s + 1], c[s + 2], c[s + 3], c[s + 4], c[s + 5], c[s + 6], c[s + 7]
             for j in range(v.shape[1]):
                 x = v[r, j]
                 high = (((k[r, j] * x + c7) * x + c6) * x + c5) * x + c4
