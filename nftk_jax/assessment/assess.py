@@ -13,7 +13,7 @@ import numpy as np
 
 from nftk_jax.assessment.certificate import certify
 from nftk_jax.assessment.comparison import Comparison
-from nftk_jax.assessment.contributions import find_contributions, score
+from nftk_jax.assessment.contributions import find_contributions, scores_by_kernel
 from nftk_jax.assessment.identifiability import normalise_rows
 from nftk_jax.assessment.inference import infer_learned, zeros_under_uniform
 from nftk_jax.assessment.metrics import accuracy_interval, r2_interval
@@ -60,7 +60,7 @@ def _assess(
     rng = np.random.default_rng(learned.settings.seed + 1)
     seconds = dict(learned.seconds)
     with _timed(seconds, "predict"):
-        scores, parts = score(model, dataset.x_test, lambda *state: report("predict", *state))
+        scores, parts = scores_by_kernel(model, dataset.x_test, lambda *state: report("predict", *state))
     if not np.isfinite(scores).all():
         raise ArithmeticError("the model's scores are not finite; raise `ridge` or use `precision='float64'`")
     with _timed(seconds, "baselines"):

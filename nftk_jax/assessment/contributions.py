@@ -34,7 +34,9 @@ _LEAST_ROWS = 500
 _TILE_ENTRIES = 2**25  # of one kernel, between test rows and the rows that are solved on, in memory at a time
 
 
-def score(model: NFTKModel, x: Any, report: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray | None]:
+def scores_by_kernel(
+    model: NFTKModel, x: Any, report: Callable[[int, int], None]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The scores of test rows, shape (m, C), and each kernel's part of them, shape (L, m, C), where it costs little.
 
     Args:
@@ -43,8 +45,8 @@ def score(model: NFTKModel, x: Any, report: Callable[[int, int], None]) -> tuple
       report: called with the rows done and their total.
     """
     used, distinct = model.omega.any(axis=0).sum(), len(np.unique(model.omega, axis=0))
-    few = len(x) <= (_CELLS / model.omega.size if used <= distinct else _most_rows(model))
-    if not few:
+    most = _CELLS / model.omega.size if used <= distinct else _most_rows(model)
+    if len(x) > most:
         return model.decision_function(x, report=report), None
     parts = model.decision_function(x, split=True, report=report)
     return parts.sum(axis=0) + model.target_mean, parts
@@ -60,7 +62,7 @@ def find_contributions(
       learned: the model and how it was learned.
       alignment: of the kernels on the search rows, shape (L, L).
       report: called with the stage's name, what is done and the total.
-      parts: what `score` gave for the test rows.
+      parts: what `scores_by_kernel` gave for the test rows.
     """
     model, searches = learned.model, learned.parts
     rng = np.random.default_rng(learned.settings.seed + 2)

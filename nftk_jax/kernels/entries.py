@@ -72,13 +72,13 @@ def fill_rectangle(
     Returns:
       Shape (C, n1, n2), dtype of the inputs.
     """
-    out = aligned_empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
+    out = _aligned_empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
     fill = _filler(kernel, series, omega, x1, x2)
 
     def one(scratch: np.ndarray, corner: tuple[int, int]) -> None:
         fill(scratch, *_slices(corner, out.shape), False, out, corner)
 
-    _spread(one, list(itertools.product(range(0, len(x1), _SIDE), range(0, len(x2), _SIDE))), out.dtype)
+    _spread(one, list(itertools.product(range(0, len(x1), _SIDE), range(0, len(x2), _SIDE))), out.dtype, _SIDE)
     return out
 
 
@@ -87,7 +87,7 @@ def fill_gram(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x: np
 
     Half of it is evaluated, and written twice.
     """
-    out = aligned_empty((len(omega), len(x), len(x)), x.dtype)
+    out = _aligned_empty((len(omega), len(x), len(x)), x.dtype)
     fill = _filler(kernel, series, omega, x, x)
 
     def one(scratch: np.ndarray, corner: tuple[int, int]) -> None:
@@ -95,7 +95,7 @@ def fill_gram(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x: np
         fill(scratch, rows, columns, rows == columns, out, corner)
         mirror_block(out, *corner, rows.stop - rows.start, columns.stop - columns.start)
 
-    _spread(one, list(itertools.combinations_with_replacement(range(0, len(x), _SIDE), 2)), out.dtype)
+    _spread(one, list(itertools.combinations_with_replacement(range(0, len(x), _SIDE), 2)), out.dtype, _SIDE)
     index = np.arange(len(x))
     out[:, index, index] = omega @ kernel.diagonals(x)
     return out
@@ -131,9 +131,8 @@ def _slices(corner: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, sli
     return slice(corner[0], min(corner[0] + _SIDE, shape[1])), slice(corner[1], min(corner[1] + _SIDE, shape[2]))
 
 
-def _spread(one: Callable[[np.ndarray, Any], None], jobs: Any, dtype: np.dtype, side: int | None = None) -> None:
+def _spread(one: Callable[[np.ndarray, Any], None], jobs: Any, dtype: np.dtype, side: int) -> None:
     """Do all jobs, each with scratch memory that its thread keeps; a thread takes the next when it has done one."""
-    side = _SIDE if side is None else side
     queue, threads = iter(jobs), max(1, min(count_threads(), len(jobs)))
 
     def some(_: int) -> None:
@@ -228,7 +227,7 @@ def _of_distance(basis: str, squares: np.ndarray) -> None:
         squares *= 1 + root + root * root / 3
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Memory that JAX takes over without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)

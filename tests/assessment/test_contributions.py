@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 
 from nftk_jax import MLP, RBF
 from nftk_jax.assessment import contributions
-from nftk_jax.assessment.contributions import drop_columns, find_contributions, held_out_shares, score
+from nftk_jax.assessment.contributions import drop_columns, find_contributions, held_out_shares, scores_by_kernel
 from nftk_jax.datasets.dataset import make_dataset
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.learn import TrainingRows, learn
@@ -97,7 +97,7 @@ def test_parts_of_the_scores_serve_for_the_shares(monkeypatch):
     dataset, learned = fitted(classes=True)
     model, expected = learned.model, judged(dataset, learned)
     with enable_x64():
-        scores, parts = score(model, dataset.x_test, lambda done, total: None)
+        scores, parts = scores_by_kernel(model, dataset.x_test, lambda done, total: None)
         assert parts is not None
         np.testing.assert_allclose(scores, model.decision_function(dataset.x_test), rtol=0, atol=1e-8)
         np.testing.assert_allclose(parts.sum(axis=0) + model.target_mean, scores, rtol=1e-12)
@@ -113,7 +113,7 @@ def test_scores_come_without_parts_where_these_would_take_long(monkeypatch):
     monkeypatch.setattr(contributions, "_ENTRIES", 1.0)
     alike = dataclasses.replace(learned.model, omega=np.tile(learned.model.omega[:1], (3, 1)))
     with enable_x64():
-        scores, parts = score(alike, dataset.x_test, lambda done, total: None)
+        scores, parts = scores_by_kernel(alike, dataset.x_test, lambda done, total: None)
         assert parts is None
         np.testing.assert_array_equal(scores, alike.decision_function(dataset.x_test))
 

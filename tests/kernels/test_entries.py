@@ -165,7 +165,7 @@ def test_an_error_in_one_block_leaves_the_others_undone(rng, monkeypatch):
             if job == 1:
                 raise KeyboardInterrupt
 
-        entries._spread(one, jobs, np.dtype(np.float32))
+        entries._spread(one, jobs, np.dtype(np.float32), 4)
 
     monkeypatch.setattr(entries, "count_threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
