@@ -11,7 +11,7 @@ import concurrent.futures
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -36,6 +36,18 @@ _ALIGNMENT = 64
 Filler = Callable[[np.ndarray, slice, slice, bool, np.ndarray, tuple[int, int]], None]
 
 
+class Side(NamedTuple):
+    """Inputs as blocks take them.
+
+    Attributes:
+      vectors: unit vectors, or for a distance the inputs in units of the kernel's width, shape (n, p).
+      sizes: the lengths of the inputs, or the squared lengths of `vectors`, shape (n,).
+    """
+
+    vectors: np.ndarray
+    sizes: np.ndarray
+
+
 def has_entries(kernel: Any, series: KernelSeries | None) -> bool:
     """Whether such a kernel is evaluated here."""
     if series is not None:
@@ -51,12 +63,21 @@ def has_entries(kernel: Any, series: KernelSeries | None) -> bool:
     )
 
 
+def prepare(kernel: Any, x: np.ndarray) -> Side:
+    """What `fill_rectangle` needs of inputs, shape (n, p)."""
+    if not isinstance(kernel, DistanceKernel):
+        return Side(*unit_rows(x))
+    with np.errstate(over="ignore"):  # infinite distances
+        vectors = x / x.dtype.type(kernel.known_width())
+        return Side(vectors, np.add.reduce(vectors * vectors, axis=1))
+
+
 def fill_rectangle(
     kernel: Any,
     series: KernelSeries | None,
     omega: np.ndarray,
     x1: np.ndarray,
-    x2: np.ndarray,
+    x2: np.ndarray | Side,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """sum_l omega[c, l] K^(l)(x1, x2), where `has_entries`.
@@ -66,19 +87,21 @@ def fill_rectangle(
       series: of the kernel on these inputs; None for its own formula.
       omega: weights of the unscaled kernels, shape (C, L).
       x1: inputs, shape (n1, p), float32 or float64.
-      x2: inputs, shape (n2, p), of the same dtype.
+      x2: inputs, shape (n2, p), of the same dtype; or what `prepare` made of them.
       out: where to write, as what is returned: memory that is new takes a third of the time.
 
     Returns:
       Shape (C, n1, n2), dtype of the inputs.
     """
-    out = _aligned_empty((len(omega), len(x1), len(x2)), x1.dtype) if out is None else out
-    fill = _filler(kernel, series, omega, x1, x2)
+    right = x2 if isinstance(x2, Side) else prepare(kernel, x2)
+    shape = (len(omega), len(x1), len(right.sizes))
+    out = _aligned_empty(shape, x1.dtype) if out is None else out
+    fill = _filler(kernel, series, omega, prepare(kernel, x1), right)
 
     def one(scratch: np.ndarray, corner: tuple[int, int]) -> None:
         fill(scratch, *_slices(corner, out.shape), False, out, corner)
 
-    _spread(one, list(itertools.product(range(0, len(x1), _SIDE), range(0, len(x2), _SIDE))), out.dtype, _SIDE)
+    _spread(one, list(itertools.product(range(0, shape[1], _SIDE), range(0, shape[2], _SIDE))), out.dtype, _SIDE)
     return out
 
 
@@ -88,7 +111,8 @@ def fill_gram(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x: np
     Half of it is evaluated, and written twice.
     """
     out = _aligned_empty((len(omega), len(x), len(x)), x.dtype)
-    fill = _filler(kernel, series, omega, x, x)
+    side = prepare(kernel, x)
+    fill = _filler(kernel, series, omega, side, side)
 
     def one(scratch: np.ndarray, corner: tuple[int, int]) -> None:
         rows, columns = _slices(corner, out.shape)
@@ -114,7 +138,8 @@ def fill_tiles(kernel: Any, x: np.ndarray, starts: np.ndarray, size: int) -> np.
       Shape (tiles, size, size), dtype of the inputs.
     """
     out, diagonal = np.empty((len(starts), size, size), x.dtype), kernel.diagonals(x)[0]
-    fill, index = _filler(kernel, None, np.ones((1, 1)), x, x), np.arange(size)
+    side, index = prepare(kernel, x), np.arange(size)
+    fill = _filler(kernel, None, np.ones((1, 1)), side, side)
 
     def one(scratch: np.ndarray, tile: int) -> None:
         rows, columns = (slice(start, start + size) for start in starts[tile])
@@ -147,22 +172,21 @@ def _spread(one: Callable[[np.ndarray, Any], None], jobs: Any, dtype: np.dtype, 
             collections.deque(queue, maxlen=0)
 
 
-def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> Filler:
-    """What fills the blocks between rows `x1` and `x2`, which may be one array."""
+def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, left: Side, right: Side) -> Filler:
+    """What fills the blocks between rows; where they are the same, the BLAS does half of the products."""
     if series is None and isinstance(kernel, DistanceKernel):
-        return _distance_filler(kernel, omega, x1, x2)
-    dtype, arccos = x1.dtype.type, arccos_coefficients(x1.dtype)
-    u1, r1 = unit_rows(x1)
-    u2, r2 = (u1, r1) if x2 is x1 else unit_rows(x2)  # the BLAS does half of a product of an array with itself
+        return _distance_filler(kernel, omega, left, right)
+    (u1, r1), (u2, r2) = left, right
+    dtype, arccos = u1.dtype.type, arccos_coefficients(u1.dtype)
 
     def measure(scratch: np.ndarray, rows: slice, columns: slice, same: bool) -> tuple[np.ndarray, bool]:
         """A block of cosines, or angles, of whole groups of rows, and whether they are angles."""
         height, width = rows.stop - rows.start, columns.stop - columns.start
         block = scratch[: -(-height // ROWS) * ROWS * width].reshape(-1, width)
-        return block, cosines_or_angles(u1[rows], u2[columns], block[:height], same)
+        return block, cosines_or_angles(u1[rows], u2[columns], block, same)
 
     if series is None:
-        scale = 1 / np.sqrt(max(1, x1.shape[1]))
+        scale = 1 / np.sqrt(max(1, u1.shape[1]))
         network = _network(kernel, omega, dtype)
         layers, beside = (_layers(kernel, network, scale * length, dtype) for length in (r1, r2))
 
@@ -186,13 +210,10 @@ def _filler(kernel: Any, series: KernelSeries | None, omega: np.ndarray, x1: np.
     return fill
 
 
-def _distance_filler(kernel: DistanceKernel, omega: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> Filler:
+def _distance_filler(kernel: DistanceKernel, omega: np.ndarray, left: Side, right: Side) -> Filler:
     """Of a function of the distance, by NumPy, whose elementary functions use all lanes; as `square_distances`."""
-    with np.errstate(over="ignore"):  # infinite distances
-        z1 = x1 / x1.dtype.type(kernel.known_width())
-        z2 = z1 if x2 is x1 else x2 / x2.dtype.type(kernel.known_width())
-        h1, h2 = (np.add.reduce(z * z, axis=1) for z in (z1, z2))
-    weights = omega[:, 0].astype(x1.dtype)
+    (z1, h1), (z2, h2) = left, right
+    weights = omega[:, 0].astype(z1.dtype)
 
     def fill(scratch, rows, columns, same, out, corner) -> None:
         del same

@@ -108,6 +108,22 @@ def to_angles(cos, arccos):
 
 
 @_compiled
+def correct_angles(t, u1, u2, limit):
+    """Take angles below `limit`, or as near to pi, from differences of unit vectors: cosines have lost them."""
+    number, pi = t.dtype.type, t.dtype.type(math.pi)
+    for i in range(len(u1)):
+        for j in range(len(u2)):
+            if min(t[i, j], pi - t[i, j]) < limit:
+                sign = number(1) if t[i, j] < limit else number(-1)
+                square = number(0)
+                for f in range(u1.shape[1]):
+                    gap = u1[i, f] - sign * u2[j, f]
+                    square += gap * gap
+                small = number(2) * np.arcsin(min(np.sqrt(square) / number(2), number(1)))
+                t[i, j] = small if sign > 0 else pi - small
+
+
+@_compiled
 def add_block(block, is_angle, arccos, series, w, out):
     """Add the products of one block of cosines, or angles, to `out`."""
     size = block.shape[1]
@@ -385,8 +401,6 @@ def fill_network_block(block, is_complement, arccos, network, left, right, out, 
                     d = d if d < two else two
                     delta[r, j] = d
                     v[r, j] = norm * (one - d)
-            for r in range(ROWS):
-                for j in range(size):
                     tangent[r, j] = v[r, j] + (tangent[r, j] if layer else zero)
             for c in range(len(out)):
                 here = network.layers[layer - 1, c] if layer else network.constant[c]

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import arccos_polynomial
-from nftk_jax.kernels.loops import CHEBYSHEV_STEP, ROWS, STEP, Series, add_block, add_tiles, to_angles
+from nftk_jax.kernels.loops import CHEBYSHEV_STEP, ROWS, STEP, Series, add_block, add_tiles, correct_angles, to_angles
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.series import Form
 
@@ -117,7 +117,7 @@ def multiply_rectangle(
         for start in range(0, len(u2), _BLOCK[1]):
             right = u2[start : start + _BLOCK[1]]
             block = np.zeros((whole, len(right)), u1.dtype)
-            near = cosines_or_angles(left, right, block[: len(left)])
+            near = cosines_or_angles(left, right, block)
             own = np.ascontiguousarray(w[:, start : start + len(right)])
             add_block(block, near, arccos, series, own, found)
         out[:, first : first + len(left)] = found[:, : len(left)]
@@ -127,23 +127,26 @@ def multiply_rectangle(
     return out
 
 
-def cosines_or_angles(u1: np.ndarray, u2: np.ndarray, out: np.ndarray, same: bool = False) -> bool:
-    """Write the cosines of unit vectors to `out`; or their angles, where a cosine has lost its own, and say so.
+def cosines_or_angles(u1: np.ndarray, u2: np.ndarray, block: np.ndarray, same: bool = False) -> bool:
+    """Write the cosines of unit vectors to a block; or their angles, where a cosine has lost its own, and say so.
 
-    Of the `same` rows the cosines of each with itself, which are known, are written as 0.
+    Of the `same` rows the cosines of each with itself, which are known, are taken as 0.
+
+    Args:
+      u1: unit vectors, shape (n1, p).
+      u2: unit vectors, shape (n2, p).
+      block: shape (a multiple of `ROWS`, n2); from row n1 on it may hold anything.
+      same: whether `u1` and `u2` are the same.
     """
+    out, limit = block[: len(u1)], tiles.near_threshold(block.dtype)
     np.matmul(u1, u2.T, out=out)
     if same:
         np.fill_diagonal(out, 0)
-    near = bool(max(out.max(), -out.min()) > tiles.near_threshold(out.dtype))
+    near = bool(max(out.max(), -out.min()) > limit)
     if near:
-        out[:] = _exact_angles(u1, u2)
+        to_angles(block, arccos_coefficients(block.dtype))
+        correct_angles(block, u1, u2, block.dtype.type(math.acos(limit)))
     return near
-
-
-def _exact_angles(u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
-    with enable_x64():  # of the thread, which does not inherit it
-        return np.asarray(_angles_by_differences(u1, u2))
 
 
 def unit_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,11 +163,6 @@ def unit_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _careful_unit_rows = jax.jit(tiles.unit_rows)
-
-
-@jax.jit
-def _angles_by_differences(u1: jax.Array, u2: jax.Array) -> jax.Array:
-    return tiles.exact_angles(u1, u2, None)[0]
 
 
 def arccos_coefficients(dtype: np.dtype) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Products of kernels between queries and fixed rows with vectors, in tiles: no kernel is kept.
+"""Kernels between queries and fixed rows: their products with vectors, in tiles of which none is kept, and entries.
 
 Of a series in the angle a tile is cosines, angles, and for every kernel a polynomial and a thin product, all of which
 stay in a cache. A tile with nearly parallel rows takes their angles from differences, see `tiles`. On a CPU, where
@@ -8,7 +8,7 @@ numba is installed, `native` does such tiles.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,15 @@ from jax import lax
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import angle
 from nftk_jax.kernels.branches import by_itself, visit_flagged
-from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, rectangle, split, widen
+from nftk_jax.kernels.combined import MEMORY_BUDGET, biased, combined_kernel, rectangle, split, widen
 from nftk_jax.kernels.devices import has_accelerator
-from nftk_jax.kernels.fusion import Work
+from nftk_jax.kernels.fusion import Work, divide
+from nftk_jax.kernels.precision import lenient_jax
 from nftk_jax.kernels.series import Form, evaluate
+
+if TYPE_CHECKING:
+    from nftk_jax.kernels.kernel import Kernel
+    from nftk_jax.settings import InputsName
 
 #: Columns of a tile of angles: with a few hundred rows it stays in a cache, or fills an accelerator.
 _COLUMNS, _ACCELERATOR_COLUMNS = 1024, 2**16
@@ -101,7 +106,9 @@ class RowProducts:
 
         if not entries.has_entries(work.kernel, None):
             return None
-        (c, n2, m), (left, right) = self._v.shape, (np.asarray(x1), np.asarray(self._x2))
+        if "entries" not in self._prepared:
+            self._prepared["entries"] = entries.prepare(work.kernel, np.asarray(self._x2))
+        (c, n2, m), left, right = self._v.shape, np.asarray(x1), self._prepared["entries"]
         v, out = np.asarray(self._v), np.empty((len(left), c, m), left.dtype)
         size = max(64, _ENTRIES // max(1, c * n2))
         k = np.empty((c, size, n2), left.dtype)
@@ -111,6 +118,54 @@ class RowProducts:
             entries.fill_rectangle(work.kernel, None, omega, tile, right, k)
             out[start : start + size] = np.matmul(k, v).swapaxes(0, 1)
         return out
+
+
+class RowEntries:
+    """Entries of one sum of kernels between queries and fixed rows, in the memory of the host.
+
+    By machine code where there is any; what all queries need of the rows is then computed once.
+
+    Args:
+      kernel: L kernels.
+      weights: of the unscaled kernels, shape (L,).
+      x2: the rows, shape (n2, p).
+      inputs: see `Kernel.bind`.
+      native: whether there may be machine code.
+    """
+
+    def __init__(self, kernel: Kernel, weights: np.ndarray, x2: np.ndarray, inputs: InputsName, native: bool) -> None:
+        self._kernel, self._weights, self._x2, self._native = kernel, weights[None], x2, native
+        self._inputs: InputsName = inputs
+        self._prepared: dict[bytes, Any] = {}
+
+    @lenient_jax()
+    def __call__(self, x1: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """sum_l weights_l K^(l)(x1, x2) for inputs (n1, p): shape (n1, n2).
+
+        `out`, of this shape, is where machine code writes: memory that is new takes a third of the time.
+        """
+        x1 = np.asarray(x1, self._x2.dtype)
+        parts = divide(self._kernel, x1, self._x2, self._inputs, self._weights != 0) if self._native else []
+        if not parts or not self._have_code(parts):
+            return np.asarray(combined_kernel(self._kernel, self._weights, x1, self._x2, inputs=self._inputs)[0])
+        total = self._fill(parts[0], x1, out)
+        for part in parts[1:]:
+            total = total + self._fill(part, x1, None)
+        return total
+
+    def _have_code(self, parts: list[Work]) -> bool:
+        from nftk_jax.kernels.entries import has_entries
+
+        return all(has_entries(part.kernel, part.series) for part in parts)
+
+    def _fill(self, part: Work, x1: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        from nftk_jax.kernels.entries import fill_rectangle, prepare
+
+        key = part.columns.tobytes()
+        if key not in self._prepared:
+            self._prepared[key] = prepare(part.kernel, part.select(self._x2))
+        own, free = self._weights[:, part.columns], None if out is None else out[None]
+        return fill_rectangle(part.kernel, part.series, own, part.select(x1), self._prepared[key], free)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

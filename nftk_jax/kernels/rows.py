@@ -21,7 +21,7 @@ from nftk_jax.kernels.devices import device_mesh, has_accelerator, has_native_co
 from nftk_jax.kernels.fusion import Work, divide
 from nftk_jax.kernels.operators import GramOperator
 from nftk_jax.kernels.precision import lenient_jax
-from nftk_jax.kernels.products import RowProducts, is_tiled
+from nftk_jax.kernels.products import RowEntries, RowProducts, is_tiled
 from nftk_jax.kernels.tiles import HIGHEST
 from nftk_jax.preprocessing.padding import PADDED_ROWS, pad_kernels, pad_rows, padded_size
 
@@ -163,25 +163,9 @@ class Rows:
         return k if k.shape[2] == self.n else jnp.where(jnp.arange(k.shape[2]) < self.n, k, 0)
 
     @lenient_jax()
-    def entries(self, weights: np.ndarray, x2: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """sum_l weights_l K^(l)(x2, X) / scale_l for inputs (n2, p): shape (n2, n), in the memory of the host.
-
-        By machine code where there is any. `out` is where it then writes: memory that is new takes a third of the time.
-        """
-        if has_native_code(self.mesh):
-            from nftk_jax.kernels.entries import fill_rectangle, has_entries
-
-            x2, unscaled = np.asarray(x2, self.dtype), weights / self.scale
-            parts = divide(self.kernel, x2, self.x, self._inputs, unscaled[None] != 0)
-            if all(has_entries(part.kernel, part.series) for part in parts):
-                total = None
-                for part in parts:
-                    sides, own = (part.select(x2), part.select(self.x)), unscaled[None, part.columns]
-                    free = out if total is None else None
-                    found = fill_rectangle(part.kernel, part.series, own, *sides, free)
-                    total = found if total is None else total + found
-                return np.zeros((len(x2), self.n), self.dtype) if total is None else total[0]
-        return np.asarray(self.cross(weights[None], x2)[0])
+    def entries(self, weights: np.ndarray) -> RowEntries:
+        """What gives sum_l weights_l K^(l)(x1, X) / scale_l for queries x1, in the memory of the host."""
+        return RowEntries(self.kernel, weights / self.scale, self.x, self._inputs, has_native_code(self.mesh))
 
     def _cross(self, omega: np.ndarray, x2: Any, right: jax.Array) -> jax.Array:
         left = jnp.asarray(x2, self.dtype)

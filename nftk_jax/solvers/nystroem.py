@@ -140,7 +140,7 @@ class NystroemSolver(RidgeSolver):
         """The factor L of K_mm under weights (L,), with a ridge at the level of rounding."""
         among = self._among
         if is_host(among.mesh):
-            k = among.entries(weights, among.x)
+            k = among.entries(weights)(among.x)
             k = k if k.flags.writeable else k.copy()
             np.fill_diagonal(k, weights @ among.diagonals)
         else:
@@ -237,17 +237,17 @@ class HostEquations:
     """
 
     def __init__(self, rows: Rows, among: Rows, weights: np.ndarray, weight: np.ndarray, upper: np.ndarray) -> None:
-        self._rows, self._among, self._weights, self.weight, self._upper = rows, among, weights, weight, upper
+        self._rows, self._entries, self.weight, self._upper = rows, among.entries(weights), weight, upper
 
     def _tiles(self, positions: np.ndarray) -> Iterator[tuple[slice, np.ndarray, float]]:
         """Tiles of K_nm of some rows: which of them, entries that may be written over, and the share that is done."""
         n, m = len(positions), len(self._upper)
         step = min(n, max(64, TILE_ENTRIES // m))
-        memory = np.empty((1, step, m), self._rows.dtype)
+        memory = np.empty((step, m), self._rows.dtype)
         for start in range(0, n, step):
             # the last tile is filled up, so that one program serves all where entries have no machine code
             some = positions[np.minimum(np.arange(start, start + step), n - 1)]
-            k = self._among.entries(self._weights, self._rows.x[some], memory)
+            k = self._entries(self._rows.x[some], memory)
             stop = min(start + step, n)
             yield slice(start, stop), k[: stop - start], stop / n
 

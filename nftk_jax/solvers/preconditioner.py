@@ -167,14 +167,14 @@ def pivoted_cholesky(
     seen = 1.0 if noise is None else diagonal.mean() / (diagonal.mean() + noise)
     on_host = is_host(rows.mesh)
     pivots: Pivots = (HostPivots if on_host else SpreadPivots)(rows, diagonal, seen, rng)
-    factor: PartialFactor = (HostFactor if on_host else SpreadFactor)(rows, count, block)
+    factor: PartialFactor = (HostFactor if on_host else SpreadFactor)(rows, weights, count, block)
     jitter = 10 * float(jnp.finfo(rows.dtype).eps) * block * float(diagonal.max())
     for number in range(count):
         report(number, count)
         if n - number * block < block:
             break
         chosen = pivots.draw(block)
-        pivots.take(chosen, factor.eliminate(rows.columns(weights, chosen), chosen, jitter))
+        pivots.take(chosen, factor.eliminate(chosen, jitter))
     report(count, count)
     return factor, pivots.left()
 
@@ -219,8 +219,8 @@ class HostPivots:
 class PartialFactor(Protocol):
     """F of shape (n, r), block of columns by block."""
 
-    def eliminate(self, columns: jax.Array, chosen: Any, jitter: float) -> Any:
-        """Add the block of the pivots `chosen`, from the kernel's `columns` there; zeros if it cannot be factored.
+    def eliminate(self, chosen: Any, jitter: float) -> Any:
+        """Add the block of the pivots `chosen`; zeros if it cannot be factored.
 
         Returns what it takes from the diagonal, shape (n,), or (padded rows,) on a mesh.
         """
@@ -251,17 +251,17 @@ class PartialFactor(Protocol):
 class HostFactor:
     """F in the memory of the one CPU, by the BLAS, whose products are quicker than XLA's."""
 
-    def __init__(self, rows: Rows, count: int, block: int) -> None:
+    def __init__(self, rows: Rows, weights: np.ndarray, count: int, block: int) -> None:
         self.matrix = np.zeros((count * block, rows.n), rows.dtype).T  # columns lie together
-        self._done, self._inner = 0, None
+        self._x, self._entries, self._done, self._inner = rows.x, rows.entries(weights), 0, None
 
-    def eliminate(self, columns: Any, chosen: Any, jitter: float) -> np.ndarray:
+    def eliminate(self, chosen: Any, jitter: float) -> np.ndarray:
         before, self._done = self._done, self._done + len(chosen)
         earlier, new = self.matrix[:, :before], self.matrix[:, before : self._done]
-        columns = np.asarray(columns)
         # in place: fresh memory for the intermediate results would take as long as the products
-        for start in range(0, len(new), BLOCK):  # of one order into the other, by squares that a cache holds
-            new[start : start + BLOCK] = columns[start : min(start + BLOCK, len(new))]
+        found = self._entries(self._x[chosen], new.T)
+        if not np.shares_memory(found, new):
+            new.T[:] = found
         gemm, trsm = scipy.linalg.get_blas_funcs(("gemm", "trsm"), (new,))
         if before:
             gemm(-1.0, earlier, earlier[chosen], beta=1.0, c=new, trans_b=1, overwrite_c=1)
@@ -279,6 +279,7 @@ class HostFactor:
         self.matrix /= root
 
     def close(self, shift: float) -> None:
+        del self._entries
         (square,) = scipy.linalg.get_blas_funcs(("syrk",), (self.matrix,))
         self._inner = factor_in_place(square(1.0, self.matrix, trans=1).T, shift)  # one triangle, the lower
 

@@ -221,12 +221,13 @@ def _take(left: jax.Array, chosen: jax.Array, taken: jax.Array) -> jax.Array:
 class SpreadFactor:
     """F as blocks of columns, shape (blocks, padded rows, columns): rows spread over the mesh, and 0 beyond n."""
 
-    def __init__(self, rows: Rows, count: int, block: int) -> None:
-        self._rows, self._blocks, self._done = rows, _zeros(rows, count, block), 0
+    def __init__(self, rows: Rows, weights: np.ndarray, count: int, block: int) -> None:
+        self._rows, self._weights, self._blocks, self._done = rows, weights, _zeros(rows, count, block), 0
         self._lower: jax.Array | None = None
 
-    def eliminate(self, columns: jax.Array, chosen: Any, jitter: float) -> jax.Array:
+    def eliminate(self, chosen: Any, jitter: float) -> jax.Array:
         mesh, n, dtype = self._rows.mesh, self._rows.n, self._rows.dtype
+        columns = self._rows.columns(self._weights, chosen)
         chosen = chosen if isinstance(chosen, jax.Array) else place(chosen, mesh)
         self._blocks, taken = _eliminate(mesh, n, self._blocks, columns, chosen, self._done, np.asarray(jitter, dtype))
         self._done += 1

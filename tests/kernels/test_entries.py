@@ -190,15 +190,15 @@ def test_what_has_no_code_goes_another_way(rng, x64):
     scale = unit_diagonal_scale(kernel, x)
     rows = kernel.bind(x, scale=scale)
     expected = np.asarray(combined_kernel(kernel, weights[None] / scale, x2, x))[0]
-    np.testing.assert_allclose(rows.entries(weights, x2), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(rows.entries(weights)(x2), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_rows_write_entries_where_they_are_told(rng):
     x, x2 = (rng.normal(size=(n, 5)).astype(np.float32) for n in (70, 11))
     weights = np.array([0.2, 0.0, 0.8])
     rows = MLP(3, b_std=1.0).bind(x, scale=np.array([1.0, 2.0, 3.0]))
-    memory = np.zeros((1, 11, 70), np.float32)
-    found = rows.entries(weights, x2, memory)
+    memory = np.zeros((11, 70), np.float32)
+    found = rows.entries(weights)(x2, memory)
     assert np.shares_memory(found, memory)
     np.testing.assert_allclose(found, rows.cross(weights[None], x2)[0], rtol=1e-5)
 
