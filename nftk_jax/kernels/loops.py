@@ -138,9 +138,10 @@ def add_block(block, is_angle, arccos, series, w, out):
         for a in range(len(series.ends)):
             _evaluate(series, a, v, k, before)
             for b in range(first, series.ends[a] - 1, 2):
-                _sum_two(k, row, b, w, out)
+                _multiply_two(k, row, b, None, w, out, None)
             if (series.ends[a] - first) % 2:
-                _sum_one(k, row, w[series.ends[a] - 1], out[series.ends[a] - 1])
+                b = series.ends[a] - 1
+                _multiply_one(k, row, None, w[b], out[b], None)
             first = series.ends[a]
 
 
@@ -238,9 +239,10 @@ def _sum_chebyshev(c, v, k, before):
 
 @_inlined
 def _multiply_one(k, row, left, right, here, mirrored):
-    """Add four rows of a kernel times the vector `right`, and their mirror image times `left`."""
-    x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
+    """Add four rows of a kernel times the vector `right`, and their mirror image times `left`, unless it is None."""
     s0 = s1 = s2 = s3 = right.dtype.type(0)
+    if left is not None:
+        x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
     for j in range(k.shape[1]):
         k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
         y = right[j]
@@ -248,7 +250,8 @@ def _multiply_one(k, row, left, right, here, mirrored):
         s1 += k1 * y
         s2 += k2 * y
         s3 += k3 * y
-        mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+        if left is not None:
+            mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
     here[row] += s0
     here[row + 1] += s1
     here[row + 2] += s2
@@ -258,9 +261,10 @@ def _multiply_one(k, row, left, right, here, mirrored):
 @_inlined
 def _multiply_two(k, row, b, left, right, here, mirrored):
     """The same for the vectors `b` and b + 1, so that the kernel is read once for both."""
-    x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
-    z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
     s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    if left is not None:
+        x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
+        z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
     for j in range(k.shape[1]):
         k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
         y, z = right[b, j], right[b + 1, j]
@@ -272,49 +276,9 @@ def _multiply_two(k, row, b, left, right, here, mirrored):
         q1 += k1 * z
         q2 += k2 * z
         q3 += k3 * z
-        mirrored[b, j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
-        mirrored[b + 1, j] += (k0 * z0 + k1 * z1) + (k2 * z2 + k3 * z3)
-    here[b, row] += s0
-    here[b, row + 1] += s1
-    here[b, row + 2] += s2
-    here[b, row + 3] += s3
-    here[b + 1, row] += q0
-    here[b + 1, row + 1] += q1
-    here[b + 1, row + 2] += q2
-    here[b + 1, row + 3] += q3
-
-
-@_inlined
-def _sum_one(k, row, right, here):
-    """Add four rows of a kernel times the vector `right`."""
-    s0 = s1 = s2 = s3 = right.dtype.type(0)
-    for j in range(k.shape[1]):
-        y = right[j]
-        s0 += k[0, j] * y
-        s1 += k[1, j] * y
-        s2 += k[2, j] * y
-        s3 += k[3, j] * y
-    here[row] += s0
-    here[row + 1] += s1
-    here[row + 2] += s2
-    here[row + 3] += s3
-
-
-@_inlined
-def _sum_two(k, row, b, right, here):
-    """The same for the vectors `b` and b + 1."""
-    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
-    for j in range(k.shape[1]):
-        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
-        y, z = right[b, j], right[b + 1, j]
-        s0 += k0 * y
-        s1 += k1 * y
-        s2 += k2 * y
-        s3 += k3 * y
-        q0 += k0 * z
-        q1 += k1 * z
-        q2 += k2 * z
-        q3 += k3 * z
+        if left is not None:
+            mirrored[b, j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
+            mirrored[b + 1, j] += (k0 * z0 + k1 * z1) + (k2 * z2 + k3 * z3)
     here[b, row] += s0
     here[b, row + 1] += s1
     here[b, row + 2] += s2
