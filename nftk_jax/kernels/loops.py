@@ -240,7 +240,7 @@ def _sum_chebyshev(c, v, k, before):
 @_inlined
 def _multiply_one(k, row, left, right, here, mirrored):
     """Add four rows of a kernel times the vector `right`, and their mirror image times `left`, unless it is None."""
-    s0 = s1 = s2 = s3 = right.dtype.type(0)
+    s0 = s1 = s2 = s3 = x0 = x1 = x2 = x3 = right.dtype.type(0)
     if left is not None:
         x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
     for j in range(k.shape[1]):
@@ -261,7 +261,7 @@ def _multiply_one(k, row, left, right, here, mirrored):
 @_inlined
 def _multiply_two(k, row, b, left, right, here, mirrored):
     """The same for the vectors `b` and b + 1, so that the kernel is read once for both."""
-    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = right.dtype.type(0)
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = x0 = x1 = x2 = x3 = z0 = z1 = z2 = z3 = right.dtype.type(0)
     if left is not None:
         x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
         z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
