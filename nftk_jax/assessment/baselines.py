@@ -74,10 +74,15 @@ def choose_distance_kernel(
     median = median_distance(squares)
     tried = tuple(ridge * problem.unit for ridge in _DISTANCE_RIDGES)
 
+    known: dict[tuple[int, float], np.ndarray] = {}
+
     def judge(place: int, ridges: tuple[float, ...]) -> tuple[float, DistanceKernel, np.ndarray]:
         kernel = DISTANCE_KERNELS[name](median * _WIDTH_FACTORS[place])
+        new = [ridge for ridge in ridges if (place, ridge) not in known]
         alone = dataclasses.replace(problem, k=kernel.at(squares)[None])
-        errors = alone.held_out_errors(np.ones(1), ridges, rounding=CHOICE_BOUND)
+        found = alone.held_out_errors(np.ones(1), new, rounding=CHOICE_BOUND)
+        known.update({(place, ridge): row for ridge, row in zip(new, found, strict=True)})
+        errors = np.stack([known[place, ridge] for ridge in ridges])
         if not np.isfinite(errors).any(axis=0).all():
             return np.inf, kernel, np.empty(0)
         ridge = choose_ridge(errors, ridges, shared=shared_ridge)

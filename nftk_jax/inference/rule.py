@@ -19,6 +19,8 @@ from nftk_jax.settings import SearchSettings
 
 #: Rows that the test takes at most, since what it does not reject is lost; fewer than the second say nothing.
 _ROWS, _FEWEST = 1000, 4
+#: From more rows on its products are worth threads.
+_THREADED_ROWS = 500
 #: Kernel entries that it takes at most: several copies of them are in memory.
 _ENTRIES = 2**26
 
@@ -54,9 +56,9 @@ def prefer_uniform(
 
 def uniform_p_values(problem: SearchProblem, seed: int) -> np.ndarray:
     """P-values of "all weights are equal" on some of a problem's rows, shape (C,)."""
-    with threadpool_limits(1):  # see `Inference.run`
-        k, y, weight = tested_rows(problem, min(_ROWS, math.isqrt(_ENTRIES // problem.depth)))
-        if len(y) < _FEWEST:
-            return np.ones(y.shape[1])
+    k, y, weight = tested_rows(problem, min(_ROWS, math.isqrt(_ENTRIES // problem.depth)))
+    if len(y) < _FEWEST:
+        return np.ones(y.shape[1])
+    with threadpool_limits(None if len(y) > _THREADED_ROWS else 1):  # see `Inference.run`
         sample = Sample.from_rows(k, y, weight)
         return UniformFit(sample).p_values(np.random.default_rng(seed))

@@ -128,12 +128,15 @@ def _angle_of(warp: float, v: np.ndarray) -> np.ndarray:
     return warp * w / (1 - w)
 
 
-def _sample(mlp: MLP, q, angles, dtype) -> jax.Array:
+def _sample(mlp: MLP, q, angles: np.ndarray, dtype) -> jax.Array:
     """f_l at `angles` for inputs of |x|^2 / p = q, from neural_tangents, shape (L, len(angles))."""
-    radius = jnp.sqrt(2 * jnp.asarray(q, dtype))
-    x1 = radius * jnp.asarray([[1.0, 0.0]], dtype)
-    x2 = radius * jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), dtype)
-    return basis_kernels(mlp, x1, x2)[:, 0]
+    return _sample_directions(mlp, jnp.asarray(q, dtype), np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample_directions(mlp: MLP, q: jax.Array, directions: jax.Array) -> jax.Array:
+    radius = jnp.sqrt(2 * q)
+    return basis_kernels(mlp, radius * jnp.eye(1, 2, dtype=q.dtype), radius * directions.astype(q.dtype))[:, 0]
 
 
 def scalar_diagonals(mlp: MLP, radius: jax.Array) -> jax.Array:
@@ -181,6 +184,18 @@ def piecewise_linear_diagonals(mlp: MLP, q: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
+def _values(mlp: MLP, q: float) -> tuple[np.ndarray, np.ndarray]:
+    """f_1, ..., f_L in float64 at the nodes of every warp, one after the other, and at the angle 0."""
+    nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
+    angles = np.concatenate([_angle_of(warp, nodes) for warp in _WARPS])
+    with jax.ensure_compile_time_eval(), enable_x64():
+        values = np.asarray(_sample(mlp, q, angles, jnp.float64))
+        if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
+            return values, np.asarray(piecewise_linear_diagonals(mlp, np.asarray([q]))[:, 0])
+        return values, np.asarray(scalar_diagonals(mlp, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
+
+
+@functools.lru_cache(maxsize=64)
 def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
     """Sample f_1, ..., f_L in float64 and find the shortest series within `TOLERANCE`.
 
@@ -194,13 +209,7 @@ def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
       so once.
     """
     nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
-    angles = np.concatenate([_angle_of(warp, nodes) for warp in _WARPS])
-    with jax.ensure_compile_time_eval(), enable_x64():
-        values = np.asarray(_sample(mlp, q, angles, jnp.float64))
-        if parse_activation(mlp.activation)[0] in HOMOGENEOUS:
-            at_zero = np.asarray(piecewise_linear_diagonals(mlp, np.asarray([q]))[:, 0])
-        else:
-            at_zero = np.asarray(scalar_diagonals(mlp, jnp.asarray([math.sqrt(q)], jnp.float64))[:, 0])
+    values, at_zero = _values(mlp, q)
     if not (np.isfinite(values).all() and np.isfinite(at_zero).all()):
         return _no_series(mlp, q, "has entries that are not finite")
     scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float64).tiny)

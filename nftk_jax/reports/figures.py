@@ -80,7 +80,7 @@ def save(
 
 def _as_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
+    figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
     return stream.getvalue()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -123,6 +123,7 @@ def fit_text(figure: figures.Figure, write: Callable[[float], str]) -> None:
 def fit_names(figure: figures.Figure, heatmaps: Sequence[figures.Axes]) -> None:
     """Lay the figure out, with tick labels of a size that fits the cells of these heatmaps."""
     figure.draw_without_rendering()
+    labels = _labels(heatmaps)
     for ax in heatmaps:
         wide, high = _cell_size(ax)
         names = [label.get_text() for label in ax.get_xticklabels()]
@@ -130,12 +131,29 @@ def fit_names(figure: figures.Figure, heatmaps: Sequence[figures.Axes]) -> None:
         if _are_turned(names, wide) and max(map(len, names), default=0) > 1:
             ax.tick_params(axis="x", labelsize=_type_size(wide, _present_size(ax.xaxis)), labelrotation=90)
         _fit_headings(ax, wide)
-    figure.draw_without_rendering()  # the cells have the room now that the names leave
+    labels = _lay_out_again(figure, heatmaps, labels)  # the cells have the room now that the names leave
     for ax in heatmaps:
         wide, high = _cell_size(ax)
         _thin(ax.xaxis, wide, turned=_are_turned([label.get_text() for label in ax.get_xticklabels()], wide))
         _thin(ax.yaxis, high, turned=True)
-    figure.draw_without_rendering()
+    _lay_out_again(figure, heatmaps, labels)
+
+
+def _lay_out_again(figure: figures.Figure, heatmaps: Sequence[figures.Axes], labels: list[Any]) -> list[Any]:
+    """Lay the figure out unless all `labels` are as they were; the labels now."""
+    now = _labels(heatmaps)
+    if now != labels:
+        figure.draw_without_rendering()
+    return now
+
+
+def _labels(heatmaps: Sequence[figures.Axes]) -> list[Any]:
+    """Text, size and turn of all tick labels and axis labels, those of headings too."""
+    every = [own for ax in heatmaps for own in (ax, *ax.child_axes)]
+    texts = [
+        text for ax in every for axis in (ax.xaxis, ax.yaxis) for text in (*axis.get_ticklabels(), axis.get_label())
+    ]
+    return [(text.get_text(), text.get_fontsize(), text.get_rotation()) for text in texts]
 
 
 def _fit_headings(ax: figures.Axes, wide: float) -> None:
