@@ -131,7 +131,7 @@ def fit_names(figure: figures.Figure, heatmaps: Sequence[figures.Axes]) -> None:
         if _are_turned(names, wide) and max(map(len, names), default=0) > 1:
             ax.tick_params(axis="x", labelsize=_type_size(wide, _present_size(ax.xaxis)), labelrotation=90)
         _fit_headings(ax, wide)
-    labels = _lay_out_again(figure, heatmaps, labels)  # the cells have the room now that the names leave
+    _lay_out_again(figure, heatmaps, labels)  # the cells have the room now that the names leave
     for ax in heatmaps:
         wide, high = _cell_size(ax)
         _thin(ax.xaxis, wide, turned=_are_turned([label.get_text() for label in ax.get_xticklabels()], wide))
@@ -139,12 +139,10 @@ def fit_names(figure: figures.Figure, heatmaps: Sequence[figures.Axes]) -> None:
     _lay_out_again(figure, heatmaps, labels)
 
 
-def _lay_out_again(figure: figures.Figure, heatmaps: Sequence[figures.Axes], labels: list[Any]) -> list[Any]:
-    """Lay the figure out unless all `labels` are as they were; the labels now."""
-    now = _labels(heatmaps)
-    if now != labels:
+def _lay_out_again(figure: figures.Figure, heatmaps: Sequence[figures.Axes], labels: list[Any]) -> None:
+    """Lay the figure out, unless all labels are still the same, which saves a third of its time."""
+    if _labels(heatmaps) != labels:
         figure.draw_without_rendering()
-    return now
 
 
 def _labels(heatmaps: Sequence[figures.Axes]) -> list[Any]:
