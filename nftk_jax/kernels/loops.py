@@ -87,11 +87,7 @@ def add_tiles(numbers, angles, starts, factors, series, w, out):
             first = 0
             for a in range(len(series.ends)):
                 _evaluate(series, a, v, k, before)
-                for b in range(first, series.ends[a] - 1, 2):
-                    _multiply_two(k, row, b, left, right, here, mirrored)
-                if (series.ends[a] - first) % 2:
-                    b = series.ends[a] - 1
-                    _multiply_one(k, row, left[b], right[b], here[b], mirrored[b])
+                _multiply((k[0], k[1], k[2], k[3]), row, (first, series.ends[a]), left, right, here, mirrored)
                 first = series.ends[a]
         for b in range(m):
             for c in range(size):
@@ -137,12 +133,17 @@ def add_block(block, is_angle, arccos, series, w, out):
         first = 0
         for a in range(len(series.ends)):
             _evaluate(series, a, v, k, before)
-            for b in range(first, series.ends[a] - 1, 2):
-                _multiply_two(k, row, b, None, w, out, None)
-            if (series.ends[a] - first) % 2:
-                b = series.ends[a] - 1
-                _multiply_one(k, row, None, w[b], out[b], None)
+            _multiply((k[0], k[1], k[2], k[3]), row, (first, series.ends[a]), None, w, out, None)
             first = series.ends[a]
+
+
+@_compiled
+def add_strip(matrix, first, last, m, left, right, here, mirrored):
+    """Add some columns of a matrix times the m vectors `right` to `here`, or `left` times them to `mirrored`."""
+    for row in range(0, len(matrix), ROWS):
+        k0, k1 = matrix[row, first:last], matrix[row + 1, first:last]
+        k2, k3 = matrix[row + 2, first:last], matrix[row + 3, first:last]
+        _multiply((k0, k1, k2, k3), row, (0, m), left, right, here, mirrored)
 
 
 @_inlined
@@ -238,55 +239,72 @@ def _sum_chebyshev(c, v, k, before):
 
 
 @_inlined
-def _multiply_one(k, row, left, right, here, mirrored):
-    """Add four rows of a kernel times the vector `right`, and their mirror image times `left`, unless it is None."""
-    s0 = s1 = s2 = s3 = x0 = x1 = x2 = x3 = right.dtype.type(0)
-    if left is not None:
-        x0, x1, x2, x3 = left[row], left[row + 1], left[row + 2], left[row + 3]
-    for j in range(k.shape[1]):
-        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
-        y = right[j]
-        s0 += k0 * y
-        s1 += k1 * y
-        s2 += k2 * y
-        s3 += k3 * y
-        if left is not None:
-            mirrored[j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
-    here[row] += s0
-    here[row + 1] += s1
-    here[row + 2] += s2
-    here[row + 3] += s3
+def _multiply(lines, row, ends, left, right, here, mirrored):
+    """Add four rows, `lines`, times the vectors `right` to `here`, and `left` times them to `mirrored`.
+
+    The vectors are those from ends[0] up to ends[1]. Of `left` or `right` that is None, nothing comes.
+    """
+    for b in range(ends[0], ends[1] - 1, 2):
+        _multiply_two(lines, row, b, left, right, here, mirrored)
+    if (ends[1] - ends[0]) % 2:
+        _multiply_one(lines, row, ends[1] - 1, left, right, here, mirrored)
 
 
 @_inlined
-def _multiply_two(k, row, b, left, right, here, mirrored):
-    """The same for the vectors `b` and b + 1, so that the kernel is read once for both."""
-    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = x0 = x1 = x2 = x3 = z0 = z1 = z2 = z3 = right.dtype.type(0)
+def _multiply_one(lines, row, b, left, right, here, mirrored):
+    k0, k1, k2, k3 = lines
+    s0 = s1 = s2 = s3 = x0 = x1 = x2 = x3 = k0.dtype.type(0)
+    if left is not None:
+        x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
+    for j in range(len(k0)):
+        a0, a1, a2, a3 = k0[j], k1[j], k2[j], k3[j]
+        if right is not None:
+            y = right[b, j]
+            s0 += a0 * y
+            s1 += a1 * y
+            s2 += a2 * y
+            s3 += a3 * y
+        if left is not None:
+            mirrored[b, j] += (a0 * x0 + a1 * x1) + (a2 * x2 + a3 * x3)
+    if right is not None:
+        here[b, row] += s0
+        here[b, row + 1] += s1
+        here[b, row + 2] += s2
+        here[b, row + 3] += s3
+
+
+@_inlined
+def _multiply_two(lines, row, b, left, right, here, mirrored):
+    """Of the vectors `b` and b + 1, so that the kernel is read once for both."""
+    k0, k1, k2, k3 = lines
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = x0 = x1 = x2 = x3 = z0 = z1 = z2 = z3 = k0.dtype.type(0)
     if left is not None:
         x0, x1, x2, x3 = left[b, row], left[b, row + 1], left[b, row + 2], left[b, row + 3]
         z0, z1, z2, z3 = left[b + 1, row], left[b + 1, row + 1], left[b + 1, row + 2], left[b + 1, row + 3]
-    for j in range(k.shape[1]):
-        k0, k1, k2, k3 = k[0, j], k[1, j], k[2, j], k[3, j]
-        y, z = right[b, j], right[b + 1, j]
-        s0 += k0 * y
-        s1 += k1 * y
-        s2 += k2 * y
-        s3 += k3 * y
-        q0 += k0 * z
-        q1 += k1 * z
-        q2 += k2 * z
-        q3 += k3 * z
+    for j in range(len(k0)):
+        a0, a1, a2, a3 = k0[j], k1[j], k2[j], k3[j]
+        if right is not None:
+            y, z = right[b, j], right[b + 1, j]
+            s0 += a0 * y
+            s1 += a1 * y
+            s2 += a2 * y
+            s3 += a3 * y
+            q0 += a0 * z
+            q1 += a1 * z
+            q2 += a2 * z
+            q3 += a3 * z
         if left is not None:
-            mirrored[b, j] += (k0 * x0 + k1 * x1) + (k2 * x2 + k3 * x3)
-            mirrored[b + 1, j] += (k0 * z0 + k1 * z1) + (k2 * z2 + k3 * z3)
-    here[b, row] += s0
-    here[b, row + 1] += s1
-    here[b, row + 2] += s2
-    here[b, row + 3] += s3
-    here[b + 1, row] += q0
-    here[b + 1, row + 1] += q1
-    here[b + 1, row + 2] += q2
-    here[b + 1, row + 3] += q3
+            mirrored[b, j] += (a0 * x0 + a1 * x1) + (a2 * x2 + a3 * x3)
+            mirrored[b + 1, j] += (a0 * z0 + a1 * z1) + (a2 * z2 + a3 * z3)
+    if right is not None:
+        here[b, row] += s0
+        here[b, row + 1] += s1
+        here[b, row + 2] += s2
+        here[b, row + 3] += s3
+        here[b + 1, row] += q0
+        here[b + 1, row + 1] += q1
+        here[b + 1, row + 2] += q2
+        here[b + 1, row + 3] += q3
 
 
 @_compiled

@@ -17,12 +17,24 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from nftk_jax.kernels import tiles
 from nftk_jax.kernels.angles import arccos_polynomial
-from nftk_jax.kernels.loops import CHEBYSHEV_STEP, ROWS, STEP, Series, add_block, add_tiles, correct_angles, to_angles
+from nftk_jax.kernels.loops import (
+    CHEBYSHEV_STEP,
+    ROWS,
+    STEP,
+    Series,
+    add_block,
+    add_strip,
+    add_tiles,
+    correct_angles,
+    to_angles,
+)
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.series import Form
 
 #: Rows and columns of a block of cosines, about what the second cache holds; the BLAS wants many rows.
 _BLOCK = (1024, 512)
+#: Columns of a strip, of ten vectors of which the second cache holds what belongs to it.
+_STRIP = 4096
 
 
 def multiply_tiles(
@@ -124,6 +136,43 @@ def multiply_rectangle(
 
     with threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(some, range(0, len(u1), height)))
+    return out
+
+
+def project(matrix: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """matrix v for few vectors, quicker than the BLAS, which first copies the matrix into an order of its own.
+
+    Args:
+      matrix: shape (r, n), r a multiple of `ROWS`.
+      v: shape (n, m), of the same dtype.
+
+    Returns:
+      Shape (r, m), float64: sums within a strip have the dtype of the matrix, sums of strips do not.
+    """
+    threads = count_threads()
+
+    def some(first: int) -> np.ndarray:
+        out = np.zeros((v.shape[1], len(matrix)))
+        for start in range(first * _STRIP, len(v), threads * _STRIP):
+            own = np.ascontiguousarray(v[start : start + _STRIP].T)
+            add_strip(matrix, start, start + own.shape[1], len(own), None, own, out, None)
+        return out
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return functools.reduce(np.add, list(pool.map(some, range(threads)))).T
+
+
+def expand(matrix: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """matrix' w for few vectors (r, m): shape (n, m), dtype of the matrix; see `project`."""
+    out, weights = np.zeros((matrix.shape[1], w.shape[1]), matrix.dtype), np.ascontiguousarray(w.T, matrix.dtype)
+
+    def one(start: int) -> None:
+        own = np.zeros((len(weights), min(_STRIP, len(out) - start)), matrix.dtype)
+        add_strip(matrix, start, start + own.shape[1], len(own), weights, None, None, own)
+        out[start : start + _STRIP] = own.T
+
+    with concurrent.futures.ThreadPoolExecutor(count_threads()) as pool:
+        list(pool.map(one, range(0, len(out), _STRIP)))
     return out
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.linalg
 from threadpoolctl import threadpool_limits
 
-from nftk_jax.kernels.devices import is_host, local_copy, spread_copy
+from nftk_jax.kernels.devices import has_native_code, is_host, local_copy, spread_copy
 from nftk_jax.kernels.rows import Rows
 from nftk_jax.solvers.cholesky import (
     cholesky_lower,
@@ -252,7 +252,13 @@ class HostFactor:
     """F in the memory of the one CPU, by the BLAS, whose products are quicker than XLA's."""
 
     def __init__(self, rows: Rows, weights: np.ndarray, count: int, block: int) -> None:
-        self.matrix = np.zeros((count * block, rows.n), rows.dtype).T  # columns lie together
+        self._native: Any = None
+        rank = count * block
+        if has_native_code(rows.mesh):
+            from nftk_jax.kernels import native
+
+            self._native, rank = native, -(-rank // native.ROWS) * native.ROWS
+        self.matrix = np.zeros((rank, rows.n), rows.dtype).T  # columns lie together
         self._x, self._entries, self._done, self._inner = rows.x, rows.entries(weights), 0, None
 
     def eliminate(self, chosen: Any, jitter: float) -> np.ndarray:
@@ -284,6 +290,11 @@ class HostFactor:
         self._inner = factor_in_place(square(1.0, self.matrix, trans=1).T, shift)  # one triangle, the lower
 
     def apply(self, v: np.ndarray) -> np.ndarray:
+        if self._native is not None:
+            inner = self._native.project(self.matrix.T, v).astype(v.dtype)
+            with threadpool_limits(1, "blas"):  # a second thread, when it has done, keeps its core for a while
+                inner = solve_factor(self._inner, inner)
+            return v - self._native.expand(self.matrix.T, inner)
         # by NumPy's BLAS, which takes two thirds of SciPy's time for products that are so narrow
         inner = solve_factor(self._inner, self.matrix.T @ v)
         return v - (inner.T @ self.matrix.T).T

@@ -87,6 +87,19 @@ def test_products_between_rows_are_those_of_whole_matrices(form, dtype, rng, mon
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("vectors", [1, 2, 5])
+def test_products_of_a_wide_matrix_with_few_vectors(vectors, dtype, rng, monkeypatch):
+    monkeypatch.setattr(native, "_STRIP", 16)
+    matrix = rng.normal(size=(12, 37)).astype(dtype)
+    v, w = (rng.normal(size=(n, vectors)).astype(dtype) for n in (37, 12))
+    close = {"atol": 100 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(native.project(matrix, v), matrix.astype(float) @ v, **close)
+    found = native.expand(matrix, w)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, matrix.T.astype(float) @ w, **close)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_stored_angles_are_exact_also_of_nearly_parallel_rows(dtype, rng):
     u = rng.normal(size=(3 * SIZE, 6))
     u[40], u[70] = u[3] + 1e-5 * rng.normal(size=6), -u[35]
