@@ -37,8 +37,9 @@ MANY, PER_FACTOR, STEPS = 32, 16, 10
 START_SECONDS = 6.0
 #: A factor as preconditioner, whose solution is ten times as exact, unless a low rank takes this share of its time.
 EXACTER = 0.85
-#: How many times longer the thin products that build a low rank take than square ones.
-TALL = 2.0
+#: How many times as long as `Machine.flops` says the products take that build a low rank, and the narrow ones that
+#: apply it, which are bound by memory. Measured at 60,000 rows and rank 4,096.
+BUILD, NARROW = 0.8, 1.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,15 +290,16 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
         make_seconds += s.geometries * n**2 / entries
     else:
         held = int(s.itemsize * (n * rank * share + here * rank**2))
-        extra = int(s.itemsize * (4 * n * BLOCK * share + here * rank**2))
-        make_seconds = (TALL * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
+        extra = int(s.itemsize * (n * (s.columns + 4 * BLOCK) * share + here * rank**2))
+        make_seconds = (BUILD * 2 * n * rank**2 + rank**3 / 3 + 2 * s.columns * n * rank) / flops
     side = n + machine.tile_rows - 1  # at most, of whole tiles
     angles = s.geometries * s.itemsize * side * (side + machine.tile_rows) / 2 * share
     store = min(angles, max(0.0, 0.9 * machine.memory - fixed - held - extra))
     product = s.columns * n**2 / flops
     missing = 1 - store / angles
     stored = machine.stored_entries * machine.devices * 4 / s.itemsize if s.geometries == 1 else entries
-    a_pass = s.geometries * (s.kernels + 1) * n**2 / 2 / stored + missing * product + 4 * n * rank * s.n_classes / flops
+    narrow = (NARROW if preconditioner == "low-rank" else 1) * 4 * n * rank * s.n_classes / flops
+    a_pass = s.geometries * (s.kernels + 1) * n**2 / 2 / stored + missing * product + narrow
     solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank, s.geometries) * a_pass
     stages = (
         Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
