@@ -390,6 +390,7 @@ def make_plan(
         geometries=len(columns),
         n_columns=sum(columns),
         start_rows=search.start_rows(n, kernel.n_kernels) if without_kernels else None,
+        relative_passes=max(part.kernel.relative_passes for part in kernel.parts),
     )
     plan = plan_fit(sizes, this_machine(), settings.solve.solver)
     solve = dataclasses.replace(plan.solve, tolerance=settings.solve.solver_tolerance, seed=settings.seed)

@@ -20,6 +20,8 @@ DistanceKernelName = Literal["rbf", "laplace", "matern"]
 
 _TILE_ROWS = 512
 _MEDIAN_ROWS = 500
+#: Measured on 16,000 images at ranks from 512 to 4,096, widths of half the median distance to all of it.
+_RELATIVE_PASSES = {"rbf": 2.6, "matern": 1.3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,10 @@ class DistanceKernel(Kernel):
     def basis(self) -> str:
         """The name of the kernel without its width, which `of_distance` takes."""
         return self.kind
+
+    @property
+    def relative_passes(self) -> float:
+        return _RELATIVE_PASSES.get(self.kind, 1.0)
 
     def fitted(self, x: np.ndarray) -> Kernel:
         if self.width != "auto":

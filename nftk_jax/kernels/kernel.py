@@ -96,6 +96,11 @@ class Kernel(abc.ABC):
         return False
 
     @property
+    def relative_passes(self) -> float:
+        """Passes of conjugate gradients that a solve takes, as a multiple of those of the NTKs of ReLU networks."""
+        return 1.0
+
+    @property
     def symmetric(self) -> bool:
         """Whether the kernels are known to be symmetric, so that `diagonals` need not check."""
         return False

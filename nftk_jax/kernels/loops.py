@@ -83,12 +83,16 @@ def add_tiles(numbers, angles, starts, factors, series, w, out):
         left[:], right[:] = w[:, i : i + size], w[:, j : j + size]
         here[:], mirrored[:] = 0, 0
         for row in range(0, size, ROWS):
-            _to_variable(angles[tile], row, series, v)
-            first = 0
-            for a in range(len(series.ends)):
-                _evaluate(series, a, v, k, before)
-                _multiply((k[0], k[1], k[2], k[3]), row, (first, series.ends[a]), left, right, here, mirrored)
-                first = series.ends[a]
+            if series is None:
+                t = angles[tile]
+                _multiply((t[row], t[row + 1], t[row + 2], t[row + 3]), row, (0, m), left, right, here, mirrored)
+            else:
+                _to_variable(angles[tile], row, series, v)
+                first = 0
+                for a in range(len(series.ends)):
+                    _evaluate(series, a, v, k, before)
+                    _multiply((k[0], k[1], k[2], k[3]), row, (first, series.ends[a]), left, right, here, mirrored)
+                    first = series.ends[a]
         for b in range(m):
             for c in range(size):
                 out[b, i + c] += factors[tile, 0] * here[b, c]

@@ -60,7 +60,10 @@ def multiply_tiles(
     Returns:
       The products, shape (m, n), float64: sums within a tile have the dtype of the angles, sums of tiles do not.
     """
-    series, threads = as_series(form, table, ends), min(count_threads(), len(angles))
+    threads = min(count_threads(), len(angles))
+    series = None if form is None else as_series(form, table, ends)
+    if form is None:
+        w = w * np.repeat(table[:, 0], np.diff(ends, prepend=0))[:, None]
 
     def some(first: int) -> np.ndarray:
         out = np.zeros(w.shape)
@@ -225,10 +228,8 @@ def count_threads() -> int:
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
 
 
-def as_series(form: Form | None, table: np.ndarray, ends: np.ndarray) -> Series:
+def as_series(form: Form, table: np.ndarray, ends: np.ndarray) -> Series:
     number = table.dtype.type
-    if form is None:
-        return Series(True, number(1), number(0), number(0), np.pad(table, ((0, 0), (1, STEP - 2))), ends)
     monomial = form.basis == "monomial"
     finite = not math.isinf(form.warp)
     slope = 2 * (math.pi + form.warp) / math.pi if finite else 2 / math.pi

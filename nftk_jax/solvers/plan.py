@@ -57,7 +57,8 @@ class Sizes:
 
     The search holds a third of its rows out once, or every one of several `folds`. Kernels of groups of features have
     `geometries`, sets of cosines, of `n_columns` columns together; None is `n_features`.
-    A search that needs no matrix may start on `start_rows`; None is one that needs all kernels of its rows.
+    A search that needs no matrix may start on `start_rows`; None is one that needs all kernels of its rows. A solve by
+    conjugate gradients takes `relative_passes` times as many passes as for ReLU networks.
     """
 
     n_train: int
@@ -73,6 +74,7 @@ class Sizes:
     geometries: int = 1
     n_columns: int | None = None
     start_rows: int | None = None
+    relative_passes: float = 1.0
 
     @property
     def kernels(self) -> int:
@@ -300,7 +302,9 @@ def _conjugate_gradients(s: Sizes, machine: Machine, preconditioner: Preconditio
     stored = machine.stored_entries * machine.devices * 4 / s.itemsize if s.geometries == 1 else entries
     narrow = (NARROW if preconditioner == "low-rank" else 1) * 4 * n * rank * s.n_classes / flops
     a_pass = s.geometries * (s.kernels + 1) * n**2 / 2 / stored + missing * product + narrow
-    solve_seconds = START_SECONDS + (1 - missing) * product + passes(preconditioner, n, rank, s.geometries) * a_pass
+    expected = passes(preconditioner, n, rank, s.geometries)
+    expected *= s.relative_passes if preconditioner == "low-rank" else 1
+    solve_seconds = START_SECONDS + (1 - missing) * product + expected * a_pass
     stages = (
         Stage("preconditioner", int(fixed + store + held + extra), make_seconds),
         Stage("solve", int(fixed + store + held), solve_seconds),

@@ -50,6 +50,19 @@ def test_products_are_those_of_whole_matrices(form, size, dtype, rng):
     np.testing.assert_allclose(found, expected, atol=300 * np.finfo(dtype).eps * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiles_of_entries_are_multiplied_as_they_are(dtype, rng):
+    tiles, w = sampled(rng, dtype), rng.normal(size=(3, 3 * SIZE)).astype(dtype)
+    found = native.multiply_tiles(None, *tiles, np.array([[2.0], [-0.5]], dtype), np.array([1, 3]), w)
+    starts, factors, entries = tiles
+    whole = np.zeros((3 * SIZE, 3 * SIZE))
+    for (i, j), (here, mirrored), tile in zip(starts, factors.astype(float), entries.astype(float), strict=True):
+        whole[i : i + SIZE, j : j + SIZE] += here * tile
+        whole[j : j + SIZE, i : i + SIZE] += mirrored * tile.T
+    expected = np.array([2.0, -0.5, -0.5])[:, None] * (w.astype(float) @ whole.T)
+    np.testing.assert_allclose(found, expected, atol=300 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
 def test_threads_share_the_tiles_and_give_the_same_bits_every_time(rng, monkeypatch):
     tiles, table, ends = sampled(rng, np.float32), rng.normal(size=(2, 6)).astype(np.float32), np.array([2, 3])
     w = rng.normal(size=(3, 3 * SIZE)).astype(np.float32)

@@ -60,6 +60,16 @@ def test_auto_approximates_where_an_exact_solve_would_take_more_than_an_hour():
     assert plan_fit(MNIST, LAPTOP).solve.solver == "cg"
 
 
+def test_kernels_that_take_more_passes_get_a_larger_rank():
+    one = dataclasses.replace(MNIST, n_kernels=1)
+    relu, rbf = (plan_fit(dataclasses.replace(one, relative_passes=k), LAPTOP, "cg").solve for k in (1.0, 2.6))
+    assert rbf.rank == 2 * relu.rank
+    assert rbf.seconds > 1.3 * relu.seconds
+    kernels = MLP(3), RBF(2.0), RBF(2.0).on([0, 1]) + MLP(2).on([1, 2])
+    stages = [make_plan((60_000, 20), 1, 0, kernel, LearnSettings()).alternatives[1].seconds for kernel in kernels]
+    assert stages[0] < min(stages[1:])
+
+
 def test_nystroem_iterates_on_the_host_where_summing_would_take_longer():
     def sample(n, machine=LAPTOP, **changes):
         return plan_fit(dataclasses.replace(rows(n), n_features=20, **changes), machine, "nystroem").solve.sample
