@@ -145,13 +145,22 @@ class RowEntries:
         `out`, of this shape, is where machine code writes: memory that is new takes a third of the time.
         """
         x1 = np.asarray(x1, self._x2.dtype)
-        parts = divide(self._kernel, x1, self._x2, self._inputs, self._weights != 0) if self._native else []
+        parts = self._divide(x1) if self._native else []
         if not parts or not self._have_code(parts):
             return np.asarray(combined_kernel(self._kernel, self._weights, x1, self._x2, inputs=self._inputs)[0])
         total = self._fill(parts[0], x1, out)
         for part in parts[1:]:
             total = total + self._fill(part, x1, None)
         return total
+
+    @functools.cached_property
+    def is_native(self) -> bool:
+        """Whether the rows' entries among themselves have machine code."""
+        return self._native and self._have_code(self._divide(None))
+
+    def _divide(self, x1: np.ndarray | None) -> list[Work]:
+        left, right = (self._x2, None) if x1 is None else (x1, self._x2)
+        return divide(self._kernel, left, right, self._inputs, self._weights != 0)
 
     def _have_code(self, parts: list[Work]) -> bool:
         from nftk_jax.kernels.entries import has_entries

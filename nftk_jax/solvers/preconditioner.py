@@ -259,15 +259,21 @@ class HostFactor:
 
             self._native, rank = native, -(-rank // native.ROWS) * native.ROWS
         self.matrix = np.zeros((rank, rows.n), rows.dtype).T  # columns lie together
-        self._x, self._entries, self._done, self._inner = rows.x, rows.entries(weights), 0, None
+        self._rows, self._weights, self._entries = rows, weights, rows.entries(weights)
+        self._done, self._inner = 0, None
 
     def eliminate(self, chosen: Any, jitter: float) -> np.ndarray:
         before, self._done = self._done, self._done + len(chosen)
         earlier, new = self.matrix[:, :before], self.matrix[:, before : self._done]
         # in place: fresh memory for the intermediate results would take as long as the products
-        found = self._entries(self._x[chosen], new.T)
-        if not np.shares_memory(found, new):
-            new.T[:] = found
+        if self._entries.is_native:
+            found = self._entries(self._rows.x[chosen], new.T)
+            if not np.may_share_memory(found, new):  # of several parts there is a sum
+                new.T[:] = found
+        else:
+            columns = np.asarray(self._rows.columns(self._weights, chosen))
+            for start in range(0, len(new), BLOCK):  # of one order into the other, by squares that a cache holds
+                new[start : start + BLOCK] = columns[start : min(start + BLOCK, len(new))]
         gemm, trsm = scipy.linalg.get_blas_funcs(("gemm", "trsm"), (new,))
         if before:
             gemm(-1.0, earlier, earlier[chosen], beta=1.0, c=new, trans_b=1, overwrite_c=1)
