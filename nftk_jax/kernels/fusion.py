@@ -160,6 +160,8 @@ def _stack(parts: Sequence[Part], profiles: Sequence[Any], features: int, rows: 
 
 def _width(columns: int, rows: int) -> int:
     """Columns that groups of about one size are rounded up to, so that they share a stack."""
+    if columns == 1:
+        return 1
     if rows <= PADDED_ROWS:
         return padded_features(columns)
     step = 8 if columns <= 128 else 64

@@ -8,7 +8,8 @@ In a group of few features many rows are nearly parallel, and the cosine has los
 takes no |cos| larger than 1 - `_NEAR`, where the cosine is still good enough, and keeps every row's largest |cos| in
 every group. To pairs of rows that are both near 1 in a group, of which there are few, that group's term at the exact
 angle, less its term at the angle of `_NEAR`, is then added. Both ways agree at `_NEAR`, so that it does not matter on
-which side of it rounding puts a pair.
+which side of it rounding puts a pair. Rows of a group of one feature are exactly parallel or opposite, and need none of
+this: such groups have stacks of their own.
 """
 
 from __future__ import annotations
@@ -68,8 +69,11 @@ class Plan(NamedTuple):
             for row, numbers in zip(index, stack.columns, strict=True):
                 row[: len(numbers)] = numbers
             groups = columns[index.ravel()].reshape(*index.shape, len(x)).swapaxes(1, 2)
-            unit, length = tiles.unit_rows(groups.reshape(-1, stack.width))
-            unit, length = unit.reshape(groups.shape), length.reshape(groups.shape[:2])
+            if stack.width == 1:
+                unit, length = jnp.sign(groups), jnp.abs(groups[..., 0])
+            else:
+                unit, length = tiles.unit_rows(groups.reshape(-1, stack.width))
+                unit, length = unit.reshape(groups.shape), length.reshape(groups.shape[:2])
             lengths = []
             for _ in stack.forms:
                 lengths.append(length * stretch[place : place + len(index), None])
@@ -150,9 +154,12 @@ def plain_tile(
             own, g = item
             (u1, lengths1), (u2, lengths2) = map(functools.partial(_cut, g), sides, corner, shape)
             cos = tiles.dot(u1, u2)
-            others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
-            most = 1 - _NEAR[dtype.name]
-            kept = jnp.clip(cos, -most, most)
+            if stack.width == 1:  # the cosines are 1, -1 or 0
+                kept, others = cos, jnp.zeros_like(cos)
+            else:
+                others = jnp.abs(cos if same is None else jnp.where(same, 0, cos))
+                most = 1 - _NEAR[dtype.name]
+                kept = jnp.clip(cos, -most, most)
             t = angle(kept)
             if k.ndim > 2:  # XLA would compute the angles again for every class
                 t = lax.optimization_barrier(t)

@@ -16,8 +16,9 @@ from nftk_jax.kernels.mlp import MLP
 from nftk_jax.kernels.precision import enable_x64
 from nftk_jax.kernels.terms import exact_complements
 
-#: Overlapping groups, columns in any order, one with many equal rows, and the whole.
+#: Overlapping groups, columns in any order, one with many equal rows, single columns, and the whole.
 GROUPS = {"a": slice(0, 6), "b": [3, 8, 9, 10, 2], "c": slice(10, 20), "few": slice(0, 2), "all": slice(0, 20)}
+GROUPS |= {"one": [4], "other": [11]}
 MEMBERS = {
     "depths": (MLP(3),),
     "readout bias": (MLP(2, readout_bias=0.5),),
@@ -39,6 +40,7 @@ def x(rng):
     x[30, 10:] = -x[31, 10:]
     x[32, :6] = x[33, :6] * (1 + 1e-4 * rng.normal(size=6))
     x[40:70, :2] = [1, 2]
+    x[70:80, 11] = 0
     return x
 
 
@@ -88,7 +90,7 @@ def test_groups_of_one_shape_share_a_stack_and_members_of_a_group_its_cosines(x)
     kernel = on_groups((MLP(2), RBF(2.0)))
     every = np.ones((1, kernel.n_kernels), bool)
     (work,) = fusion.divide(kernel, jnp.asarray(x, jnp.float32), None, "auto", every)
-    assert sorted(len(stack.columns) for stack in work.series.form) == [1, 4]
+    assert sorted(len(stack.columns) for stack in work.series.form) == [1, 2, 4]
     assert all(len(stack.forms) == 2 for stack in work.series.form)
     np.testing.assert_array_equal(np.sort(work.columns), np.arange(kernel.n_kernels))
 
@@ -106,7 +108,7 @@ def test_gradients_are_those_of_differences_and_finite_at_twins(x, rng):
     kernel = on_groups((MLP(2), RBF(2.0)))
     omega, v = jnp.asarray(rng.random((2, kernel.n_kernels))), rng.normal(size=(2, 150, 150))
     some = x.copy()
-    some[[5, 7, 20, 30, 32, *range(40, 70)]] = rng.normal(size=(35, 20))  # no kinks
+    some[[5, 7, 20, 30, 32, *range(40, 80)]] = rng.normal(size=(45, 20))  # no kinks
     value = lambda o, a: jnp.sum(v * combined_kernel(kernel, o, a))  # noqa: E731
     for place, argument in enumerate((omega, jnp.asarray(some))):
         direction, step = jnp.asarray(rng.normal(size=argument.shape)), 1e-6
