@@ -128,15 +128,12 @@ def _angle_of(warp: float, v: np.ndarray) -> np.ndarray:
     return warp * w / (1 - w)
 
 
-def _sample(mlp: MLP, q, angles: np.ndarray, dtype) -> jax.Array:
+def _sample(mlp: MLP, q, angles, dtype) -> jax.Array:
     """f_l at `angles` for inputs of |x|^2 / p = q, from neural_tangents, shape (L, len(angles))."""
-    return _sample_directions(mlp, jnp.asarray(q, dtype), np.stack([np.cos(angles), np.sin(angles)], axis=1))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sample_directions(mlp: MLP, q: jax.Array, directions: jax.Array) -> jax.Array:
-    radius = jnp.sqrt(2 * q)
-    return basis_kernels(mlp, radius * jnp.eye(1, 2, dtype=q.dtype), radius * directions.astype(q.dtype))[:, 0]
+    radius = jnp.sqrt(2 * jnp.asarray(q, dtype))
+    x1 = radius * jnp.asarray([[1.0, 0.0]], dtype)
+    x2 = radius * jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), dtype)
+    return basis_kernels(mlp, x1, x2)[:, 0]  # operation by operation: one program would compile for minutes
 
 
 def scalar_diagonals(mlp: MLP, radius: jax.Array) -> jax.Array:
