@@ -147,9 +147,9 @@ def _lay_out_again(figure: figures.Figure, heatmaps: Sequence[figures.Axes], lab
 
 def _labels(heatmaps: Sequence[figures.Axes]) -> list[Any]:
     """Text, size and turn of all tick labels and axis labels, those of headings too."""
-    every = [own for ax in heatmaps for own in (ax, *ax.child_axes)]
+    axes = [own for ax in heatmaps for own in (ax, *ax.child_axes)]
     texts = [
-        text for ax in every for axis in (ax.xaxis, ax.yaxis) for text in (*axis.get_ticklabels(), axis.get_label())
+        text for ax in axes for axis in (ax.xaxis, ax.yaxis) for text in (*axis.get_ticklabels(), axis.get_label())
     ]
     return [(text.get_text(), text.get_fontsize(), text.get_rotation()) for text in texts]
 
