@@ -162,7 +162,6 @@ class Rows:
         k = self._cross(omega, x2, self._padded)
         return k if k.shape[2] == self.n else jnp.where(jnp.arange(k.shape[2]) < self.n, k, 0)
 
-    @lenient_jax()
     def entries(self, weights: np.ndarray) -> RowEntries:
         """What gives sum_l weights_l K^(l)(x1, X) / scale_l for queries x1, in the memory of the host."""
         return RowEntries(self.kernel, weights / self.scale, self.x, self._inputs, has_native_code(self.mesh))

@@ -128,6 +128,11 @@ def _angle_of(warp: float, v: np.ndarray) -> np.ndarray:
     return warp * w / (1 - w)
 
 
+def _nodes(size: int) -> np.ndarray:
+    """The Chebyshev nodes, from the largest down."""
+    return np.cos((np.arange(size) + 0.5) * (math.pi / size))
+
+
 def _sample(mlp: MLP, q, angles, dtype) -> jax.Array:
     """f_l at `angles` for inputs of |x|^2 / p = q, from neural_tangents, shape (L, len(angles))."""
     radius = jnp.sqrt(2 * jnp.asarray(q, dtype))
@@ -183,7 +188,7 @@ def piecewise_linear_diagonals(mlp: MLP, q: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _values(mlp: MLP, q: float) -> tuple[np.ndarray, np.ndarray]:
     """f_1, ..., f_L in float64 at the nodes of every warp, one after the other, and at the angle 0."""
-    nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
+    nodes = _nodes(_NODES)
     angles = np.concatenate([_angle_of(warp, nodes) for warp in _WARPS])
     with jax.ensure_compile_time_eval(), enable_x64():
         values = np.asarray(_sample(mlp, q, angles, jnp.float64))
@@ -205,7 +210,7 @@ def angle_series(mlp: MLP, q: float, dtype: str) -> AngleSeries | None:
       The series, or None where no series of degree <= 160 converges: the recursion is then the way, and a warning says
       so once.
     """
-    nodes = np.cos((np.arange(_NODES) + 0.5) * (math.pi / _NODES))
+    nodes = _nodes(_NODES)
     values, at_zero = _values(mlp, q)
     if not (np.isfinite(values).all() and np.isfinite(at_zero).all()):
         return _no_series(mlp, q, "has entries that are not finite")
@@ -253,7 +258,7 @@ def traced_series(mlp: MLP, q: jax.Array, size: int = 32) -> KernelSeries:
       The series, arrays in the dtype of `q`. In float32 the samples themselves carry the
       rounding of the recursion, about 1e-5 of the largest entry at depth 10.
     """
-    nodes = np.cos((np.arange(size) + 0.5) * (math.pi / size))
+    nodes = _nodes(size)
     values = _sample(mlp, q, _angle_of(math.inf, nodes), q.dtype)
     to_coefficients = 2 / size * chebyshev.chebvander(nodes, size - 1)
     to_coefficients[:, 0] /= 2

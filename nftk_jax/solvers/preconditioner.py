@@ -249,7 +249,7 @@ class PartialFactor(Protocol):
 
 
 class HostFactor:
-    """F in the memory of the one CPU, by the BLAS, whose products are quicker than XLA's."""
+    """F in the memory of the one CPU: made by its BLAS, and applied by machine code where there is any."""
 
     def __init__(self, rows: Rows, weights: np.ndarray, count: int, block: int) -> None:
         self._native: Any = None
